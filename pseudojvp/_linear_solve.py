@@ -1,0 +1,142 @@
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.lax as lax
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, ArrayLike, Inexact, PyTree
+
+from ._misc import all_finite, Structure
+from ._operator import as_operator
+from ._operator.as_operator import as_inexact
+from ._primitive import bind
+from ._saddle_point import Blocks, Problem
+from ._solver import AutoLinearSolver
+
+
+class _Unset:
+    def __repr__(self):
+        return "<unset>"
+
+
+_unset = _Unset()
+
+
+@eqx.filter_jit
+def linear_solve(
+    operator: lx.AbstractLinearOperator | Inexact[Array, "rows cols"],
+    vector: PyTree[ArrayLike],
+    solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=True),
+    *,
+    options: dict[str, Any] | None = None,
+    state: PyTree[Any] = _unset,
+    throw: bool = True,
+) -> lx.Solution:
+    """Returns the pseudoinverse solution x = A†b of A x = b, with exact derivatives.
+
+    A drop-in replacement for `lineax.linear_solve`. Depending on the solver, A may be
+    square, tall (least squares), wide (minimum norm) or rank-deficient (both).
+
+    **Arguments:**
+
+    - `operator`: A; any `lineax.AbstractLinearOperator`, or an array of shape
+        `(rows, cols)`.
+    - `vector`: b; a pytree with the structure, shapes and dtypes of
+        `operator.out_structure()`. Integers become floats.
+    - `solver`: any `lineax.AbstractLinearSolver`, of this library, of lineax or your
+        own. Defaults to `AutoLinearSolver(well_posed=True)`, for square nonsingular A.
+    - `options`: a dictionary of run-time options of the solver (`"preconditioner"`,
+        `"y0"`). Defaults to none. An unknown one is an error.
+    - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
+        to computing it.
+    - `throw`: whether a failed solve raises at run time, in the primal and in its
+        derivatives. If `False`, nothing raises: `result` of the returned solution says
+        what happened, and a failed derivative is NaN. Defaults to `True`.
+
+    **Returns:** a `lineax.Solution`: `value` (x, a pytree as `operator.in_structure()`),
+    `result` (compare with `lineax.RESULTS.successful`), `stats` and `state`.
+
+    **Derivatives:** with respect to `operator` and `vector`, forward and reverse, of
+    every order; for rank-deficient A along paths of constant rank. Beyond the primal,
+    one application of the factorisation (or inner solve) for a JVP and one for a VJP if
+    A has full rank, two and two if it may not. `options`, `state` and a preconditioner
+    within `solver` count as constants: the solution does not depend on them. Any other
+    number within `solver` cannot be differentiated, and trying is an error.
+
+    **Raises:** `TypeError` or `ValueError` at trace time for an operator or solver of
+    another type, a vector that does not match, a solver that cannot take the operator,
+    unknown options; a run-time error as `throw` says.
+
+    **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, in the
+    form of `docs/maths.md`.
+    """
+    operator = as_operator(operator, "linear_solve")
+    if not isinstance(solver, lx.AbstractLinearSolver):
+        raise TypeError(
+            f"`linear_solve(solver=...)` got {solver!r}. Pass an instance of a solver, "
+            "as in `linear_solve(operator, vector, QR())`."
+        )
+    options = {} if options is None else options
+    vector = jtu.tree_map(
+        lambda leaf: as_inexact(leaf, "linear_solve(vector=...)"), vector
+    )
+    _check_vector(operator, vector)
+    if isinstance(operator, lx.IdentityLinearOperator):
+        return _solve_identity(operator, vector, state, throw)
+    if isinstance(state, _Unset):
+        state = solver.init(_stop_gradient(operator), options)
+    state = _stop_gradient(state)
+    problem = Problem.create(
+        operator, state, _stop_gradient(options), _nondifferentiable(solver), throw
+    )
+    if problem.from_adjoint:
+        rhs, wanted = Blocks(None, vector), Blocks(True, False, False)
+        (value, _, _), result, stats = bind(problem, rhs, wanted)
+    else:
+        rhs, wanted = Blocks(vector), Blocks(False, True, False)
+        (_, value, _), result, stats = bind(problem, rhs, wanted)
+    stats = eqxi.nondifferentiable_backward(stats)
+    return lx.Solution(value=value, result=result, stats=stats, state=state)
+
+
+def _check_vector(operator: lx.AbstractLinearOperator, vector: PyTree[Array]) -> None:
+    given = Structure.of(vector)
+    expected = Structure.of(operator.out_structure())
+    if given != expected:
+        raise ValueError(
+            "Vector and operator structures do not match: `linear_solve` got a vector "
+            f"with structure {given.as_tree()} and an operator with out-structure "
+            f"{expected.as_tree()}. Pass a vector with the tree, shapes and dtypes of "
+            "the latter."
+        )
+
+
+def _solve_identity(operator, vector, state, throw: bool) -> lx.Solution:
+    """The pseudoinverse of an identity, between spaces of any sizes, is its transpose."""
+    value = operator.transpose().mv(vector)
+    results = lx.RESULTS
+    finite = all_finite(vector)
+    result = results.where(finite, results.successful, results.nonfinite_input)
+    if throw:
+        value, result = result.error_if((value, result), ~finite)
+    return lx.Solution(value=value, result=result, stats={}, state=state)
+
+
+def _stop_gradient(tree: PyTree) -> PyTree:
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(lax.stop_gradient(arrays), rest)
+
+
+def _nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+    """The solver with its preconditioner a constant, an error at any other tangent."""
+
+    def is_operator(node):
+        return isinstance(node, lx.AbstractLinearOperator)
+
+    def convert(node):
+        if is_operator(node):
+            return _stop_gradient(node)
+        return eqxi.nondifferentiable(node, name="`linear_solve(..., solver=...)`")
+
+    return jtu.tree_map(convert, solver, is_leaf=is_operator)

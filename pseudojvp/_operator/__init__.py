@@ -1,0 +1,1 @@
+from .as_operator import as_operator as as_operator

@@ -1,0 +1,292 @@
+"""`linear_solve_p`: the saddle-point map of a linear solve, with its own derivatives.
+
+Let M = [[I, A], [A^H, 0]] and P = A†A. The primitive is the self-adjoint map
+
+    (r, x) = M†(v, w):   x = A†v − (A^H A)†w,   r = (I − A A†)v + A†^H w        (1)
+    p = P y                                                                     (2)
+
+Its tangent is the same map applied once. For independent columns, P = I and
+
+    (r', x') = M†(v' − A'x, w' − A'^H r).                                       (3)
+
+Otherwise, along paths of constant rank, with z = A'^H A†^H x,
+
+    (r', x') = (3) + (0, (I − P) z) + M† M†(A'(I − P) w, 0),                    (4)
+    p' = P(y' − s) + s + A†A'(y − p),   s = A'^H A†^H y.                        (5)
+
+Everything on the right is this primitive again, so derivatives of every order follow.
+Its transpose is itself, up to conjugation: JAX transposes without conjugating, and
+(M†)^T = conj(M†). `docs/maths.md` has the proofs; `_saddle_point.py` says how each
+solver applies (1) and (2).
+"""
+
+import functools as ft
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.core
+import jax.interpreters.ad as ad
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+from ._misc import (
+    all_finite,
+    nan_unless,
+    tree_add,
+    tree_conj,
+    tree_sub,
+)
+from ._saddle_point import apply_saddle_point, Blocks, Problem
+from ._solver import CG, Neumann, QR, SVD
+
+
+def bind(
+    problem: Problem, rhs: Blocks, wanted: Blocks
+) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
+    """Applies the map: (v, w, y) to the `wanted` blocks of (r, x, P y).
+
+    A block that is `None` is zero, on the way in and on the way out.
+    """
+    return eqxi.filter_primitive_bind(linear_solve_p, problem, rhs, wanted)
+
+
+def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool):
+    out, result, stats = apply_saddle_point(problem, rhs, wanted)
+    if check_closure:
+        out = eqxi.nontraceable(
+            out, name="pseudojvp.linear_solve with respect to a closed-over value"
+        )
+    results = lx.RESULTS
+    sound = all_finite(out)
+    if not problem.derivative:
+        sound = sound & _operator_is_finite(problem, out)
+    result = results.where(
+        (result == results.successful) & ~sound, results.singular, result
+    )
+    result = results.where(all_finite(rhs), result, results.nonfinite_input)
+    if problem.derivative:
+        out = nan_unless(result == results.successful, out)
+    if problem.throw:
+        failed = result != results.successful
+        out, result, stats = result.error_if((out, result, stats), failed)
+    return out, result, stats
+
+
+def _operator_is_finite(problem: Problem, out: Blocks):
+    """Whether A x is finite: a solver can miss a NaN in an entry that it never reads.
+
+    QR, SVD and CG look at their factors or at the residual themselves.
+    """
+    if isinstance(problem.solver, QR | SVD | CG):
+        return True
+    solution = out.data if problem.from_adjoint else out.unknown
+    return True if solution is None else all_finite(problem.operator.mv(solution))
+
+
+def _as_struct(x):
+    if isinstance(x, jax.core.ShapedArray):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return x
+
+
+def _as_aval(x):
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.core.ShapedArray(x.shape, x.dtype)
+    return x
+
+
+@eqxi.filter_primitive_def
+def _abstract_eval(problem, rhs, wanted):
+    problem, rhs = jtu.tree_map(_as_struct, (problem, rhs))
+    impl = ft.partial(_impl, check_closure=False)
+    out = eqx.filter_eval_shape(impl, problem, rhs, wanted)
+    return jtu.tree_map(_as_aval, out)
+
+
+def _is_none(x):
+    return x is None
+
+
+def _materialise(primal: PyTree, tangent: PyTree) -> PyTree | None:
+    """A tangent with its zeros filled in, or `None` if all of it is zero."""
+    if all(leaf is None for leaf in jtu.tree_leaves(tangent, is_leaf=_is_none)):
+        return None
+    materialise = ft.partial(eqxi.materialise_zeros, allow_struct=True)
+    return jtu.tree_map(materialise, primal, tangent, is_leaf=_is_none)
+
+
+@eqxi.filter_primitive_jvp
+def _jvp(primals, tangents):
+    problem, rhs, wanted = primals
+    t_problem, t_rhs, _ = tangents
+    t_rhs = Blocks(*map(_materialise, rhs, t_rhs))
+    if jtu.tree_leaves(t_problem.operator):
+        out, result, stats, t_out = _jvp_operator(
+            problem, t_problem.operator, rhs, t_rhs, wanted
+        )
+    else:
+        out, result, stats = bind(problem, rhs, wanted)
+        t_out, _, _ = bind(problem.for_derivative(), t_rhs, wanted)
+    no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
+    t_out = Blocks(
+        *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
+    )
+    return (out, result, stats), (t_out, no_tangent(result), no_tangent(stats))
+
+
+def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, wanted):
+    t_forward, t_adjoint = _tangent_mvs(problem, t_operator)
+    derivative = problem.for_derivative()
+
+    # What the tangents need of the primal: x for A'x, r for A'^H r, p for A'(y − p).
+    need_x = wanted.unknown or (wanted.data and not problem.independent_rows)
+    need_r = wanted.data or wanted.unknown
+    needed = Blocks(need_r, need_x, wanted.projection)
+    primal, result, stats = bind(problem, rhs, needed)
+    out = Blocks(*(b if want else None for b, want in zip(primal, wanted, strict=True)))
+    if not problem.derivative:
+        primal = nan_unless(result == lx.RESULTS.successful, primal)
+    r, x, p = primal
+
+    t_v = tree_sub(t_rhs.data, None if x is None else t_forward(x))
+    t_w = tree_sub(t_rhs.unknown, None if r is None else t_adjoint(r))
+    if problem.independent_columns:
+        t_out, _, _ = bind(derivative, Blocks(t_v, t_w, None), wanted)
+        return out, result, stats, t_out
+
+    t_r, t_x, t_p = None, None, None
+    if t_w is not None and rhs.unknown is not None:
+        t_w = _within_row_space(derivative, t_w)
+    if wanted.unknown or wanted.data:
+        z = None
+        if wanted.unknown and x is not None:
+            z = t_adjoint(_adjoint_pseudoinverse(derivative, x))
+        (t_r, t_x, projected), _, _ = bind(
+            derivative,
+            Blocks(t_v, t_w, z),
+            Blocks(wanted.data, wanted.unknown, z is not None),
+        )
+        t_x = tree_add(t_x, tree_sub(z, projected))  # (I − P) z of (4)
+        if rhs.unknown is not None:
+            more_r, more_x = _outside_row_space(
+                derivative, t_forward, rhs.unknown, wanted
+            )
+            t_r, t_x = tree_add(t_r, more_r), tree_add(t_x, more_x)
+    if wanted.projection:
+        t_p = _t_projection(
+            derivative, t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
+        )
+    return out, result, stats, Blocks(t_r, t_x, t_p)
+
+
+def _adjoint_pseudoinverse(problem: Problem, vector):
+    """A†^H w."""
+    (out, _, _), _, _ = bind(problem, Blocks(None, vector), Blocks(True, False, False))
+    return out
+
+
+def _pseudoinverse(problem: Problem, vector):
+    """A†v."""
+    (_, out, _), _, _ = bind(problem, Blocks(vector), Blocks(False, True, False))
+    return out
+
+
+def _within_row_space(problem: Problem, w):
+    """P w for a solver that is A†^H only there; w itself for the others."""
+    if not isinstance(problem.solver, Neumann):
+        return w
+    (_, _, p), _, _ = bind(problem, Blocks(None, None, w), Blocks(False, False, True))
+    return p
+
+
+def _outside_row_space(problem: Problem, t_forward, w, wanted: Blocks):
+    """M† M†(A'(I − P) w, 0), the last term of (4)."""
+    (_, _, p), _, _ = bind(problem, Blocks(None, None, w), Blocks(False, False, True))
+    vector = t_forward(tree_sub(w, p))
+    (r, x, _), _, _ = bind(problem, Blocks(vector), Blocks(True, True, False))
+    (r, x, _), _, _ = bind(
+        problem, Blocks(r, x), Blocks(wanted.data, wanted.unknown, False)
+    )
+    return r, x
+
+
+def _t_projection(problem: Problem, t_forward, t_adjoint, y, p, t_y):
+    """Equation (5)."""
+    s = t_adjoint(_adjoint_pseudoinverse(problem, y))
+    (_, _, projected), _, _ = bind(
+        problem, Blocks(None, None, tree_sub(t_y, s)), Blocks(False, False, True)
+    )
+    moved = _pseudoinverse(problem, t_forward(tree_sub(y, p)))
+    return tree_add(projected, s, moved)
+
+
+def _tangent_mvs(problem: Problem, t_operator):
+    """Products with A' and with A'^H; swapped for the problem of the adjoint."""
+    tangent = lx.linearise(lx.TangentLinearOperator(problem.operator, t_operator))
+
+    def adjoint_mv(vector: PyTree[Array]) -> PyTree[Array]:
+        return tree_conj(tangent.transpose().mv(tree_conj(vector)))
+
+    if problem.from_adjoint:
+        return adjoint_mv, tangent.mv
+    return tangent.mv, adjoint_mv
+
+
+def _is_undefined(x) -> bool:
+    return isinstance(x, ad.UndefinedPrimal)
+
+
+@eqxi.filter_primitive_transpose
+def _transpose(inputs, cts):
+    problem, rhs, _ = inputs
+    ct_out, _, _ = cts
+    if any(map(_is_undefined, jtu.tree_leaves(problem, is_leaf=_is_undefined))):
+        raise ValueError(
+            "`pseudojvp.linear_solve` is linear in `vector` only: it cannot be "
+            "transposed with respect to `operator`. Use `jax.vjp`."
+        )
+    out_structure = problem.operator.out_structure()
+    in_structure = problem.operator.in_structure()
+    if problem.from_adjoint:
+        out_structure, in_structure = in_structure, out_structure
+    structures = (out_structure, in_structure, in_structure)
+    ct_out = map(_materialise, structures, ct_out)
+    ct_out = Blocks(*(None if ct is None else tree_conj(ct) for ct in ct_out))
+    linear = Blocks(
+        *(
+            any(map(_is_undefined, jtu.tree_leaves(block, is_leaf=_is_undefined)))
+            for block in rhs
+        )
+    )
+    ct_rhs, _, _ = bind(problem.for_derivative(), ct_out, linear)
+
+    def keep(block, ct):
+        none = jtu.tree_map(lambda _: None, block, is_leaf=_is_undefined)
+        if ct is None:
+            return none
+        return jtu.tree_map(
+            lambda b, c: c.conj() if _is_undefined(b) else None,
+            block,
+            ct,
+            is_leaf=_is_undefined,
+        )
+
+    ct_rhs = Blocks(*map(keep, rhs, ct_rhs))
+    no_cotangent = ft.partial(jtu.tree_map, lambda _: None)
+    return no_cotangent(problem), ct_rhs, no_cotangent(inputs[2])
+
+
+# `check_closure=False`, so that the batching rule made from `impl` works.
+linear_solve_p = eqxi.create_vprim(
+    "linear_solve",
+    eqxi.filter_primitive_def(ft.partial(_impl, check_closure=False)),
+    _abstract_eval,
+    _jvp,
+    _transpose,
+)
+# Outside of `vmap`, a tracer that leaked in by closure is an error with its name.
+linear_solve_p.def_impl(eqxi.filter_primitive_def(ft.partial(_impl, check_closure=True)))
+eqxi.register_impl_finalisation(linear_solve_p)

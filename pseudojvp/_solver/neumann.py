@@ -1,0 +1,270 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, Bool, Integer, PyTree, Real
+from lineax.internal import max_norm, sum_squares
+
+from .._misc import (
+    all_finite,
+    check_options,
+    check_square,
+    is_complex,
+    Structure,
+    tree_add,
+    tree_sub,
+)
+from .preconditioner import check_tolerances, resolve_preconditioner
+
+
+class NeumannState(eqx.Module):
+    operator: lx.AbstractLinearOperator
+    preconditioner: lx.AbstractLinearOperator | None
+
+
+class _Sum(eqx.Module):
+    """Partial sums of the series: Σ t_k and, if asked for, Σ (k + 1) t_k."""
+
+    total: PyTree[Array]
+    weighted: PyTree[Array] | None
+    term: PyTree[Array]
+    norm: Real[Array, ""]
+    first_norm: Real[Array, ""]
+    index: Integer[Array, ""]
+    met: Bool[Array, ""]
+
+
+class Neumann(lx.AbstractLinearSolver[NeumannState]):
+    """Returns the truncated Neumann series, an approximate inverse by products alone:
+
+        x = scale Σ_{k=0}^{num_terms} (I − scale P A)^k P b
+
+    so `num_terms + 1` terms: `num_terms=0` gives `scale * P b`, one product with A each
+    further term. It converges if every eigenvalue of `scale * P A` lies within 1 of 1,
+    or is zero with b consistent: for P = I to A^-1 b, or to A†b for a singular Hermitian
+    A with b in its range; for P = A^H and `0 < scale < 2 / ‖A‖²` (Landweber's iteration)
+    to A†b for any A of any shape and any b.
+
+    Without tolerances the truncation is what was asked for, and `successful` means that
+    the terms did not grow. With `rtol` or `atol` it stops as soon as the estimated rest
+    of the series (a geometric one, with the ratio of the last two terms) is within
+    `atol + rtol * |x|` in every entry, and reports `max_steps_reached` if it never was.
+    The loop ends early, with `RESULTS.breakdown`, when a term is not finite or its norm
+    is 1/√eps times that of the first (half of the digits are gone); also with
+    `breakdown` if the last term is larger than the first. `stats["num_steps"]` is the
+    index k of the last term computed, `stats["max_steps"]` is `num_terms`.
+
+    Derivatives are those of A†b with the series in the place of A† throughout: with
+    respect to b exactly the series and its adjoint, with respect to A up to the
+    truncation error. A may be singular: the row-space projection of y is
+    y − (I − scale P A)^(num_terms+1) y, and for Hermitian A with P = I the Gram inverse
+    is scale² Σ (k + 1) (I − scale A)^k. A JVP with respect to A costs three more series,
+    a VJP likewise; with respect to b one. Not differentiated: `scale`, P.
+
+    `options`: `preconditioner`, wins over the field of that name.
+
+    **Arguments:**
+
+    - `num_terms`: the last index K of the series, `≥ 0`. Defaults to `100`.
+    - `scale`: a scalar in the units of (P A)^-1. Defaults to `1.0`.
+    - `preconditioner`: P, a `lineax.AbstractLinearOperator` from the space of b to that
+        of x. Its adjoint is used in the adjoint solve. Defaults to `None`, the identity.
+    - `rtol`, `atol`: `≥ 0`; relative and absolute tolerance. Default to `None`: no
+        stopping rule. If one is given the other is zero.
+
+    **Raises:** `ValueError` at trace time for a non-square operator without
+    preconditioner, a preconditioner of another shape, `num_terms < 0`, a negative
+    tolerance, an unknown option.
+
+    **Sources:** Landweber, *An iteration formula for Fredholm integral equations of the
+    first kind*, Amer. J. Math. 73 (1951); Lorraine, Vicol & Duvenaud, *Optimizing
+    millions of hyperparameters by implicit differentiation*, AISTATS (2020), theorem 1.
+    """
+
+    num_terms: int = 100
+    scale: float | Array = 1.0
+    preconditioner: lx.AbstractLinearOperator | None = None
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __check_init__(self):
+        if isinstance(self.num_terms, bool) or not isinstance(self.num_terms, int):
+            raise TypeError(
+                f"`Neumann(num_terms=...)` got a {type(self.num_terms).__name__}. Pass "
+                "a Python integer."
+            )
+        if self.num_terms < 0:
+            raise ValueError(
+                f"`Neumann(num_terms=...)` got {self.num_terms}. The series has "
+                "`num_terms + 1` terms, so it must be at least zero."
+            )
+        check_tolerances(self, rtol=self.rtol, atol=self.atol)
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> NeumannState:
+        check_options(self, options, ("preconditioner",))
+        preconditioner = options.get("preconditioner", self.preconditioner)
+        if preconditioner is None:
+            check_square(self, operator)
+        preconditioner = resolve_preconditioner(
+            self,
+            preconditioner,
+            options,
+            Structure.of(operator.out_structure()),
+            Structure.of(operator.in_structure()),
+        )
+        return NeumannState(lx.linearise(operator), preconditioner)
+
+    def compute(
+        self, state: NeumannState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        final = self._run(state, vector, options, weighted=False)
+        stats = {"num_steps": final.index, "max_steps": self.num_terms}
+        return final.total, self._result(final), stats
+
+    def row_space_projection(
+        self, state: NeumannState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS]:
+        """A†A y by the closed form y − (I − scale P A)^(num_terms+1) y of N A y."""
+        if self._has_tolerance:
+            image = state.operator.mv(vector)
+            projection, result, _ = self.compute(state, image, options)
+            return projection, result
+        power = lax.fori_loop(
+            0,
+            self.num_terms + 1,
+            lambda _, y: self._error_mv(state, options, y),
+            vector,
+        )
+        finite = all_finite(power)
+        result = lx.RESULTS.where(finite, lx.RESULTS.successful, lx.RESULTS.breakdown)
+        return tree_sub(vector, power), result
+
+    def has_gram_series(self, state: NeumannState, options: dict[str, Any]) -> bool:
+        """Whether A is Hermitian and P the identity, so that N^2 has its own series."""
+        operator = state.operator
+        hermitian = (
+            lx.is_positive_semidefinite(operator)
+            or lx.is_negative_semidefinite(operator)
+            or (lx.is_symmetric(operator) and not is_complex(operator))
+        )
+        real_scale = not jnp.iscomplexobj(self.scale)
+        return hermitian and real_scale and self._preconditioner(state, options) is None
+
+    def gram_inverse(
+        self, state: NeumannState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], PyTree[Array], lx.RESULTS]:
+        """(A†w, (A^H A)†w) in one series; only where `has_gram_series`."""
+        final = self._run(state, vector, options, weighted=True)
+        assert final.weighted is not None
+        result = self._result(final)
+        return final.total, self._scaled(final.weighted), result
+
+    def _preconditioner(self, state: NeumannState, options: dict[str, Any]):
+        check_options(self, options, ("preconditioner",))
+        return resolve_preconditioner(
+            self,
+            state.preconditioner,
+            options,
+            Structure.of(state.operator.out_structure()),
+            Structure.of(state.operator.in_structure()),
+        )
+
+    def _scaled(self, tree: PyTree[Array]) -> PyTree[Array]:
+        return jtu.tree_map(lambda leaf: jnp.asarray(self.scale, leaf.dtype) * leaf, tree)
+
+    def _precondition(self, state, options, vector):
+        preconditioner = self._preconditioner(state, options)
+        if preconditioner is not None:
+            vector = preconditioner.mv(vector)
+        return self._scaled(vector)
+
+    def _error_mv(self, state, options, vector):
+        """(I − scale P A) y."""
+        step = self._precondition(state, options, state.operator.mv(vector))
+        return tree_sub(vector, step)
+
+    @property
+    def _has_tolerance(self) -> bool:
+        return self.rtol is not None or self.atol is not None
+
+    def _run(self, state, vector, options, *, weighted: bool) -> _Sum:
+        first = self._precondition(state, options, vector)
+        first_norm = _two_norm(first)
+        growth_limit = first_norm / jnp.sqrt(jnp.finfo(first_norm.dtype).eps)
+
+        def keep_going(sums):
+            small = sums.norm <= growth_limit  # false for NaN
+            return (sums.index < self.num_terms) & small & ~sums.met
+
+        def advance(sums):
+            term = self._error_mv(state, options, sums.term)
+            index = sums.index + 1
+            total = tree_add(sums.total, term)
+            if sums.weighted is None:
+                weighted_sum = None
+            else:
+                weighted_sum = jtu.tree_map(
+                    lambda s, t: s + (index + 1).astype(t.dtype) * t,
+                    sums.weighted,
+                    term,
+                )
+            norm = _two_norm(term)
+            met = self._met(total, term, norm / sums.norm)
+            return _Sum(total, weighted_sum, term, norm, sums.first_norm, index, met)
+
+        start = _Sum(
+            first,
+            first if weighted else None,
+            first,
+            first_norm,
+            first_norm,
+            jnp.array(0),
+            self._met(first, first, jnp.zeros_like(first_norm)),
+        )
+        return lax.while_loop(keep_going, advance, start)
+
+    def _met(self, total, term, ratio) -> Bool[Array, ""]:
+        if not self._has_tolerance:
+            return jnp.array(False)
+        # t_k ρ / (1 − ρ) is the rest of a geometric series; at least the term itself.
+        rest = jnp.where(ratio < 1, jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
+        rest = jnp.where(jnp.isnan(ratio), 1, rest)  # 0 / 0: the series has ended
+
+        def quotient(err, ref):
+            magnitude = jnp.abs(ref)
+            rtol = jnp.asarray(0 if self.rtol is None else self.rtol, magnitude.dtype)
+            atol = jnp.asarray(0 if self.atol is None else self.atol, magnitude.dtype)
+            return jnp.where(err == 0, 0, jnp.abs(err) / (atol + rtol * magnitude))
+
+        return max_norm(jtu.tree_map(quotient, term, total)) * rest <= 1
+
+    def _result(self, final: _Sum) -> lx.RESULTS:
+        results = lx.RESULTS
+        out = results.max_steps_reached if self._has_tolerance else results.successful
+        out = results.where(final.met, results.successful, out)
+        return results.where(final.norm <= final.first_norm, out, results.breakdown)
+
+    def transpose(self, state: NeumannState, options: dict[str, Any]):
+        return self._map(state, options, lambda operator: operator.transpose())
+
+    def conj(self, state: NeumannState, options: dict[str, Any]):
+        return self._map(state, options, lx.conj)
+
+    def _map(self, state, options, transform: Callable):
+        preconditioner = self._preconditioner(state, options)
+        if preconditioner is not None:
+            preconditioner = transform(preconditioner)
+        return NeumannState(transform(state.operator), preconditioner), {}
+
+    def assume_full_rank(self) -> bool:
+        return False
+
+
+def _two_norm(tree: PyTree[Array]) -> Real[Array, ""]:
+    return jnp.sqrt(sum_squares(tree))

@@ -1,0 +1,202 @@
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+from .._misc import adjoint, Structure
+from .auto import AutoLinearSolver
+from .qr import QR
+from .svd import SVD
+
+
+# Solvers that read the Gram matrix entry by entry: it is formed once, by one product.
+_DENSE_SOLVERS = (
+    AutoLinearSolver,
+    QR,
+    SVD,
+    lx.AutoLinearSolver,
+    lx.Cholesky,
+    lx.LU,
+    lx.QR,
+    lx.SVD,
+)
+
+
+class NormalState(eqx.Module):
+    """The inner state for A^H A (tall or square A) or A A^H (wide A), and A itself.
+
+    With a dense inner solver A is a matrix and the inner vectors are flat.
+    """
+
+    inner: PyTree[Any]
+    operator: lx.AbstractLinearOperator
+    adjoint: lx.AbstractLinearOperator
+    tall: eqxi.Static
+    structures: eqxi.Static
+
+
+class Normal(lx.AbstractLinearSolver[NormalState]):
+    """Solves systems of any shape through an inner solver of the normal equations.
+
+        tall or square:  A^H A x = A^H b        wide:  A A^H u = b,  x = A^H u
+
+    An inner solver for definite systems (`lineax.Cholesky()`, [`pseudojvp.CG`][]) serves
+    A of full rank; one for semidefinite systems ([`pseudojvp.SVD`][],
+    `CG(..., well_posed=False)`) serves any A and gives A†b. The condition number of A is
+    squared: expect an error of eps κ². For a matrix-free A only `mv` and its transpose
+    are called; for a dense inner solver the Gram matrix is formed once.
+
+    Cost: one inner solve; for A of full rank one more a JVP and one more a VJP. With an
+    inner solver that allows a singular Gram matrix, two more each.
+
+    `options`:
+
+    - `preconditioner`: M near A†, a `lineax.AbstractLinearOperator` from the space of b
+        to that of x. The inner solver gets M M^H (tall) or M^H M (wide).
+    - `y0`: first guess of x. The inner solver gets y0 (tall) or M^H y0 (wide; zero
+        without M). Primal solve only.
+
+    Any other option is passed on, and the inner solver decides.
+
+    **Arguments:**
+
+    - `inner_solver`: any `lineax.AbstractLinearSolver` for systems tagged positive
+        semidefinite; no default.
+
+    **Raises:** `TypeError` if `inner_solver` is not a solver, `ValueError` at trace time
+    for an unknown option.
+
+    **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), section
+    2.2 (normal equations of both kinds) and 7.4 (CGLS, CGNE).
+    """
+
+    inner_solver: lx.AbstractLinearSolver
+
+    def __check_init__(self):
+        if not isinstance(self.inner_solver, lx.AbstractLinearSolver):
+            raise TypeError(
+                f"`Normal(inner_solver=...)` got {self.inner_solver!r}. Pass a solver, "
+                "as in `Normal(CG(rtol=1e-8, atol=1e-8))`."
+            )
+
+    @property
+    def _dense(self) -> bool:
+        return isinstance(self.inner_solver, _DENSE_SOLVERS)
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> NormalState:
+        tall = operator.out_size() >= operator.in_size()
+        structures = (
+            Structure.of(operator.out_structure()),
+            Structure.of(operator.in_structure()),
+        )
+        if self._dense:
+            matrix = operator.as_matrix()
+            operator = lx.MatrixLinearOperator(matrix)
+            operator_adjoint = lx.MatrixLinearOperator(matrix.conj().T)
+            left, right = (matrix.conj().T, matrix) if tall else (matrix, matrix.conj().T)
+            product = jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
+            gram = lx.MatrixLinearOperator(product, lx.positive_semidefinite_tag)
+        else:
+            operator = lx.linearise(operator)
+            operator_adjoint = adjoint(operator)
+            product = operator_adjoint @ operator if tall else operator @ operator_adjoint
+            gram = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)
+        inner = self.inner_solver.init(gram, self.inner_options(tall, options))
+        return NormalState(
+            inner,
+            operator,
+            operator_adjoint,
+            eqxi.Static(tall),
+            eqxi.Static(structures),
+        )
+
+    def compute(
+        self, state: NormalState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        tall = state.tall.value
+        vector = self.to_inner(state, vector, out=True)
+        if tall:
+            vector = state.adjoint.mv(vector)
+        solution, result, stats = self.inner_solve(state, vector, options)
+        if not tall:
+            solution = state.adjoint.mv(solution)
+        return self.from_inner(state, solution, out=False), result, stats
+
+    def inner_solve(self, state: NormalState, vector, options: dict[str, Any]):
+        """Applies the (pseudo)inverse of the Gram operator; vectors are inner ones."""
+        inner_options = self.inner_options(state.tall.value, options)
+        return self.inner_solver.compute(state.inner, vector, inner_options)
+
+    def to_inner(self, state: NormalState, vector: PyTree[Array], *, out: bool):
+        structure = state.structures.value[0 if out else 1]
+        return structure.ravel(vector) if self._dense else vector
+
+    def from_inner(self, state: NormalState, vector, *, out: bool) -> PyTree[Array]:
+        structure = state.structures.value[0 if out else 1]
+        return structure.unravel(vector) if self._dense else vector
+
+    def inner_options(self, tall: bool, options: dict[str, Any]) -> dict[str, Any]:
+        inner = dict(options)
+        preconditioner = options.get("preconditioner")
+        if not tall:
+            inner.pop("y0", None)
+        if preconditioner is None:
+            return inner
+        if not isinstance(preconditioner, lx.AbstractLinearOperator):
+            raise ValueError(
+                f"`Normal` got a preconditioner of type {type(preconditioner).__name__}. "
+                "The preconditioner must be a linear operator, near the (pseudo)inverse."
+            )
+        forward = lx.linearise(preconditioner)
+        backward = adjoint(forward)
+        product = forward @ backward if tall else backward @ forward
+        inner["preconditioner"] = lx.TaggedLinearOperator(
+            product, lx.positive_semidefinite_tag
+        )
+        if not tall and "y0" in options:
+            inner["y0"] = backward.mv(options["y0"])
+        return inner
+
+    def transpose(self, state: NormalState, options: dict[str, Any]):
+        # The Gram operator of A^T is the conjugate of that of A: (A^T)(A^T)^H =
+        # conj(A^H A). Conjugation goes through `transpose` because it is Hermitian, and
+        # `lineax.LU.conj` flips its transpose flag (lineax 0.1.1).
+        options_out = {}
+        if "preconditioner" in options:
+            options_out["preconditioner"] = options["preconditioner"].transpose()
+        out_structure, in_structure = state.structures.value
+        tall = state.tall.value
+        inner_options = self.inner_options(tall, options)
+        inner, _ = self.inner_solver.transpose(state.inner, inner_options)
+        transposed = NormalState(
+            inner,
+            state.operator.transpose(),
+            lx.conj(state.operator),
+            eqxi.Static(not tall),
+            eqxi.Static((in_structure, out_structure)),
+        )
+        return transposed, options_out
+
+    def conj(self, state: NormalState, options: dict[str, Any]):
+        options_out = {}
+        if "preconditioner" in options:
+            options_out["preconditioner"] = lx.conj(options["preconditioner"])
+        inner_options = self.inner_options(state.tall.value, options)
+        inner, _ = self.inner_solver.transpose(state.inner, inner_options)
+        conjugated = NormalState(
+            inner,
+            lx.conj(state.operator),
+            state.operator.transpose(),
+            state.tall,
+            state.structures,
+        )
+        return conjugated, options_out
+
+    def assume_full_rank(self) -> bool:
+        return self.inner_solver.assume_full_rank()
