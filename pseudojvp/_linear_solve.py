@@ -83,6 +83,7 @@ def linear_solve(
     )
     _check_vector(operator, vector)
     if isinstance(operator, lx.IdentityLinearOperator):
+        state = None if isinstance(state, _Unset) else state
         return _solve_identity(operator, vector, state, throw)
     if isinstance(state, _Unset):
         state = solver.init(_stop_gradient(operator), options)

@@ -53,6 +53,14 @@ def bind(
     return eqxi.filter_primitive_bind(linear_solve_p, problem, rhs, wanted)
 
 
+def _derivative(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
+    """As `bind`, for a tangent or a cotangent: NaN if the solve failed."""
+    if all(block is None for block in rhs):
+        return Blocks()
+    out, _, _ = bind(problem.for_derivative(), rhs, wanted)
+    return out
+
+
 def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool):
     out, result, stats = apply_saddle_point(problem, rhs, wanted)
     if check_closure:
@@ -69,6 +77,7 @@ def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool)
     result = results.where(all_finite(rhs), result, results.nonfinite_input)
     if problem.derivative:
         out = nan_unless(result == results.successful, out)
+        stats = {}  # nobody sees them, and they may depend on what is wanted
     if problem.throw:
         failed = result != results.successful
         out, result, stats = result.error_if((out, result, stats), failed)
@@ -129,7 +138,7 @@ def _jvp(primals, tangents):
         )
     else:
         out, result, stats = bind(problem, rhs, wanted)
-        t_out, _, _ = bind(problem.for_derivative(), t_rhs, wanted)
+        t_out = _derivative(problem, t_rhs, wanted)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
         *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
@@ -138,8 +147,8 @@ def _jvp(primals, tangents):
 
 
 def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, wanted):
+    """Equations (3) to (5)."""
     t_forward, t_adjoint = _tangent_mvs(problem, t_operator)
-    derivative = problem.for_derivative()
 
     # What the tangents need of the primal: x for A'x, r for A'^H r, p for A'(y − p).
     need_x = wanted.unknown or (wanted.data and not problem.independent_rows)
@@ -154,73 +163,62 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
     t_v = tree_sub(t_rhs.data, None if x is None else t_forward(x))
     t_w = tree_sub(t_rhs.unknown, None if r is None else t_adjoint(r))
     if problem.independent_columns:
-        t_out, _, _ = bind(derivative, Blocks(t_v, t_w, None), wanted)
+        t_out = _derivative(problem, Blocks(t_v, t_w), wanted)
         return out, result, stats, t_out
 
-    t_r, t_x, t_p = None, None, None
-    if t_w is not None and rhs.unknown is not None:
-        t_w = _within_row_space(derivative, t_w)
-    if wanted.unknown or wanted.data:
+    t_r = t_x = t_p = None
+    if wanted.data or wanted.unknown:
+        if rhs.unknown is not None:
+            t_w = _within_row_space(problem, t_w)
         z = None
         if wanted.unknown and x is not None:
-            z = t_adjoint(_adjoint_pseudoinverse(derivative, x))
-        (t_r, t_x, projected), _, _ = bind(
-            derivative,
+            z = t_adjoint(_adjoint_pseudoinverse(problem, x))
+        t_r, t_x, projected = _derivative(
+            problem,
             Blocks(t_v, t_w, z),
             Blocks(wanted.data, wanted.unknown, z is not None),
         )
         t_x = tree_add(t_x, tree_sub(z, projected))  # (I − P) z of (4)
         if rhs.unknown is not None:
-            more_r, more_x = _outside_row_space(
-                derivative, t_forward, rhs.unknown, wanted
-            )
-            t_r, t_x = tree_add(t_r, more_r), tree_add(t_x, more_x)
+            more = _outside_row_space(problem, t_forward, rhs.unknown, wanted)
+            t_r, t_x = tree_add(t_r, more.data), tree_add(t_x, more.unknown)
     if wanted.projection:
         t_p = _t_projection(
-            derivative, t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
+            problem, t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
         )
     return out, result, stats, Blocks(t_r, t_x, t_p)
 
 
 def _adjoint_pseudoinverse(problem: Problem, vector):
     """A†^H w."""
-    (out, _, _), _, _ = bind(problem, Blocks(None, vector), Blocks(True, False, False))
-    return out
+    return _derivative(problem, Blocks(unknown=vector), Blocks(True, False, False)).data
 
 
-def _pseudoinverse(problem: Problem, vector):
-    """A†v."""
-    (_, out, _), _, _ = bind(problem, Blocks(vector), Blocks(False, True, False))
-    return out
+def _project(problem: Problem, vector):
+    """P y."""
+    rhs, wanted = Blocks(projection=vector), Blocks(False, False, True)
+    return _derivative(problem, rhs, wanted).projection
 
 
 def _within_row_space(problem: Problem, w):
     """P w for a solver that is A†^H only there; w itself for the others."""
-    if not isinstance(problem.solver, Neumann):
-        return w
-    (_, _, p), _, _ = bind(problem, Blocks(None, None, w), Blocks(False, False, True))
-    return p
+    return _project(problem, w) if isinstance(problem.solver, Neumann) else w
 
 
-def _outside_row_space(problem: Problem, t_forward, w, wanted: Blocks):
+def _outside_row_space(problem: Problem, t_forward, w, wanted: Blocks) -> Blocks:
     """M† M†(A'(I − P) w, 0), the last term of (4)."""
-    (_, _, p), _, _ = bind(problem, Blocks(None, None, w), Blocks(False, False, True))
-    vector = t_forward(tree_sub(w, p))
-    (r, x, _), _, _ = bind(problem, Blocks(vector), Blocks(True, True, False))
-    (r, x, _), _, _ = bind(
-        problem, Blocks(r, x), Blocks(wanted.data, wanted.unknown, False)
-    )
-    return r, x
+    rhs = Blocks(t_forward(tree_sub(w, _project(problem, w))))
+    both = Blocks(True, True, False)
+    wanted = Blocks(wanted.data, wanted.unknown, False)
+    return _derivative(problem, _derivative(problem, rhs, both), wanted)
 
 
 def _t_projection(problem: Problem, t_forward, t_adjoint, y, p, t_y):
     """Equation (5)."""
     s = t_adjoint(_adjoint_pseudoinverse(problem, y))
-    (_, _, projected), _, _ = bind(
-        problem, Blocks(None, None, tree_sub(t_y, s)), Blocks(False, False, True)
-    )
-    moved = _pseudoinverse(problem, t_forward(tree_sub(y, p)))
-    return tree_add(projected, s, moved)
+    rhs = Blocks(t_forward(tree_sub(y, p)))
+    moved = _derivative(problem, rhs, Blocks(False, True, False)).unknown
+    return tree_add(_project(problem, tree_sub(t_y, s)), s, moved)
 
 
 def _tangent_mvs(problem: Problem, t_operator):
@@ -261,7 +259,7 @@ def _transpose(inputs, cts):
             for block in rhs
         )
     )
-    ct_rhs, _, _ = bind(problem.for_derivative(), ct_out, linear)
+    ct_rhs = _derivative(problem, ct_out, linear)
 
     def keep(block, ct):
         none = jtu.tree_map(lambda _: None, block, is_leaf=_is_undefined)

@@ -6,7 +6,8 @@ takes the blocks (v, w, y) to (r, x, P y), where P = A†A and
     x = A†v − (A^H A)†w,    r = (I − A A†)v + A†^H w.
 
 Each row below is one line of algebra on what its solver has factorised. The solvers know
-nothing of this file. `None` is a zero block, of the input or of the output.
+nothing of this file. `None` is a zero block, of the input or of the output: it costs
+nothing, and neither does a block that is not wanted.
 """
 
 from collections.abc import Callable
@@ -93,6 +94,7 @@ def apply_saddle_point(
 ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
     """Returns the wanted blocks of (r, x, P y), the result and the solver's stats."""
     solver = problem.solver
+    wanted = _without_zeros(problem, rhs, wanted)
     if isinstance(solver, QR):
         return _qr(solver, problem, rhs, wanted)
     if isinstance(solver, SVD):
@@ -106,25 +108,34 @@ def apply_saddle_point(
     return _any_solver(problem, rhs, wanted)
 
 
+def _without_zeros(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
+    """The wanted blocks less those that are zero whatever the numbers."""
+    solved = rhs.data is not None or rhs.unknown is not None
+    residual = solved and not (problem.independent_rows and rhs.unknown is None)
+    return Blocks(
+        wanted.data and residual,
+        wanted.unknown and solved,
+        wanted.projection and rhs.projection is not None,
+    )
+
+
 def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     """A = QR, or B = A^H = QR: c = Q^H v − R^-H w, x = R^-1 c, r = v − Q c."""
     state = problem.state
     data, unknown = state.structures.value
     if problem.from_adjoint:
         data, unknown = unknown, data
-    v, w = _ravel(rhs.data, data), _ravel(rhs.unknown, unknown)
-    c = tree_sub(
-        None if v is None else state.qh_mv(v),
-        None if w is None else state.r_solve(w, adjoint=True),
-    )
+    v = None if rhs.data is None else data.ravel(rhs.data)
+    w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
+    qh_v = None if v is None else state.qh_mv(v)
+    rh_w = None if w is None else state.r_solve(w, adjoint=True)
     r = x = None
     if wanted.unknown:
-        x = unknown.unravel(state.r_solve(c))
+        x = unknown.unravel(state.r_solve(tree_sub(qh_v, rh_w)))
     if wanted.data and problem.independent_rows:
-        r = None if w is None else state.q_mv(state.r_solve(w, adjoint=True))
+        r = data.unravel(state.q_mv(rh_w))
     elif wanted.data:
-        r = tree_sub(v, state.q_mv(c))
-    r = None if r is None else data.unravel(r)
+        r = data.unravel(tree_sub(v, state.q_mv(tree_sub(qh_v, rh_w))))
     return Blocks(r, x, None), solver.result(state), {}
 
 
@@ -132,18 +143,19 @@ def _svd(solver: SVD, problem: Problem, rhs: Blocks, wanted: Blocks):
     """A = U S V^H: c = U^H v − S^-1 V^H w, x = V S^-1 c, r = v − U c; P = V V^H."""
     state = problem.state
     data, unknown = state.structures.value
-    v, w = _ravel(rhs.data, data), _ravel(rhs.unknown, unknown)
-    y = _ravel(rhs.projection, unknown)
+    v = None if rhs.data is None else data.ravel(rhs.data)
+    w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
     c = tree_sub(
         None if v is None else state.uh_mv(v),
         None if w is None else state.s_solve(state.vh_mv(w)),
     )
     r = x = p = None
-    if wanted.unknown and c is not None:
+    if wanted.unknown:
         x = unknown.unravel(state.v_mv(state.s_solve(c)))
-    if wanted.data and c is not None:
+    if wanted.data:
         r = data.unravel(tree_sub(v, state.u_mv(c)))
-    if wanted.projection and y is not None:
+    if wanted.projection:
+        y = unknown.ravel(rhs.projection)
         p = unknown.unravel(state.v_mv(state.vh_mv(y)))
     return Blocks(r, x, p), solver.result(state), solver.stats(state)
 
@@ -158,18 +170,21 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         forward, backward = backward, forward
     in_data = not problem.from_adjoint
     solve = _Attempt(lambda z: solver.inner_solve(state, z, problem.options))
-    to_inner = lambda z, out: None if z is None else solver.to_inner(state, z, out=out)
-    v, w = to_inner(rhs.data, in_data), to_inner(rhs.unknown, not in_data)
-    y = to_inner(rhs.projection, not in_data)
+
+    def to_inner(vector, *, out):
+        return None if vector is None else solver.to_inner(state, vector, out=out)
+
+    v, w = to_inner(rhs.data, out=in_data), to_inner(rhs.unknown, out=not in_data)
     r = x = p = None
-    if v is not None or w is not None:
+    if wanted.data or wanted.unknown:
         x = tree_neg(solve(w)) if v is None else solve(tree_sub(backward.mv(v), w))
-        if wanted.data and not (problem.independent_rows and w is None):
-            r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_data)
-    if wanted.projection and y is not None:
-        p = solver.from_inner(state, solve(backward.mv(forward.mv(y))), out=not in_data)
-    if x is not None:
-        x = solver.from_inner(state, x, out=not in_data) if wanted.unknown else None
+    if wanted.data:
+        r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_data)
+    if wanted.projection:
+        y = to_inner(rhs.projection, out=not in_data)
+        p = solve(backward.mv(forward.mv(y)))
+        p = solver.from_inner(state, p, out=not in_data)
+    x = solver.from_inner(state, x, out=not in_data) if wanted.unknown else None
     return Blocks(r, x, p), solve.result, solve.stats
 
 
@@ -183,47 +198,40 @@ def _neumann(solver: Neumann, problem: Problem, rhs: Blocks, wanted: Blocks):
     state, options = problem.state, problem.options
     v, w, y = rhs
     solve = _Attempt(lambda z: solver.compute(state, z, options))
-    x_v = gram_w = c = p = None
-    if v is not None:
-        x_v = solve(v)
-    if w is not None:
-        if solver.has_gram_series(state, options):
-            c, gram_w, result = solver.gram_inverse(state, w, options)
-            solve.note(result, {"num_steps": 0, "max_steps": solver.num_terms})
-        else:
-            c = _adjoint_solve(problem, solve, w)
-            gram_w = solve(c) if wanted.unknown else None
-    if wanted.projection and y is not None:
-        p, result = solver.row_space_projection(state, y, options)
-        solve.note(result, {"num_steps": solver.num_terms, "max_steps": solver.num_terms})
-    r = x = None
+    n_v = None if v is None else solve(v)
+    n_w = gram_w = None
+    if w is not None and solver.has_gram_series(state, options):
+        n_w, gram_w, result = solver.gram_inverse(state, w, options)
+        solve.note(result)
+    elif w is not None:
+        n_w = _adjoint_solve(problem, solve, w)
+        gram_w = solve(n_w) if wanted.unknown else None
+    r = x = p = None
     if wanted.unknown:
-        x = tree_sub(x_v, gram_w)
+        x = tree_sub(n_v, gram_w)
     if wanted.data:
-        rest = None if v is None else tree_sub(v, state.operator.mv(x_v))
-        r = tree_add(rest, c)
+        rest = None if v is None else tree_sub(v, state.operator.mv(n_v))
+        r = tree_add(rest, n_w)
+    if wanted.projection:
+        p, result = solver.row_space_projection(state, y, options)
+        solve.note(result)
     return Blocks(r, x, p), solve.result, solve.stats
 
 
 def _square_full_rank(problem: Problem, rhs: Blocks, wanted: Blocks):
     """CG, LU, Cholesky and all others: c = A^-H w, x = A^-1 (v − c), r = c."""
-    solve = _Attempt(lambda z: problem.solver.compute(problem.state, z, problem.options))
+    solve = _compute(problem)
     c = None if rhs.unknown is None else _adjoint_solve(problem, solve, rhs.unknown)
-    x = None
-    if wanted.unknown and not (rhs.data is None and c is None):
-        x = solve(tree_sub(rhs.data, c))
+    x = solve(tree_sub(rhs.data, c)) if wanted.unknown else None
     return Blocks(c if wanted.data else None, x, None), solve.result, solve.stats
 
 
 def _any_solver(problem: Problem, rhs: Blocks, wanted: Blocks):
     """c = A†^H w, x = A†(v − c), r = v − A x, P y = A†(A y), for any shape and rank."""
     v, w, y = rhs
-    forward_solve = _Attempt(
-        lambda z: problem.solver.compute(problem.state, z, problem.options)
-    )
-    operator = problem.operator
-    adjoint_solve: Callable = lambda z: _adjoint_solve(problem, forward_solve, z)
-    solve = forward_solve
+    attempt = _compute(problem)
+    operator, solve = problem.operator, attempt
+    adjoint_solve: Callable = lambda z: _adjoint_solve(problem, attempt, z)
     if problem.from_adjoint:
         operator = adjoint(operator)
         solve, adjoint_solve = adjoint_solve, solve
@@ -233,10 +241,9 @@ def _any_solver(problem: Problem, rhs: Blocks, wanted: Blocks):
         x = solve(tree_sub(v, c))
     if wanted.data:
         r = c if v is None else tree_sub(v, operator.mv(x))
-    if wanted.projection and y is not None:
+    if wanted.projection:
         p = solve(operator.mv(y))
-    x = x if wanted.unknown else None
-    return Blocks(r, x, p), forward_solve.result, forward_solve.stats
+    return Blocks(r, x if wanted.unknown else None, p), attempt.result, attempt.stats
 
 
 class _Attempt:
@@ -248,13 +255,17 @@ class _Attempt:
         self.stats: dict[str, Any] = {}
 
     def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
-        solution, result, stats = self._compute(vector)
-        self.note(result, stats)
+        solution, result, self.stats = self._compute(vector)
+        self.note(result)
         return solution
 
-    def note(self, result: lx.RESULTS, stats: dict[str, Any]) -> None:
+    def note(self, result: lx.RESULTS) -> None:
         self.result = first_failure(self.result, result)
-        self.stats = stats
+
+
+def _compute(problem: Problem) -> _Attempt:
+    solver, state, options = problem.solver, problem.state, problem.options
+    return _Attempt(lambda vector: solver.compute(state, vector, options))
 
 
 def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
@@ -268,10 +279,6 @@ def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
         state = solver.init(problem.operator.transpose(), options)
     else:
         state, options = solver.transpose(problem.state, options)
-    solution, result, stats = solver.compute(state, tree_conj(vector), options)
-    solve.note(result, stats)
+    solution, result, solve.stats = solver.compute(state, tree_conj(vector), options)
+    solve.note(result)
     return tree_conj(solution)
-
-
-def _ravel(vector, structure):
-    return None if vector is None else structure.ravel(vector)
