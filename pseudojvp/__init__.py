@@ -1,4 +1,4 @@
-import importlib.metadata
+from importlib.metadata import version as _version
 
 from ._invert import invert as invert
 from ._linear_solve import linear_solve as linear_solve
@@ -13,4 +13,4 @@ from ._solver import (
 )
 
 
-__version__ = importlib.metadata.version("pseudojvp")
+__version__ = _version("pseudojvp")

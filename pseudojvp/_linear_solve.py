@@ -60,7 +60,8 @@ def linear_solve(
     **Derivatives:** with respect to `operator` and `vector`, forward and reverse, of
     every order; for rank-deficient A along paths of constant rank. Beyond the primal,
     one application of the factorisation (or inner solve) for a JVP and one for a VJP if
-    A has full rank, two and two if it may not. `options`, `state` and a preconditioner
+    A has full rank; two and two for `SVD()`, up to three and three for other solvers that
+    allow a deficient rank. `options`, `state` and a preconditioner
     within `solver` count as constants: the solution does not depend on them. Any other
     number within `solver` cannot be differentiated, and trying is an error.
 

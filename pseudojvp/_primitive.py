@@ -173,12 +173,7 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
         z = None
         if wanted.unknown and x is not None:
             z = t_adjoint(_adjoint_pseudoinverse(problem, x))
-        t_r, t_x, projected = _derivative(
-            problem,
-            Blocks(t_v, t_w, z),
-            Blocks(wanted.data, wanted.unknown, z is not None),
-        )
-        t_x = tree_add(t_x, tree_sub(z, projected))  # (I − P) z of (4)
+        t_r, t_x = _derivative_with_null_part(problem, t_v, t_w, z, wanted)
         if rhs.unknown is not None:
             more = _outside_row_space(problem, t_forward, rhs.unknown, wanted)
             t_r, t_x = tree_add(t_r, more.data), tree_add(t_x, more.unknown)
@@ -187,6 +182,20 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
             problem, t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
         )
     return out, result, stats, Blocks(t_r, t_x, t_p)
+
+
+def _derivative_with_null_part(problem: Problem, v, w, z, wanted: Blocks):
+    """M†(v, w) + (0, (I − P) z), the first two terms of (4)."""
+    projects = isinstance(problem.solver, SVD) and z is not None
+    if not projects and z is not None:
+        # No cheap P: A†(v − A z) + z is the same, and (I − A A†)A z = 0.
+        v = tree_sub(v, problem.operator.mv(z))
+    t_r, t_x, projected = _derivative(
+        problem,
+        Blocks(v, w, z if projects else None),
+        wanted._replace(projection=projects),
+    )
+    return t_r, tree_add(t_x, tree_sub(z, projected))
 
 
 def _adjoint_pseudoinverse(problem: Problem, vector):

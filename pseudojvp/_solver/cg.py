@@ -44,12 +44,88 @@ class _Iterate(eqx.Module):
     residual: PyTree[Array]
     reference: PyTree[Array]  # the right-hand side that `rtol` refers to
     direction: PyTree[Array]
-    difference: PyTree[Array]
+    step_size: Real[Array, ""]  # the last change of x is step_size * direction
     gamma: Real[Array, ""]  # <M r, r>
     length: Real[Array, ""]  # <p, M^-1 p>
     curvature: Real[Array, ""]  # the largest <p, A p> / <p, M^-1 p> so far
     definite: Bool[Array, ""]
     step: Integer[Array, ""]
+
+
+class _System(eqx.Module):
+    """A y = vector + A offset, and one iteration on it; `None` is zero or identity."""
+
+    operator: lx.AbstractLinearOperator
+    preconditioner: lx.AbstractLinearOperator | None
+    vector: PyTree[Array]
+    y0: PyTree[Array] | None
+    offset: PyTree[Array] | None
+    stabilise_every: int | None = eqx.field(static=True)
+
+    def start(self) -> _Iterate:
+        vector = self.vector
+        zeros = jtu.tree_map(jnp.zeros_like, vector)
+        infinity = jnp.full_like(tree_dot(vector, vector).real, jnp.inf)
+        return _Iterate(
+            solution=zeros if self.y0 is None else self.y0,
+            residual=vector,
+            reference=vector,
+            direction=zeros,
+            step_size=infinity,
+            gamma=infinity,
+            length=jnp.zeros_like(infinity),
+            curvature=jnp.zeros_like(infinity),
+            definite=jnp.array(True),
+            step=jnp.array(0),
+        )
+
+    def advance(self, iterate: _Iterate) -> _Iterate:
+        residual = self._residual(iterate)
+        reference = iterate.reference
+        if self.offset is not None:
+            reference = tree_where(iterate.step == 0, residual, reference)
+        preconditioner = self.preconditioner
+        z = residual if preconditioner is None else preconditioner.mv(residual)
+        gamma = tree_dot(z, residual).real
+        beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
+        direction = tree_add(z, tree_scale(beta, iterate.direction))
+        length = gamma + beta**2 * iterate.length  # as <r, p_previous> = 0
+        image = self.operator.mv(direction)
+        product = tree_dot(direction, image).real
+        curvature = jnp.where(length > 0, product / length, product)
+        largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
+        # A direction in the null space, up to rounding: no step along it.
+        flat = jnp.abs(curvature) <= 10 * jnp.finfo(largest.dtype).eps * largest
+        upward = (curvature > 0) & ~flat
+        alpha = jnp.where(upward, gamma / product, 0)
+        return _Iterate(
+            solution=tree_add(iterate.solution, tree_scale(alpha, direction)),
+            residual=tree_sub(residual, tree_scale(alpha, image)),
+            reference=reference,
+            direction=direction,
+            step_size=jnp.where(upward | flat, alpha, jnp.inf),
+            gamma=gamma,
+            length=length,
+            curvature=largest,
+            definite=upward | (flat & (gamma == 0)),
+            step=iterate.step + 1,
+        )
+
+    def _residual(self, iterate: _Iterate) -> PyTree[Array]:
+        """The residual at the start of an iteration, recomputed if it is time."""
+        every = self.stabilise_every
+        if every is None and self.y0 is None:
+            return iterate.residual
+        step = eqxi.unvmap_max(iterate.step)  # one branch for a whole batch
+        due = step == 0 if every is None else step % every == 0
+        if self.y0 is None:
+            due = due & (step > 0)
+
+        def recompute():
+            image = self.operator.mv(tree_sub(iterate.solution, self.offset))
+            return tree_sub(self.vector, image)
+
+        return lax.cond(eqxi.nonbatchable(due), recompute, lambda: iterate.residual)
 
 
 class CG(lx.AbstractLinearSolver[CGState]):
@@ -69,9 +145,10 @@ class CG(lx.AbstractLinearSolver[CGState]):
     If A is singular and b lies in its range, the solution without preconditioner and
     first guess is the minimum-norm one, A†b. Derivatives however take A for nonsingular
     (one inner solve a JVP, one a VJP) unless `well_posed=False`, which returns A†b for
-    *every* b and differentiates it along paths of constant rank: each application of
-    A† is then two runs, the first of which projects b onto the range. That mode takes
-    neither preconditioner nor `y0`, with which CG would end in another solution.
+    *every* b and differentiates it along paths of constant rank. An application of A† is
+    then two runs, the first of which projects b onto the range, and a derivative with
+    respect to A takes three applications. That mode takes neither preconditioner nor
+    `y0`, with which CG would end in another solution.
 
     `options` (not differentiated, as the solution does not depend on them):
 
@@ -197,88 +274,28 @@ class CG(lx.AbstractLinearSolver[CGState]):
         """CG on A y = vector + A offset from the guess `y0`; `None` is zero."""
         size = sum(leaf.size for leaf in jtu.tree_leaves(vector))
         max_steps = 10 * size if self.max_steps is None else self.max_steps
-
-        def true_residual(y):
-            return tree_sub(vector, operator.mv(tree_sub(y, offset)))
-
-        def refreshed(iterate):
-            """The residual at the start of an iteration, recomputed if it is time."""
-            if self.stabilise_every is None and y0 is None:
-                return iterate.residual
-            step = eqxi.unvmap_max(iterate.step)  # one branch for a whole batch
-            if self.stabilise_every is None:
-                due = step == 0
-            else:
-                due = step % self.stabilise_every == 0
-                due = due if y0 is not None else due & (step > 0)
-            return lax.cond(
-                eqxi.nonbatchable(due),
-                lambda: true_residual(iterate.solution),
-                lambda: iterate.residual,
-            )
-
-        def converged(iterate):
-            if not self._has_tolerance:
-                return jnp.array(False)
-            return (self._error(iterate.residual, iterate.reference) <= 1) & (
-                self._error(iterate.difference, iterate.solution) <= 1
-            )
+        system = _System(
+            operator, preconditioner, vector, y0, offset, self.stabilise_every
+        )
 
         def keep_going(iterate):
             going = (iterate.step < max_steps) & iterate.definite & (iterate.gamma > 0)
-            return going & ~converged(iterate)
+            return going & ~self._converged(iterate)
 
-        def advance(iterate):
-            residual = refreshed(iterate)
-            reference = iterate.reference
-            if offset is not None:
-                reference = tree_where(iterate.step == 0, residual, reference)
-            z = residual if preconditioner is None else preconditioner.mv(residual)
-            gamma = tree_dot(z, residual).real
-            beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
-            direction = tree_add(z, tree_scale(beta, iterate.direction))
-            length = gamma + beta**2 * iterate.length  # as <r, p_previous> = 0
-            image = operator.mv(direction)
-            product = tree_dot(direction, image).real
-            curvature = jnp.where(length > 0, product / length, product)
-            largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
-            # A direction in the null space, up to rounding: no step along it.
-            flat = jnp.abs(curvature) <= 10 * jnp.finfo(largest.dtype).eps * largest
-            upward = (curvature > 0) & ~flat
-            alpha = jnp.where(upward, gamma / product, 0)
-            step = tree_scale(alpha, direction)
-            return _Iterate(
-                tree_add(iterate.solution, step),
-                tree_sub(residual, tree_scale(alpha, image)),
-                reference,
-                direction,
-                tree_where(upward | flat, step, iterate.difference),
-                gamma,
-                length,
-                largest,
-                upward | (flat & (gamma == 0)),
-                iterate.step + 1,
-            )
-
-        zeros = jtu.tree_map(jnp.zeros_like, vector)
-        unknown = jtu.tree_map(lambda leaf: jnp.full_like(leaf, jnp.inf), vector)
-        infinity = jnp.full_like(tree_dot(vector, vector).real, jnp.inf)
-        start = _Iterate(
-            zeros if y0 is None else y0,
-            vector,
-            vector,
-            zeros,
-            unknown,
-            infinity,
-            jnp.zeros_like(infinity),
-            jnp.zeros_like(infinity),
-            jnp.array(True),
-            jnp.array(0),
-        )
-        final = lax.while_loop(keep_going, advance, start)
-        met = converged(final) | is_zero(final.residual)
-        result = self._result(final, met, final.step >= max_steps)
+        advance = lambda iterate: system.advance(iterate)  # a method would be hashed
+        final = lax.while_loop(keep_going, advance, system.start())
+        result = self._result(final, final.step >= max_steps)
         return final.solution, result, final.step
+
+    def _converged(self, iterate: _Iterate) -> Bool[Array, ""]:
+        if not self._has_tolerance:
+            return jnp.array(False)
+        difference = tree_scale(iterate.step_size, iterate.direction)
+        return (
+            jnp.isfinite(iterate.step_size)
+            & (self._error(iterate.residual, iterate.reference) <= 1)
+            & (self._error(difference, iterate.solution) <= 1)
+        )
 
     def _error(self, error, scale):
         """`norm(error / (atol + rtol |scale|))`, in which 0 / 0 is no error."""
@@ -291,8 +308,9 @@ class CG(lx.AbstractLinearSolver[CGState]):
 
         return self.norm(jtu.tree_map(quotient, error, scale))
 
-    def _result(self, final: _Iterate, met, exhausted) -> lx.RESULTS:
+    def _result(self, final: _Iterate, exhausted) -> lx.RESULTS:
         results = lx.RESULTS
+        met = self._converged(final) | is_zero(final.residual)
         if not self._has_tolerance:
             out = results.successful
         elif self.max_steps is None:

@@ -62,8 +62,9 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     respect to b exactly the series and its adjoint, with respect to A up to the
     truncation error. A may be singular: the row-space projection of y is
     y − (I − scale P A)^(num_terms+1) y, and for Hermitian A with P = I the Gram inverse
-    is scale² Σ (k + 1) (I − scale A)^k. A JVP with respect to A costs three more series,
-    a VJP likewise; with respect to b one. Not differentiated: `scale`, P.
+    is scale² Σ (k + 1) (I − scale A)^k. With respect to A a JVP costs four more series
+    and a VJP three, one less each in that Hermitian case; with respect to b one. Not
+    differentiated: `scale`, P.
 
     `options`: `preconditioner`, wins over the field of that name.
 
@@ -248,7 +249,10 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         results = lx.RESULTS
         out = results.max_steps_reached if self._has_tolerance else results.successful
         out = results.where(final.met, results.successful, out)
-        return results.where(final.norm <= final.first_norm, out, results.breakdown)
+        # A part of b outside the range of A leaves terms of constant norm.
+        rounding = jnp.sqrt(jnp.finfo(final.norm.dtype).eps)
+        grown = ~(final.norm <= final.first_norm * (1 + rounding))
+        return results.where(grown, results.breakdown, out)
 
     def transpose(self, state: NeumannState, options: dict[str, Any]):
         return self._map(state, options, lambda operator: operator.transpose())

@@ -51,7 +51,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     are called; for a dense inner solver the Gram matrix is formed once.
 
     Cost: one inner solve; for A of full rank one more a JVP and one more a VJP. With an
-    inner solver that allows a singular Gram matrix, two more each.
+    inner solver that allows a singular Gram matrix, two more each if A is tall or square
+    and three if it is wide.
 
     `options`:
 
