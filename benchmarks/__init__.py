@@ -1,0 +1,1 @@
+"""Timings of pseudojvp beside lineax: `python -m benchmarks`."""

@@ -1,0 +1,101 @@
+"""How long does a gradient through an iterative solve take, A a function (milliseconds)?
+
+Both operators have 2000 unknowns and coefficients θ; the gradient of <c, A(θ)†b> is taken
+with respect to θ and b. The tolerances are 1e-10, relative and absolute.
+"""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+
+import pseudojvp
+
+from . import reference
+from .harness import Workload
+
+
+_SIZE = 2000
+_TAPS = 7
+_SHIFT = 0.2
+_TOLERANCES = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def _convolve(kernel, x):
+    """Full convolution with a kernel of 7 taps: 2000 to 2006."""
+    return sum(jnp.pad(kernel[k] * x, (k, _TAPS - 1 - k)) for k in range(_TAPS))
+
+
+def _diffuse(conductivity, x):
+    """Implicit step of 1-D diffusion, u − (κ u')' with zero ends: positive definite."""
+    slopes = jnp.diff(jnp.pad(x, 1))
+    return _SHIFT * x - jnp.diff(conductivity * slopes)
+
+
+def _gradient(mv, tags):
+    def program(linear_solve, solver):
+        def loss(coefficients, vector, weights):
+            operator = lx.FunctionLinearOperator(
+                lambda x: mv(coefficients, x),
+                jax.ShapeDtypeStruct((_SIZE,), vector.dtype),
+                tags,
+            )
+            return jnp.sum(weights * linear_solve(operator, vector, solver).value)
+
+        return jax.grad(loss, argnums=(0, 1))
+
+    return program
+
+
+def _convolution_problem():
+    rng = np.random.default_rng(0)
+    kernel = 0.3 ** np.abs(np.arange(_TAPS) - _TAPS // 2)
+    return kernel, rng.standard_normal(_SIZE + _TAPS - 1), rng.standard_normal(_SIZE)
+
+
+def _convolution_reference(kernel, vector, weights):
+    rows = np.arange(_SIZE)[:, None] + np.arange(_TAPS)  # (unknowns, taps)
+    cols = np.arange(_SIZE)[:, None]
+    matrix = np.zeros((_SIZE + _TAPS - 1, _SIZE))
+    matrix[rows, cols] = kernel
+    ct_matrix, ct_vector = reference.cotangents(
+        matrix, reference.inverse_by_gram(matrix), vector[:, None], weights[:, None]
+    )
+    return ct_matrix[rows, cols].sum(axis=0), ct_vector[:, 0]
+
+
+def _diffusion_problem():
+    rng = np.random.default_rng(0)
+    conductivity = rng.uniform(0.5, 1.5, _SIZE + 1)
+    return conductivity, rng.standard_normal(_SIZE), rng.standard_normal(_SIZE)
+
+
+def _diffusion_reference(conductivity, vector, weights):
+    # A = shift I + D^T diag(κ) D with D the differences of x padded by zeros.
+    differences = np.eye(_SIZE + 1, _SIZE) - np.eye(_SIZE + 1, _SIZE, k=-1)
+    matrix = _SHIFT * np.eye(_SIZE) + differences.T @ (
+        conductivity[:, None] * differences
+    )
+    x, ct_vector = np.linalg.solve(matrix, np.stack([vector, weights], axis=1)).T
+    return -(differences @ ct_vector) * (differences @ x), ct_vector
+
+
+workloads = (
+    Workload(
+        "convolution 2006 x 2000, matrix-free: gradient",
+        _convolution_problem,
+        _gradient(_convolve, ()),
+        _convolution_reference,
+        ours=pseudojvp.Normal(pseudojvp.CG(**_TOLERANCES)),
+        same=lx.Normal(lx.CG(**_TOLERANCES)),
+        others=(lx.LSMR(**_TOLERANCES),),
+    ),
+    Workload(
+        "diffusion 2000 x 2000, matrix-free: gradient",
+        _diffusion_problem,
+        _gradient(_diffuse, lx.positive_semidefinite_tag),
+        _diffusion_reference,
+        ours=pseudojvp.CG(**_TOLERANCES),
+        same=lx.CG(**_TOLERANCES),
+    ),
+)
