@@ -6,6 +6,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact
 
 from ._linear_solve import linear_solve
+from ._misc import check_solver
 from ._operator import as_operator
 from ._solver import AutoLinearSolver
 
@@ -34,6 +35,7 @@ def invert(
     **Raises:** as [`pseudojvp.linear_solve`][].
     """
     operator = as_operator(operator, "invert")
+    check_solver(solver, "invert")
     options = {} if options is None else options
     arrays, rest = eqx.partition(operator, eqx.is_array)
     state = solver.init(eqx.combine(lax.stop_gradient(arrays), rest), options)

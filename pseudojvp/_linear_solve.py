@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
-from ._misc import all_finite, Structure
+from ._misc import all_finite, check_solver, Structure
 from ._operator import as_operator
 from ._operator.as_operator import as_inexact
 from ._primitive import bind
@@ -73,11 +73,7 @@ def linear_solve(
     form of `docs/maths.md`.
     """
     operator = as_operator(operator, "linear_solve")
-    if not isinstance(solver, lx.AbstractLinearSolver):
-        raise TypeError(
-            f"`linear_solve(solver=...)` got {solver!r}. Pass an instance of a solver, "
-            "as in `linear_solve(operator, vector, QR())`."
-        )
+    check_solver(solver, "linear_solve")
     options = {} if options is None else options
     vector = jtu.tree_map(
         lambda leaf: as_inexact(leaf, "linear_solve(vector=...)"), vector

@@ -139,6 +139,14 @@ def adjoint(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     return lx.conj(transpose) if is_complex(operator) else transpose
 
 
+def check_solver(solver: Any, caller: str) -> None:
+    if not isinstance(solver, lx.AbstractLinearSolver):
+        raise TypeError(
+            f"`{caller}(solver=...)` got {solver!r}. Pass an instance of a solver, as in "
+            f"`{caller}(..., solver=QR())`."
+        )
+
+
 def check_options(
     solver: lx.AbstractLinearSolver, options: dict[str, Any], known: Iterable[str] = ()
 ) -> None:

@@ -28,6 +28,7 @@ import equinox.internal as eqxi
 import jax
 import jax.core
 import jax.interpreters.ad as ad
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
@@ -139,6 +140,10 @@ def _jvp(primals, tangents):
     else:
         out, result, stats = bind(problem, rhs, wanted)
         t_out = _derivative(problem, t_rhs, wanted)
+    if not problem.derivative:
+        # By a product, for then a cotangent is NaN as well; a `where` would make it zero.
+        factor = jnp.where(result == lx.RESULTS.successful, 1, jnp.nan)
+        t_out = jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
         *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
@@ -156,8 +161,6 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
     needed = Blocks(need_r, need_x, wanted.projection)
     primal, result, stats = bind(problem, rhs, needed)
     out = Blocks(*(b if want else None for b, want in zip(primal, wanted, strict=True)))
-    if not problem.derivative:
-        primal = nan_unless(result == lx.RESULTS.successful, primal)
     r, x, p = primal
 
     t_v = tree_sub(t_rhs.data, None if x is None else t_forward(x))

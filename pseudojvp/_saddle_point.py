@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 
 from ._misc import (
     adjoint,
+    check_options,
     first_failure,
     tree_add,
     tree_conj,
@@ -56,6 +57,7 @@ class Problem(eqx.Module):
     @classmethod
     def create(cls, operator, state, options, solver, throw) -> "Problem":
         if isinstance(solver, AutoLinearSolver):
+            check_options(solver, options)
             solver, state = state.solver.value, state.state
         wide = operator.in_size() > operator.out_size()
         from_adjoint = wide and solver.assume_full_rank()
@@ -93,6 +95,10 @@ def apply_saddle_point(
     problem: Problem, rhs: Blocks, wanted: Blocks
 ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
     """Returns the wanted blocks of (r, x, P y), the result and the solver's stats."""
+    if wanted.projection and problem.independent_columns:  # P = I
+        rest = wanted._replace(projection=False)
+        out, result, stats = apply_saddle_point(problem, rhs, rest)
+        return out._replace(projection=rhs.projection), result, stats
     solver = problem.solver
     wanted = _without_zeros(problem, rhs, wanted)
     if isinstance(solver, QR):
@@ -121,6 +127,7 @@ def _without_zeros(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
 
 def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     """A = QR, or B = A^H = QR: c = Q^H v − R^-H w, x = R^-1 c, r = v − Q c."""
+    check_options(solver, problem.options)
     state = problem.state
     data, unknown = state.structures.value
     if problem.from_adjoint:
@@ -141,6 +148,7 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
 
 def _svd(solver: SVD, problem: Problem, rhs: Blocks, wanted: Blocks):
     """A = U S V^H: c = U^H v − S^-1 V^H w, x = V S^-1 c, r = v − U c; P = V V^H."""
+    check_options(solver, problem.options)
     state = problem.state
     data, unknown = state.structures.value
     v = None if rhs.data is None else data.ravel(rhs.data)

@@ -37,7 +37,7 @@ def as_inexact(array, what: str) -> Inexact[Array, "..."]:
     """Returns `array` as a floating or complex JAX array, converting integers."""
     try:
         array = jnp.asarray(array)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(
             f"`{what}` got {type(array).__name__}, which is no array of numbers. Pass "
             "floating-point or complex numbers."

@@ -5,6 +5,7 @@ import equinox.internal as eqxi
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .._misc import check_options, tree_conj
 from .qr import QR
 from .svd import SVD
 
@@ -33,8 +34,10 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
 
     - `well_posed`: `True`, `False` or `None`, as above; no default.
 
-    **Raises:** `ValueError` for any other value, or a non-square operator under
-    `well_posed=True`.
+    Takes no `options`, as none of these solvers does.
+
+    **Raises:** `ValueError` for any other value, a non-square operator under
+    `well_posed=True`, or an option.
     """
 
     well_posed: bool | None
@@ -75,12 +78,14 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> AutoState:
+        check_options(self, options)
         solver = self.select_solver(operator)
         return AutoState(eqxi.Static(solver), solver.init(operator, options))
 
     def compute(
         self, state: AutoState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        check_options(self, options)
         return state.solver.value.compute(state.state, vector, options)
 
     def transpose(self, state: AutoState, options: dict[str, Any]):
@@ -88,7 +93,10 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         return AutoState(state.solver, transposed), options
 
     def conj(self, state: AutoState, options: dict[str, Any]):
-        conjugated, options = state.solver.value.conj(state.state, options)
+        # Entry by entry, as each state it may hold allows. Not by `solver.conj`: that of
+        # `lineax.LU` flips its transpose flag (lineax 0.1.1).
+        arrays, rest = eqx.partition(state.state, eqx.is_inexact_array)
+        conjugated = eqx.combine(tree_conj(arrays), rest)
         return AutoState(state.solver, conjugated), options
 
     def assume_full_rank(self) -> bool:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Integer, PyTree, Real, Scalar
-from lineax.internal import max_norm, tree_dot
+from lineax.internal import max_norm, tree_dot, two_norm
 
 from .._misc import (
     all_finite,
     check_options,
     check_square,
+    first_failure,
     is_zero,
     Structure,
     tree_add,
@@ -39,93 +40,31 @@ class CGState(eqx.Module):
     negated: eqxi.Static
 
 
+class _System(eqx.Module):
+    """A y = vector + A offset, from the guess `y0`; `None` is zero, or the identity."""
+
+    operator: lx.AbstractLinearOperator
+    vector: PyTree[Array]
+    preconditioner: lx.AbstractLinearOperator | None = None
+    y0: PyTree[Array] | None = None
+    offset: PyTree[Array] | None = None
+    to_floor: Bool[Array, ""] | None = None  # whether to go on until rounding stops it
+
+
 class _Iterate(eqx.Module):
     solution: PyTree[Array]
-    residual: PyTree[Array]
+    residual: PyTree[Array]  # as all images of A, in multiples of `unit`
     reference: PyTree[Array]  # the right-hand side that `rtol` refers to
+    unit: Real[Array, ""]  # its largest entry: no product over- or underflows
     direction: PyTree[Array]
     step_size: Real[Array, ""]  # the last change of x is step_size * direction
     gamma: Real[Array, ""]  # <M r, r>
-    length: Real[Array, ""]  # <p, M^-1 p>
-    curvature: Real[Array, ""]  # the largest <p, A p> / <p, M^-1 p> so far
+    length: Real[Array, ""]  # of the direction before it was scaled to one
+    curvature: Real[Array, ""]  # the largest <p, A p> so far
+    travelled: Real[Array, ""]  # the sum of the lengths of the steps
     definite: Bool[Array, ""]
+    resting: Bool[Array, ""]  # no step is left that rounding would not drown
     step: Integer[Array, ""]
-
-
-class _System(eqx.Module):
-    """A y = vector + A offset, and one iteration on it; `None` is zero or identity."""
-
-    operator: lx.AbstractLinearOperator
-    preconditioner: lx.AbstractLinearOperator | None
-    vector: PyTree[Array]
-    y0: PyTree[Array] | None
-    offset: PyTree[Array] | None
-    stabilise_every: int | None = eqx.field(static=True)
-
-    def start(self) -> _Iterate:
-        vector = self.vector
-        zeros = jtu.tree_map(jnp.zeros_like, vector)
-        infinity = jnp.full_like(tree_dot(vector, vector).real, jnp.inf)
-        return _Iterate(
-            solution=zeros if self.y0 is None else self.y0,
-            residual=vector,
-            reference=vector,
-            direction=zeros,
-            step_size=infinity,
-            gamma=infinity,
-            length=jnp.zeros_like(infinity),
-            curvature=jnp.zeros_like(infinity),
-            definite=jnp.array(True),
-            step=jnp.array(0),
-        )
-
-    def advance(self, iterate: _Iterate) -> _Iterate:
-        residual = self._residual(iterate)
-        reference = iterate.reference
-        if self.offset is not None:
-            reference = tree_where(iterate.step == 0, residual, reference)
-        preconditioner = self.preconditioner
-        z = residual if preconditioner is None else preconditioner.mv(residual)
-        gamma = tree_dot(z, residual).real
-        beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
-        direction = tree_add(z, tree_scale(beta, iterate.direction))
-        length = gamma + beta**2 * iterate.length  # as <r, p_previous> = 0
-        image = self.operator.mv(direction)
-        product = tree_dot(direction, image).real
-        curvature = jnp.where(length > 0, product / length, product)
-        largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
-        # A direction in the null space, up to rounding: no step along it.
-        flat = jnp.abs(curvature) <= 10 * jnp.finfo(largest.dtype).eps * largest
-        upward = (curvature > 0) & ~flat
-        alpha = jnp.where(upward, gamma / product, 0)
-        return _Iterate(
-            solution=tree_add(iterate.solution, tree_scale(alpha, direction)),
-            residual=tree_sub(residual, tree_scale(alpha, image)),
-            reference=reference,
-            direction=direction,
-            step_size=jnp.where(upward | flat, alpha, jnp.inf),
-            gamma=gamma,
-            length=length,
-            curvature=largest,
-            definite=upward | (flat & (gamma == 0)),
-            step=iterate.step + 1,
-        )
-
-    def _residual(self, iterate: _Iterate) -> PyTree[Array]:
-        """The residual at the start of an iteration, recomputed if it is time."""
-        every = self.stabilise_every
-        if every is None and self.y0 is None:
-            return iterate.residual
-        step = eqxi.unvmap_max(iterate.step)  # one branch for a whole batch
-        due = step == 0 if every is None else step % every == 0
-        if self.y0 is None:
-            due = due & (step > 0)
-
-        def recompute():
-            image = self.operator.mv(tree_sub(iterate.solution, self.offset))
-            return tree_sub(self.vector, image)
-
-        return lax.cond(eqxi.nonbatchable(due), recompute, lambda: iterate.residual)
 
 
 class CG(lx.AbstractLinearSolver[CGState]):
@@ -237,9 +176,8 @@ class CG(lx.AbstractLinearSolver[CGState]):
         if state.negated.value:
             vector = tree_neg(vector)
         if self.well_posed:
-            solution, result, num_steps = self._run(
-                state.operator, preconditioner, vector, y0, None
-            )
+            system = _System(state.operator, vector, preconditioner, y0)
+            solution, result, num_steps = self._run(system)
         else:
             if preconditioner is not None or y0 is not None:
                 raise ValueError(_not_well_posed_message)
@@ -250,52 +188,136 @@ class CG(lx.AbstractLinearSolver[CGState]):
     def _run_projected(self, operator, vector):
         """A†b for any b: A p = A b gives p = A A†b, then A x = p is consistent.
 
-        A loop of two passes, so that `operator.mv` is traced no more often.
+        The first run goes down to rounding, for what it leaves the second cannot mend. A
+        loop of two passes, so that `operator.mv` is traced no more often.
         """
 
         def one_pass(carry, is_first):
             (previous, result), steps = carry
             zeros = jtu.tree_map(jnp.zeros_like, previous)
-            vector = tree_where(is_first, zeros, previous)
-            offset = tree_where(is_first, previous, zeros)
-            solution, new_result, new_steps = self._run(
-                operator, None, vector, zeros, offset
+            system = _System(
+                operator,
+                vector=tree_where(is_first, zeros, previous),
+                y0=zeros,
+                offset=tree_where(is_first, previous, zeros),
+                to_floor=is_first,
             )
-            failed = result != lx.RESULTS.successful
-            result = lx.RESULTS.where(failed, result, new_result)
-            return ((solution, result), steps + new_steps), None
+            solution, new_result, new_steps = self._run(system)
+            return (
+                (solution, first_failure(result, new_result)),
+                steps + new_steps,
+            ), None
 
         passes = jnp.array([True, False])
         init = ((vector, lx.RESULTS.successful), jnp.array(0))
         ((solution, result), steps), _ = lax.scan(one_pass, init, passes)
         return solution, result, steps
 
-    def _run(self, operator, preconditioner, vector, y0, offset):
-        """CG on A y = vector + A offset from the guess `y0`; `None` is zero."""
-        size = sum(leaf.size for leaf in jtu.tree_leaves(vector))
+    def _run(self, system: _System):
+        size = sum(leaf.size for leaf in jtu.tree_leaves(system.vector))
         max_steps = 10 * size if self.max_steps is None else self.max_steps
-        system = _System(
-            operator, preconditioner, vector, y0, offset, self.stabilise_every
-        )
 
         def keep_going(iterate):
-            going = (iterate.step < max_steps) & iterate.definite & (iterate.gamma > 0)
-            return going & ~self._converged(iterate)
+            going = (iterate.step < max_steps) & iterate.definite & ~iterate.resting
+            return going & (iterate.gamma > 0) & ~self._converged(system, iterate)
 
-        advance = lambda iterate: system.advance(iterate)  # a method would be hashed
-        final = lax.while_loop(keep_going, advance, system.start())
-        result = self._result(final, final.step >= max_steps)
+        final = lax.while_loop(
+            keep_going, lambda iterate: self._advance(system, iterate), _start(system)
+        )
+        result = self._result(system, final, final.step >= max_steps)
         return final.solution, result, final.step
 
-    def _converged(self, iterate: _Iterate) -> Bool[Array, ""]:
+    def _advance(self, system: _System, iterate: _Iterate) -> _Iterate:
+        residual = self._residual(system, iterate)
+        reference, unit = iterate.reference, iterate.unit
+        if system.offset is not None:
+            first = (iterate.step == 0) & is_zero(system.vector)
+            reference = tree_where(first, residual, reference)
+            unit = jnp.where(first, _unit(residual), unit)
+            residual = tree_where(first, tree_scale(1 / unit, residual), residual)
+        preconditioner = system.preconditioner
+        z = residual if preconditioner is None else preconditioner.mv(residual)
+        gamma = tree_dot(z, residual).real
+        beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
+        # The direction p is scaled to length one, <p, M^-1 p> = 1.
+        tail = beta * iterate.length
+        length = jnp.sqrt(gamma + tail**2)  # as <r, p_previous> = 0
+        shrink = jnp.where(length > 0, 1 / length, 0)
+        direction = tree_scale(shrink, tree_add(z, tree_scale(tail, iterate.direction)))
+        image = tree_scale(1 / unit, system.operator.mv(direction))
+        curvature = tree_dot(direction, image).real
+        largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
+        # A direction in the null space, up to rounding: no step along it.
+        flat = jnp.abs(curvature) <= 10 * jnp.finfo(largest.dtype).eps * largest
+        resting = flat | self._at_floor(system, iterate, residual, gamma, largest)
+        definite = (curvature > 0) | resting
+        step_size = jnp.where(definite & ~resting, gamma * shrink / curvature, 0)
+        return _Iterate(
+            solution=tree_add(iterate.solution, tree_scale(step_size, direction)),
+            residual=tree_sub(residual, tree_scale(step_size, image)),
+            reference=reference,
+            unit=unit,
+            direction=direction,
+            step_size=jnp.where(definite, step_size, jnp.inf),
+            gamma=gamma,
+            length=length,
+            curvature=largest,
+            travelled=iterate.travelled + step_size,
+            definite=definite,
+            resting=resting,
+            step=iterate.step + 1,
+        )
+
+    def _at_floor(self, system, iterate, residual, gamma, largest) -> Bool[Array, ""]:
+        """Whether the residual is the rounding of A x and b, and good enough.
+
+        A step along it would go anywhere in the null space of a singular A.
+        """
+        if system.preconditioner is not None:
+            return jnp.array(False)
+        reach = iterate.travelled
+        for start in (system.y0, system.offset):
+            reach = reach if start is None else reach + two_norm(start)
+        scale = largest * reach + two_norm(system.vector) / iterate.unit
+        floor = jnp.sqrt(gamma) <= 100 * jnp.finfo(gamma.dtype).eps * scale
+        if not self._has_tolerance:
+            return floor & (False if system.to_floor is None else system.to_floor)
+        good = self._residual_met(iterate, residual)
+        return floor & (good if system.to_floor is None else good | system.to_floor)
+
+    def _residual(self, system: _System, iterate: _Iterate) -> PyTree[Array]:
+        """The residual at the start of an iteration, recomputed if it is time."""
+        every = self.stabilise_every
+        if every is None and system.y0 is None:
+            return iterate.residual
+        step = eqxi.unvmap_max(iterate.step)  # one branch for a whole batch
+        due = step == 0 if every is None else step % every == 0
+        if system.y0 is None:
+            due = due & (step > 0)
+
+        def recompute():
+            image = system.operator.mv(tree_sub(iterate.solution, system.offset))
+            residual = tree_sub(system.vector, image)
+            return tree_scale(1 / iterate.unit, residual)
+
+        return lax.cond(eqxi.nonbatchable(due), recompute, lambda: iterate.residual)
+
+    def _residual_met(self, iterate: _Iterate, residual) -> Bool[Array, ""]:
+        residual = tree_scale(iterate.unit, residual)
+        return self._error(residual, iterate.reference) <= 1
+
+    def _converged(self, system: _System, iterate: _Iterate) -> Bool[Array, ""]:
         if not self._has_tolerance:
             return jnp.array(False)
         difference = tree_scale(iterate.step_size, iterate.direction)
-        return (
+        met = (
             jnp.isfinite(iterate.step_size)
-            & (self._error(iterate.residual, iterate.reference) <= 1)
+            & self._residual_met(iterate, iterate.residual)
             & (self._error(difference, iterate.solution) <= 1)
         )
+        if system.to_floor is None:
+            return met
+        return jnp.where(system.to_floor, iterate.resting, met)
 
     def _error(self, error, scale):
         """`norm(error / (atol + rtol |scale|))`, in which 0 / 0 is no error."""
@@ -308,9 +330,9 @@ class CG(lx.AbstractLinearSolver[CGState]):
 
         return self.norm(jtu.tree_map(quotient, error, scale))
 
-    def _result(self, final: _Iterate, exhausted) -> lx.RESULTS:
+    def _result(self, system: _System, final: _Iterate, exhausted) -> lx.RESULTS:
         results = lx.RESULTS
-        met = self._converged(final) | is_zero(final.residual)
+        met = self._converged(system, final) | is_zero(final.residual)
         if not self._has_tolerance:
             out = results.successful
         elif self.max_steps is None:
@@ -338,3 +360,31 @@ class CG(lx.AbstractLinearSolver[CGState]):
 
     def assume_full_rank(self) -> bool:
         return self.well_posed
+
+
+def _start(system: _System) -> _Iterate:
+    vector = system.vector
+    zeros = jtu.tree_map(jnp.zeros_like, vector)
+    unit = _unit(vector)
+    infinity = jnp.full_like(unit, jnp.inf)
+    zero = jnp.zeros_like(unit)
+    return _Iterate(
+        solution=zeros if system.y0 is None else system.y0,
+        residual=tree_scale(1 / unit, vector),
+        reference=vector,
+        unit=unit,
+        direction=zeros,
+        step_size=infinity,
+        gamma=infinity,
+        length=zero,
+        curvature=zero,
+        travelled=zero,
+        definite=jnp.array(True),
+        resting=jnp.array(False),
+        step=jnp.array(0),
+    )
+
+
+def _unit(vector: PyTree[Array]) -> Real[Array, ""]:
+    largest = max_norm(vector)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)

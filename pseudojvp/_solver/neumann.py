@@ -55,8 +55,9 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     `atol + rtol * |x|` in every entry, and reports `max_steps_reached` if it never was.
     The loop ends early, with `RESULTS.breakdown`, when a term is not finite or its norm
     is 1/√eps times that of the first (half of the digits are gone); also with
-    `breakdown` if the last term is larger than the first. `stats["num_steps"]` is the
-    index k of the last term computed, `stats["max_steps"]` is `num_terms`.
+    `breakdown` if the last term is larger than the first and no tolerance was met.
+    `stats["num_steps"]` is the index k of the last term computed, `stats["max_steps"]` is
+    `num_terms`.
 
     Derivatives are those of A†b with the series in the place of A† throughout: with
     respect to b exactly the series and its adjoint, with respect to A up to the
@@ -248,11 +249,11 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     def _result(self, final: _Sum) -> lx.RESULTS:
         results = lx.RESULTS
         out = results.max_steps_reached if self._has_tolerance else results.successful
-        out = results.where(final.met, results.successful, out)
         # A part of b outside the range of A leaves terms of constant norm.
         rounding = jnp.sqrt(jnp.finfo(final.norm.dtype).eps)
         grown = ~(final.norm <= final.first_norm * (1 + rounding))
-        return results.where(grown, results.breakdown, out)
+        out = results.where(grown, results.breakdown, out)
+        return results.where(final.met, results.successful, out)
 
     def transpose(self, state: NeumannState, options: dict[str, Any]):
         return self._map(state, options, lambda operator: operator.transpose())

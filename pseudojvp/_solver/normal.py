@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._misc import adjoint, Structure
+from .._misc import adjoint, check_options, Structure
 from .auto import AutoLinearSolver
 from .qr import QR
 from .svd import SVD
@@ -61,7 +61,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     - `y0`: first guess of x. The inner solver gets y0 (tall) or M^H y0 (wide; zero
         without M). Primal solve only.
 
-    Any other option is passed on, and the inner solver decides.
+    A dense inner solver takes neither. Any other option is passed on to an inner solver
+    that is not lineax's, which decides.
 
     **Arguments:**
 
@@ -143,6 +144,10 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         return structure.unravel(vector) if self._dense else vector
 
     def inner_options(self, tall: bool, options: dict[str, Any]) -> dict[str, Any]:
+        if self._dense:
+            check_options(self, options)
+        elif isinstance(self.inner_solver, lx.CG | lx.GMRES | lx.BiCGStab):
+            check_options(self, options, ("preconditioner", "y0"))  # they do not
         inner = dict(options)
         preconditioner = options.get("preconditioner")
         if not tall:

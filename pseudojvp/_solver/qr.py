@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax.lax.linalg as jll
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Bool, Inexact, PyTree
+from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._misc import check_options, Structure
 
@@ -54,6 +55,7 @@ class QRState(eqx.Module):
 
     reflectors: Inexact[Array, "long short"]
     taus: Inexact[Array, " short"]
+    rcond: Real[Array, ""]
     wide: eqxi.Static
     structures: eqxi.Static
 
@@ -72,17 +74,35 @@ class QRState(eqx.Module):
         r = self.reflectors[: self.taus.size]
         return jsl.solve_triangular(r, short, trans="C" if adjoint else "N")
 
-    def full_rank(self) -> Bool[Array, ""]:
-        """Whether no pivot of R is negligible: false for NaN too."""
-        if self.taus.size == 0:
-            return jnp.array(True)
-        r = self.reflectors[: self.taus.size]
-        pivots = jnp.abs(jnp.diagonal(r))
-        threshold = jnp.finfo(r.dtype).eps * max(self.reflectors.shape)
-        # Finite column means see every entry, in one cheap product.
-        weights = jnp.full(self.taus.size, 1 / self.taus.size, r.dtype)
-        finite = jnp.all(jnp.isfinite(weights @ r))
-        return finite & (jnp.min(pivots) > threshold * jnp.max(pivots))
+    def conj(self) -> "QRState":
+        return QRState(
+            self.reflectors.conj(),
+            self.taus.conj(),
+            self.rcond,
+            self.wide,
+            self.structures,
+        )
+
+
+def _reciprocal_condition(matrix, r) -> Real[Array, ""]:
+    """An estimate of σ_min / ‖.‖_F of R with its columns scaled to length one.
+
+    Two steps of inverse iteration on its Gram matrix, from a fixed vector: four
+    triangular solves. Scaled, because QR is indifferent to the units of the columns. Zero
+    if an entry of `matrix`, of which R is a factor, is not finite.
+    """
+    size = r.shape[0]
+    peak = jnp.max(jnp.abs(matrix))
+    lengths = peak * jnp.linalg.norm(matrix / peak.astype(matrix.dtype), axis=0)
+    scale = lengths.astype(r.dtype)
+    vector = jnp.cos(1 + jnp.arange(size, dtype=peak.dtype) ** 2).astype(r.dtype)
+    for _ in range(2):
+        vector = vector / jnp.linalg.norm(vector).astype(r.dtype)
+        vector = jsl.solve_triangular(r, scale * vector, trans="C")
+        vector = scale * jsl.solve_triangular(r, vector)
+    smallest = 1 / jnp.sqrt(jnp.linalg.norm(vector))
+    rcond = smallest / math.sqrt(size)
+    return jnp.where(jnp.isfinite(rcond), rcond, 0)
 
 
 class QR(lx.AbstractLinearSolver[QRState]):
@@ -91,9 +111,10 @@ class QR(lx.AbstractLinearSolver[QRState]):
     The solution is the pseudoinverse solution A†b: of A x = b when `operator` is square,
     of min ‖A x − b‖ when it is tall, of minimum norm when it is wide.
 
-    A pivot of R below `eps * max(rows, cols)` times the largest one means that A is not
-    of full rank to working precision: the result is then `RESULTS.singular`. Use
-    [`pseudojvp.SVD`][] where the rank may be deficient.
+    A is not of full rank to working precision if the reciprocal condition number of its
+    scaled columns (of its scaled rows, if A is wide) is at most `eps * max(rows, cols)`.
+    It is estimated from R at O(n²) cost, once a factorisation, and the result is then
+    `RESULTS.singular`. Use [`pseudojvp.SVD`][] where the rank may be deficient.
 
     Takes no `options`. Real and complex. Cost: one factorisation, 2mn² flops; then one
     application of the factors (Q and R once each) a solve, one more for a JVP and one
@@ -103,7 +124,7 @@ class QR(lx.AbstractLinearSolver[QRState]):
     **Raises:** `ValueError` at trace time for an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 5.3.2
-    (tall) and 5.6.2 (wide).
+    (tall), 5.6.2 (wide) and 3.5.4 (condition estimation).
     """
 
     def init(
@@ -120,7 +141,17 @@ class QR(lx.AbstractLinearSolver[QRState]):
         if wide:
             matrix = matrix.conj().T
         reflectors, taus = jnp.linalg.qr(matrix, mode="raw")
-        return QRState(reflectors.mT, taus, eqxi.Static(wide), eqxi.Static(structures))
+        reflectors = reflectors.mT
+        if taus.size == 0:
+            rcond = jnp.ones((), jnp.finfo(matrix.dtype).dtype)
+        else:
+            rcond = _reciprocal_condition(matrix, reflectors[: taus.size])
+            # Always true. Batched LAPACK calls without a data dependency can deadlock on
+            # the CPU (jaxlib 0.10.2): Q waits for the estimate.
+            taus = jnp.where(rcond >= 0, taus, jnp.nan)
+        return QRState(
+            reflectors, taus, rcond, eqxi.Static(wide), eqxi.Static(structures)
+        )
 
     def compute(
         self, state: QRState, vector: PyTree[Array], options: dict[str, Any]
@@ -135,26 +166,26 @@ class QR(lx.AbstractLinearSolver[QRState]):
         return in_structure.unravel(solution), self.result(state), {}
 
     def result(self, state: QRState) -> lx.RESULTS:
+        cutoff = jnp.finfo(state.reflectors.dtype).eps * max(state.reflectors.shape)
         return lx.RESULTS.where(
-            state.full_rank(), lx.RESULTS.successful, lx.RESULTS.singular
+            state.rcond > cutoff, lx.RESULTS.successful, lx.RESULTS.singular
         )
 
     def transpose(self, state: QRState, options: dict[str, Any]):
         # A = QR gives (A^T)^H = conj(Q) conj(R), and the same from A^H = QR.
         out_structure, in_structure = state.structures.value
+        conjugated = state.conj()
         transposed = QRState(
-            state.reflectors.conj(),
-            state.taus.conj(),
+            conjugated.reflectors,
+            conjugated.taus,
+            state.rcond,
             eqxi.Static(not state.wide.value),
             eqxi.Static((in_structure, out_structure)),
         )
         return transposed, options
 
     def conj(self, state: QRState, options: dict[str, Any]):
-        conjugated = QRState(
-            state.reflectors.conj(), state.taus.conj(), state.wide, state.structures
-        )
-        return conjugated, options
+        return state.conj(), options
 
     def assume_full_rank(self) -> bool:
         return True

@@ -80,7 +80,11 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
             Structure.of(operator.in_structure()),
         )
         matrix = operator.as_matrix()
+        # LAPACK's `gesdd` can loop for ever on an Inf.
+        finite = jnp.all(jnp.isfinite(matrix))
+        matrix = jnp.where(finite, matrix, 0)
         u, singular_values, vh = jsl.svd(matrix, full_matrices=False)
+        singular_values = jnp.where(finite, singular_values, jnp.nan)
         dtype = singular_values.dtype
         eps = jnp.finfo(dtype).eps
         if self.rcond is None:
@@ -102,7 +106,6 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         return in_structure.unravel(solution), self.result(state), self.stats(state)
 
     def result(self, state: SVDState) -> lx.RESULTS:
-        # The SVD of a matrix with a NaN or an Inf is NaN throughout.
         finite = jnp.all(jnp.isfinite(state.singular_values))
         return lx.RESULTS.where(finite, lx.RESULTS.successful, lx.RESULTS.singular)
 
