@@ -1,0 +1,89 @@
+"""The Python code blocks of README and documentation run, and print what they say."""
+
+import ast
+import contextlib
+import io
+import pathlib
+import re
+import types
+
+import pytest
+
+import pseudojvp
+
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_FENCE = re.compile(
+    r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+
+
+def _blocks(page: pathlib.Path) -> list[str]:
+    """Each block with the lines above it left blank, for line numbers in tracebacks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = []
+    for match in _FENCE.finditer(text):
+        indent = len(match["indent"])
+        code = "".join(line[indent:] or "\n" for line in match["code"].splitlines(True))
+        blocks.append("\n" * text.count("\n", 0, match.start("code")) + code)
+    return blocks
+
+
+def _promised_output(code: str) -> list[str]:
+    """The comments behind the calls of `print`, one a call."""
+    lines = code.splitlines()
+    ends = [
+        node.end_lineno
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+    ]
+    return [lines[end - 1].partition("  # ")[2] for end in sorted(ends)]
+
+
+_PAGES = [
+    page
+    for page in (_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md")))
+    if _blocks(page)
+]
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def test_code_blocks_of_a_page_run_in_order_and_print_what_they_say(page):
+    namespace = {"__name__": page.stem}
+    printed, promised = io.StringIO(), []
+    for code in _blocks(page):
+        promised += _promised_output(code)
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, str(page), "exec"), namespace)
+    assert printed.getvalue().splitlines() == promised
+
+
+def test_pages_with_code_are_found():
+    found = {page.name for page in _PAGES}
+    assert found >= {"README.md", "index.md", "choosing.md", "faq.md"}
+
+
+def test_every_public_name_has_an_entry_in_the_api_page():
+    public = {
+        name
+        for name, value in vars(pseudojvp).items()
+        if not (name.startswith("_") or isinstance(value, types.ModuleType))
+    }
+    api = (_ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"(?:^::: |`)pseudojvp\.(\w+)", api, re.MULTILINE))
+    assert documented - {"_primitive"} == public
+
+
+def test_readme_has_the_two_set_up_commands_on_lines_of_their_own():
+    lines = (_ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    example = 'pip install -e ".[examples]" && python examples/variable_projection.py'
+    assert lines.count(example) == 1
+    assert lines.count('pip install -e ".[tests]" && pytest') == 1
+
+
+def test_ci_takes_the_test_command_from_the_readme():
+    script = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    [pattern] = re.findall(r"grep -m 1 -E '([^']+)' README\.md", script)
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(pattern, readme, re.MULTILINE)
+    assert found == ['pip install -e ".[tests]" && pytest']

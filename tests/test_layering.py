@@ -1,0 +1,152 @@
+"""The layers of `docs/architecture.md`: its table is read and the imports checked."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_PACKAGE = _ROOT / "pseudojvp"
+_MODULES = sorted(
+    path.relative_to(_PACKAGE).as_posix() for path in _PACKAGE.rglob("*.py")
+)
+_each_module = pytest.mark.parametrize("module", _MODULES)
+
+
+def _layers() -> dict[str, int]:
+    """The module paths in the table of layers, with the number of their row."""
+    page = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", page, re.MULTILINE)
+    return {
+        module: int(layer)
+        for layer, cell in rows
+        for module in re.findall(r"`([^`]+\.py)`", cell)
+    }
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse((_PACKAGE / module).read_text(encoding="utf-8"))
+
+
+def _imports(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
+def _path_of(dotted: pathlib.PurePosixPath) -> str:
+    """The file of a module or of a package, relative to the package."""
+    as_module = dotted.with_suffix(".py").as_posix() if dotted.name else ""
+    return as_module if as_module in _MODULES else (dotted / "__init__.py").as_posix()
+
+
+def _internal_imports(module: str) -> set[str]:
+    """The files of this package that `module` imports from."""
+    found = set()
+    for node in _imports(_tree(module)):
+        if isinstance(node, ast.Import) or node.level == 0:
+            continue
+        base = pathlib.PurePosixPath(module)
+        for _ in range(node.level):
+            base = base.parent
+        base = base.joinpath(*(node.module or "").split("."))
+        for alias in node.names:
+            submodule = (base / f"{alias.name}.py").as_posix()
+            found.add(submodule if submodule in _MODULES else _path_of(base))
+    return found
+
+
+def _external_names(tree: ast.AST) -> set[str]:
+    """Dotted names of what is imported from other packages."""
+    names = set()
+    for node in _imports(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_table_of_layers_lists_every_module_and_no_other():
+    assert sorted(_layers()) == _MODULES
+
+
+def test_imports_are_found_at_all():
+    assert "_solver/__init__.py" in _internal_imports("_saddle_point.py")
+    assert "_misc.py" in _internal_imports("_solver/qr.py")
+    assert "_operator/as_operator.py" in _internal_imports("_linear_solve.py")
+
+
+@_each_module
+def test_module_imports_only_from_rows_above_its_own(module):
+    layers = _layers()
+    below = {name for name in _internal_imports(module) if layers[name] >= layers[module]}
+    assert below == set()
+
+
+@_each_module
+def test_module_imports_its_own_package_by_relative_imports_only(module):
+    roots = {name.split(".")[0] for name in _external_names(_tree(module))}
+    assert "pseudojvp" not in roots
+
+
+@_each_module
+def test_module_has_no_import_inside_a_function(module):
+    functions = [
+        node
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    assert [node.lineno for f in functions for node in _imports(f)] == []
+
+
+@_each_module
+def test_module_takes_nothing_private_from_other_packages(module):
+    tree = _tree(module)
+    imported = {
+        name
+        for name in _external_names(tree)
+        if any(part.startswith("_") for part in name.split("."))
+    }
+    reached = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if re.match(r"(jax|lx|lineax|eqx|eqxi|equinox|optimistix)\._", name):
+                reached.add(name)
+    assert (imported, reached) == (set(), set())
+
+
+@_each_module
+def test_module_assigns_to_no_attribute_or_item_on_import(module):
+    targets = [
+        target
+        for node in _tree(module).body
+        if isinstance(node, ast.Assign | ast.AugAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    assert [ast.unparse(t) for t in targets if not isinstance(t, ast.Name)] == []
+
+
+def test_importing_the_package_changes_neither_jax_settings_nor_the_environment():
+    script = """
+import os, warnings
+import jax, lineax, numpy, optimistix
+before = dict(jax.config.values), dict(os.environ), list(warnings.filters)
+import pseudojvp
+after = dict(jax.config.values), dict(os.environ), list(warnings.filters)
+print(before == after)
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=True,
+        env=environment,
+        text=True,
+        timeout=120,
+    )
+    assert process.stdout.strip() == "True"

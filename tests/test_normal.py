@@ -1,0 +1,237 @@
+"""What `Normal` promises, for every inner solver, against dense NumPy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import pseudojvp as pj
+
+
+SUCCESSFUL = lx.RESULTS.successful
+PSD = lx.positive_semidefinite_tag
+CG = pj.CG(1e-12, 1e-12, max_steps=200)
+DEFICIENT = {"tall": (5, 3, 2), "wide": (3, 5, 2)}
+
+dtypes = pytest.mark.parametrize("dtype", [float, complex], ids=["real", "complex"])
+deficient_shapes = pytest.mark.parametrize(
+    ("rows", "cols", "rank"), DEFICIENT.values(), ids=DEFICIENT.keys()
+)
+tall_or_wide = pytest.mark.parametrize("shape", [(5, 3), (3, 5)], ids=["tall", "wide"])
+
+
+def _normal_entries(rng, shape, dtype):
+    real = rng.standard_normal(shape)
+    return real + 1j * rng.standard_normal(shape) if dtype is complex else real
+
+
+def _matrix(rows, cols, rank, dtype):
+    """A matrix with singular values between 1 and 3."""
+    rng = np.random.default_rng(2)
+    left, _ = np.linalg.qr(_normal_entries(rng, (rows, rank), dtype))
+    right, _ = np.linalg.qr(_normal_entries(rng, (cols, rank), dtype))
+    return (left * np.linspace(1, 3, rank)) @ right.conj().T
+
+
+def _vector(size, dtype):
+    return _normal_entries(np.random.default_rng(3), (size,), dtype)
+
+
+def _solve_and_compare(matrix, solver, operator=None):
+    operator = (
+        lx.MatrixLinearOperator(jnp.asarray(matrix)) if operator is None else operator
+    )
+    b = _vector(matrix.shape[0], complex if np.iscomplexobj(matrix) else float)
+    solution = pj.linear_solve(operator, b, solver, throw=False)
+    assert solution.result == SUCCESSFUL
+    np.testing.assert_allclose(
+        solution.value, np.linalg.pinv(matrix, rcond=1e-8) @ b, rtol=1e-9, atol=1e-10
+    )
+    return solution
+
+
+@tall_or_wide
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lx.Cholesky(),
+        lx.LU(),
+        pj.QR(),
+        lx.QR(),
+        pj.SVD(),
+        lx.SVD(),
+        pj.AutoLinearSolver(True),
+        lx.AutoLinearSolver(True),
+        CG,
+        lx.CG(1e-12, 1e-12, max_steps=200),
+    ],
+    ids=lambda inner: f"{type(inner).__module__.split('.')[0]}.{type(inner).__name__}",
+)
+def test_every_inner_solver_gives_the_pseudoinverse_solution(inner, shape):
+    _solve_and_compare(_matrix(*shape, min(shape), complex), pj.Normal(inner))
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
+)
+def test_real_operator_gets_a_real_pseudoinverse_solution(shape):
+    matrix = _matrix(*shape, min(shape), float)
+    solution = _solve_and_compare(matrix, pj.Normal(lx.Cholesky()))
+    assert solution.value.dtype == float
+
+
+@dtypes
+def test_square_operator_is_solved_as_tall(dtype):
+    _solve_and_compare(_matrix(4, 4, 4, dtype), pj.Normal(CG))
+
+
+@deficient_shapes
+@pytest.mark.parametrize(
+    "inner",
+    [
+        pj.SVD(1e-8),
+        lx.SVD(1e-8),
+        pj.CG(1e-10, 1e-10, max_steps=200),
+        pj.CG(1e-10, 1e-10, max_steps=200, well_posed=False),
+        pj.Neumann(1000, scale=0.1, rtol=1e-12),
+    ],
+    ids=["SVD", "lx.SVD", "CG", "CG-singular", "Neumann"],
+)
+def test_rank_deficient_operator_gives_the_pseudoinverse_solution(
+    inner, rows, cols, rank
+):
+    matrix = _matrix(rows, cols, rank, complex)
+    b = matrix @ _vector(cols, complex)  # in the range, which wide inner systems need
+    solution = pj.linear_solve(jnp.asarray(matrix), b, pj.Normal(inner), throw=False)
+    assert solution.result == SUCCESSFUL
+    expected = np.linalg.pinv(matrix, rcond=1e-8) @ b
+    np.testing.assert_allclose(solution.value, expected, rtol=1e-8, atol=1e-9)
+
+
+@deficient_shapes
+@pytest.mark.parametrize(
+    "inner",
+    [pj.SVD(1e-8), pj.CG(1e-10, 1e-10, max_steps=200, well_posed=False)],
+    ids=["SVD", "CG-singular"],
+)
+def test_semidefinite_inner_solver_takes_an_inconsistent_vector(inner, rows, cols, rank):
+    _solve_and_compare(_matrix(rows, cols, rank, complex), pj.Normal(inner))
+
+
+class _MatrixFree(lx.AbstractLinearOperator):
+    """A matrix that refuses to be materialised, in every form."""
+
+    matrix: jax.Array
+
+    def mv(self, vector):
+        return self.matrix @ vector
+
+    def as_matrix(self):
+        raise AssertionError("a matrix-free operator was materialised")
+
+    def transpose(self):
+        return _MatrixFree(self.matrix.T)
+
+    def in_structure(self):
+        return jax.ShapeDtypeStruct((self.matrix.shape[1],), self.matrix.dtype)
+
+    def out_structure(self):
+        return jax.ShapeDtypeStruct((self.matrix.shape[0],), self.matrix.dtype)
+
+
+@lx.linearise.register(_MatrixFree)
+def _(operator):
+    return operator
+
+
+@lx.conj.register(_MatrixFree)
+def _(operator):
+    return _MatrixFree(operator.matrix.conj())
+
+
+for _check in (
+    lx.has_unit_diagonal,
+    lx.is_diagonal,
+    lx.is_lower_triangular,
+    lx.is_negative_semidefinite,
+    lx.is_positive_semidefinite,
+    lx.is_symmetric,
+    lx.is_tridiagonal,
+    lx.is_upper_triangular,
+):
+    _check.register(_MatrixFree, lambda operator: False)
+
+
+@tall_or_wide
+@pytest.mark.parametrize(
+    "inner",
+    [CG, pj.Neumann(1000, scale=0.15, rtol=1e-12), lx.CG(1e-12, 1e-12, max_steps=200)],
+    ids=["CG", "Neumann", "lx.CG"],
+)
+def test_matrix_free_operator_is_never_materialised(inner, shape):
+    matrix = _matrix(*shape, min(shape), complex)
+    _solve_and_compare(matrix, pj.Normal(inner), _MatrixFree(jnp.asarray(matrix)))
+
+
+@tall_or_wide
+def test_transposed_and_conjugated_states_solve_those_systems(shape):
+    matrix = _matrix(*shape, min(shape), complex)
+    rows, cols = shape
+
+    @eqx.filter_jit
+    def solve(matrix, b, transposed_b, inner):
+        solver = pj.Normal(inner)
+        state = solver.init(lx.MatrixLinearOperator(matrix), {})
+        transposed = solver.transpose(state, {})
+        conjugated = solver.conj(state, {})
+        return (
+            solver.compute(transposed[0], transposed_b, transposed[1])[0],
+            solver.compute(conjugated[0], b, conjugated[1])[0],
+        )
+
+    b, transposed_b = _vector(rows, complex), _vector(cols, complex)
+    for inner in (lx.LU(), lx.Cholesky(), pj.QR(), CG):
+        x_transposed, x_conjugated = solve(matrix, b, transposed_b, inner)
+        np.testing.assert_allclose(x_transposed, np.linalg.pinv(matrix.T) @ transposed_b)
+        np.testing.assert_allclose(x_conjugated, np.linalg.pinv(matrix.conj()) @ b)
+
+
+@dtypes
+@tall_or_wide
+def test_exact_preconditioner_converges_at_once(shape, dtype):
+    # M = A† makes M M^H the inverse of A^H A, and M^H M that of A A^H.
+    matrix = _matrix(*shape, min(shape), dtype)
+    options = {"preconditioner": lx.MatrixLinearOperator(np.linalg.pinv(matrix))}
+    b = _vector(shape[0], dtype)
+    solver = pj.Normal(pj.CG(1e-9, 1e-9, max_steps=50))
+    solution = pj.linear_solve(jnp.asarray(matrix), b, solver, options=options)
+    assert solution.stats["num_steps"] <= 2
+    expected = np.linalg.pinv(matrix) @ b
+    np.testing.assert_allclose(solution.value, expected, rtol=1e-8, atol=1e-10)
+
+
+@dtypes
+@tall_or_wide
+def test_first_guess_at_the_solution_saves_steps(shape, dtype):
+    # A wide system needs M as well: the inner guess is M^H y0.
+    matrix = _matrix(*shape, min(shape), dtype)
+    pseudoinverse = np.linalg.pinv(matrix)
+    b = _vector(shape[0], dtype)
+    guess = jnp.asarray(pseudoinverse @ b)
+    options = {"y0": guess, "preconditioner": lx.MatrixLinearOperator(pseudoinverse)}
+    solver = pj.Normal(pj.CG(1e-9, 1e-9, max_steps=50))
+    solution = pj.linear_solve(jnp.asarray(matrix), b, solver, options=options)
+    assert solution.stats["num_steps"] <= 1
+    np.testing.assert_allclose(solution.value, guess, rtol=1e-8, atol=1e-10)
+
+
+@tall_or_wide
+def test_first_guess_leaves_the_solution(shape):
+    matrix = _matrix(*shape, min(shape), complex)
+    b, guess = _vector(shape[0], complex), jnp.ones(shape[1], complex)
+    solution = pj.linear_solve(
+        jnp.asarray(matrix), b, pj.Normal(CG), options={"y0": guess}
+    )
+    np.testing.assert_allclose(solution.value, np.linalg.pinv(matrix) @ b, rtol=1e-9)

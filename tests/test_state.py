@@ -1,0 +1,122 @@
+"""Derivatives with `state=` given: it is a factorisation to use, not an input."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from checks import assert_close, count_primitive, derivatives, jit
+from problems import each
+from truth import loss_derivatives, solution_derivatives
+
+import pseudojvp as pj
+
+
+STATEFUL = [
+    "tall-complex-QR",
+    "wide-complex-QR",
+    "wide-deficient-complex-SVD",
+    "tall-real-Normal(Cholesky)",
+    "tall-real-Normal(CG)",
+    "definite-complex-CG",
+    "definite-real-Neumann",
+    "square-complex-Auto(True)",
+    "wide-deficient-complex-Auto(False)",
+    "square-complex-lineax.LU",
+    "tall-complex-lineax.QR",
+    "wide-deficient-complex-Pinv(False)",
+]
+
+
+def initial_state(problem):
+    operator = problem.make_operator(problem.matrix(0.0), problem.tags)
+    return problem.solver.init(operator, {})
+
+
+def solve_with_state(problem, state):
+    return lambda t: problem.solve_arrays(
+        problem.matrix(t), problem.vector(t), state=state
+    )
+
+
+@each(STATEFUL)
+def test_tangents_with_given_state(problem):
+    got = jit(derivatives(solve_with_state(problem, initial_state(problem)), 2))(0.0)
+    want = solution_derivatives(problem.path)[:3]
+    assert_close(np.stack(got), want, problem.rtol)
+
+
+@each(STATEFUL)
+def test_gradient_and_second_derivative_with_given_state(problem):
+    solve = solve_with_state(problem, initial_state(problem))
+    gradient = jax.grad(lambda t: jnp.sum(jnp.abs(solve(t)) ** 2))
+    weights = np.ones(problem.path.right.shape[-1])
+    want = loss_derivatives(problem.path, weights)[1:3]
+    assert_close(jit(derivatives(gradient, 1))(0.0), want, problem.rtol)
+
+
+@each(["tall-real-QR", "wide-deficient-real-SVD", "square-complex-lineax.LU"])
+def test_returned_state_solves_again(problem):
+    matrix, vector = problem.matrix(0.0), problem.vector(0.0)
+    first = pj.linear_solve(matrix, vector, problem.solver)
+    second = pj.linear_solve(matrix, 2 * vector, problem.solver, state=first.state)
+    want = 2 * np.linalg.pinv(matrix, rcond=1e-8) @ vector
+    assert_close(second.value, want, problem.rtol)
+
+
+@pytest.mark.parametrize(
+    ("factorisation", "solver", "rows"),
+    [("geqrf", pj.QR(), 7), ("svd", pj.SVD(), 7), ("lu", lx.LU(), 4)],
+    ids=["QR", "SVD", "lineax.LU"],
+)
+@pytest.mark.parametrize(("given", "count"), [(True, 0), (False, 1)])
+def test_given_state_saves_the_factorisation(factorisation, solver, rows, given, count):
+    matrix = np.random.default_rng(0).standard_normal((rows, 4))
+    vector = np.ones(rows)
+    state = solver.init(lx.MatrixLinearOperator(jnp.asarray(matrix)), {})
+    kwargs = {"state": state} if given else {}
+
+    def solve(matrix, vector):
+        return pj.linear_solve(matrix, vector, solver, **kwargs).value
+
+    jaxpr = jax.make_jaxpr(jax.grad(lambda *args: solve(*args).sum()))(matrix, vector)
+    assert count_primitive(factorisation, jaxpr.jaxpr) == count
+
+
+@each(["tall-real-QR", "wide-deficient-real-SVD", "definite-real-CG"])
+def test_gradient_with_respect_to_state_is_zero(problem):
+    state = initial_state(problem)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(state):
+        return jnp.sum(solve_with_state(problem, state)(0.0))
+
+    leaves = jax.tree.leaves(gradient(state))
+    assert leaves
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in leaves)
+
+
+@each(["tall-complex-QR", "wide-deficient-complex-SVD", "definite-complex-CG"])
+def test_vmap_over_vectors_with_one_state(problem):
+    matrix, state = problem.matrix(0.0), initial_state(problem)
+    vectors = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    solve = lambda vector: problem.solve_arrays(matrix, vector, state=state)
+    want = np.linalg.pinv(matrix, rcond=1e-8)
+    assert_close(jit(jax.vmap(solve))(vectors).T, want, problem.rtol)
+
+
+@each(["tall-complex-QR", "wide-deficient-complex-SVD", "definite-complex-CG"])
+def test_vmap_over_operators_and_states(problem):
+    times = np.array([-0.02, 0.0, 0.03])
+
+    @jax.vmap
+    def gradient(t):
+        operator = problem.make_operator(problem.matrix(t), problem.tags)
+        solve = solve_with_state(problem, problem.solver.init(operator, {}))
+        return jax.grad(lambda t: jnp.sum(jnp.abs(solve(t)) ** 2))(t)
+
+    weights = np.ones(problem.path.right.shape[-1])
+    want = np.stack([loss_derivatives(problem.path, weights, t)[1] for t in times])
+    assert_close(jit(gradient)(times), want, problem.rtol)
