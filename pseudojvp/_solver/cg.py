@@ -279,11 +279,11 @@ class CG(lx.AbstractLinearSolver[CGState]):
         for start in (system.y0, system.offset):
             reach = reach if start is None else reach + two_norm(start)
         scale = largest * reach + two_norm(system.vector) / iterate.unit
-        floor = jnp.sqrt(gamma) <= 100 * jnp.finfo(gamma.dtype).eps * scale
-        if not self._has_tolerance:
-            return floor & (False if system.to_floor is None else system.to_floor)
-        good = self._residual_met(iterate, residual)
-        return floor & (good if system.to_floor is None else good | system.to_floor)
+        floor = jnp.sqrt(gamma) <= 10 * jnp.finfo(gamma.dtype).eps * scale
+        enough = jnp.array(False) if system.to_floor is None else system.to_floor
+        if self._has_tolerance:
+            enough = enough | self._residual_met(iterate, residual)
+        return floor & enough
 
     def _residual(self, system: _System, iterate: _Iterate) -> PyTree[Array]:
         """The residual at the start of an iteration, recomputed if it is time."""
