@@ -53,15 +53,15 @@ class _System(eqx.Module):
 
 class _Iterate(eqx.Module):
     solution: PyTree[Array]
-    residual: PyTree[Array]  # as all images of A, in multiples of `unit`
-    reference: PyTree[Array]  # the right-hand side that `rtol` refers to
-    unit: Real[Array, ""]  # its largest entry: no product over- or underflows
+    residual: PyTree[Array]  # in multiples of `unit`
+    unit: Real[Array, ""]  # the largest entry of b: no product over- or underflows
     direction: PyTree[Array]
-    step_size: Real[Array, ""]  # the last change of x is step_size * direction
     gamma: Real[Array, ""]  # <M r, r>
     length: Real[Array, ""]  # of the direction before it was scaled to one
     curvature: Real[Array, ""]  # the largest <p, A p> so far
-    travelled: Real[Array, ""]  # the sum of the lengths of the steps
+    travelled: Real[Array, ""]  # a bound of the length of y - offset
+    residual_met: Bool[Array, ""]
+    converged: Bool[Array, ""]
     definite: Bool[Array, ""]
     resting: Bool[Array, ""]  # no step is left that rounding would not drown
     step: Integer[Array, ""]
@@ -218,21 +218,24 @@ class CG(lx.AbstractLinearSolver[CGState]):
         max_steps = 10 * size if self.max_steps is None else self.max_steps
 
         def keep_going(iterate):
-            going = (iterate.step < max_steps) & iterate.definite & ~iterate.resting
-            return going & (iterate.gamma > 0) & ~self._converged(system, iterate)
+            stopped = iterate.converged | iterate.resting | ~iterate.definite
+            return (iterate.step < max_steps) & (iterate.gamma > 0) & ~stopped
 
+        # Constants of the loop: what the residual may be, and the length of b.
+        allowed, size_of_b = self._allowed(system.vector), two_norm(system.vector)
         final = lax.while_loop(
-            keep_going, lambda iterate: self._advance(system, iterate), _start(system)
+            keep_going,
+            lambda iterate: self._advance(system, allowed, size_of_b, iterate),
+            _start(system),
         )
-        result = self._result(system, final, final.step >= max_steps)
+        result = self._result(final, final.step >= max_steps)
         return final.solution, result, final.step
 
-    def _advance(self, system: _System, iterate: _Iterate) -> _Iterate:
+    def _advance(self, system: _System, allowed, size_of_b, iterate: _Iterate):
         residual = self._residual(system, iterate)
-        reference, unit = iterate.reference, iterate.unit
+        unit = iterate.unit
         if system.offset is not None:
             first = (iterate.step == 0) & is_zero(system.vector)
-            reference = tree_where(first, residual, reference)
             unit = jnp.where(first, _unit(residual), unit)
             residual = tree_where(first, tree_scale(1 / unit, residual), residual)
         preconditioner = system.preconditioner
@@ -244,45 +247,52 @@ class CG(lx.AbstractLinearSolver[CGState]):
         length = jnp.sqrt(gamma + tail**2)  # as <r, p_previous> = 0
         shrink = jnp.where(length > 0, 1 / length, 0)
         direction = tree_scale(shrink, tree_add(z, tree_scale(tail, iterate.direction)))
-        image = tree_scale(1 / unit, system.operator.mv(direction))
-        curvature = tree_dot(direction, image).real
+        image = system.operator.mv(direction)
+        curvature = tree_dot(direction, image).real / unit
         largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
         # A direction in the null space, up to rounding: no step along it.
         flat = jnp.abs(curvature) <= 10 * jnp.finfo(largest.dtype).eps * largest
-        resting = flat | self._at_floor(system, iterate, residual, gamma, largest)
+        scale = largest * iterate.travelled + size_of_b / unit
+        resting = flat | self._at_floor(system, iterate, gamma, scale)
         definite = (curvature > 0) | resting
         step_size = jnp.where(definite & ~resting, gamma * shrink / curvature, 0)
+        change = tree_scale(step_size, direction)
+        solution = tree_add(iterate.solution, change)
+        residual = tree_sub(residual, tree_scale(step_size / unit, image))
+        residual_met = converged = jnp.array(False)
+        if self._has_tolerance:
+            residual_met = self._norm_of_quotient(residual, allowed) <= 1 / unit
+            change_met = self._norm_of_quotient(change, self._allowed(solution)) <= 1
+            converged = definite & residual_met & change_met
+        if system.to_floor is not None:
+            converged = jnp.where(system.to_floor, resting, converged)
         return _Iterate(
-            solution=tree_add(iterate.solution, tree_scale(step_size, direction)),
-            residual=tree_sub(residual, tree_scale(step_size, image)),
-            reference=reference,
+            solution=solution,
+            residual=residual,
             unit=unit,
             direction=direction,
-            step_size=jnp.where(definite, step_size, jnp.inf),
             gamma=gamma,
             length=length,
             curvature=largest,
             travelled=iterate.travelled + step_size,
+            residual_met=residual_met,
+            converged=converged,
             definite=definite,
             resting=resting,
             step=iterate.step + 1,
         )
 
-    def _at_floor(self, system, iterate, residual, gamma, largest) -> Bool[Array, ""]:
+    def _at_floor(self, system, iterate, gamma, scale) -> Bool[Array, ""]:
         """Whether the residual is the rounding of A x and b, and good enough.
 
         A step along it would go anywhere in the null space of a singular A.
         """
         if system.preconditioner is not None:
             return jnp.array(False)
-        reach = iterate.travelled
-        for start in (system.y0, system.offset):
-            reach = reach if start is None else reach + two_norm(start)
-        scale = largest * reach + two_norm(system.vector) / iterate.unit
         floor = jnp.sqrt(gamma) <= 10 * jnp.finfo(gamma.dtype).eps * scale
-        enough = jnp.array(False) if system.to_floor is None else system.to_floor
-        if self._has_tolerance:
-            enough = enough | self._residual_met(iterate, residual)
+        enough = iterate.residual_met
+        if system.to_floor is not None:
+            enough = enough | system.to_floor
         return floor & enough
 
     def _residual(self, system: _System, iterate: _Iterate) -> PyTree[Array]:
@@ -302,37 +312,27 @@ class CG(lx.AbstractLinearSolver[CGState]):
 
         return lax.cond(eqxi.nonbatchable(due), recompute, lambda: iterate.residual)
 
-    def _residual_met(self, iterate: _Iterate, residual) -> Bool[Array, ""]:
-        residual = tree_scale(iterate.unit, residual)
-        return self._error(residual, iterate.reference) <= 1
+    def _allowed(self, reference):
+        """`atol + rtol |reference|`, entry by entry."""
 
-    def _converged(self, system: _System, iterate: _Iterate) -> Bool[Array, ""]:
-        if not self._has_tolerance:
-            return jnp.array(False)
-        difference = tree_scale(iterate.step_size, iterate.direction)
-        met = (
-            jnp.isfinite(iterate.step_size)
-            & self._residual_met(iterate, iterate.residual)
-            & (self._error(difference, iterate.solution) <= 1)
-        )
-        if system.to_floor is None:
-            return met
-        return jnp.where(system.to_floor, iterate.resting, met)
-
-    def _error(self, error, scale):
-        """`norm(error / (atol + rtol |scale|))`, in which 0 / 0 is no error."""
-
-        def quotient(err, ref):
-            magnitude = jnp.abs(ref)
+        def leaf_allowed(leaf):
+            magnitude = jnp.abs(leaf)
             rtol = jnp.asarray(self.rtol).astype(magnitude.dtype)
-            allowed = jnp.asarray(self.atol).astype(magnitude.dtype) + rtol * magnitude
-            return jnp.where(err == 0, 0, jnp.abs(err) / allowed)
+            return jnp.asarray(self.atol).astype(magnitude.dtype) + rtol * magnitude
 
-        return self.norm(jtu.tree_map(quotient, error, scale))
+        return jtu.tree_map(leaf_allowed, reference)
 
-    def _result(self, system: _System, final: _Iterate, exhausted) -> lx.RESULTS:
+    def _norm_of_quotient(self, error, allowed):
+        """`norm(error / allowed)`, in which 0 / 0 is no error."""
+
+        def quotient(err, leaf_allowed):
+            return jnp.where(err == 0, 0, jnp.abs(err) / leaf_allowed)
+
+        return self.norm(jtu.tree_map(quotient, error, allowed))
+
+    def _result(self, final: _Iterate, exhausted) -> lx.RESULTS:
         results = lx.RESULTS
-        met = self._converged(system, final) | is_zero(final.residual)
+        met = final.converged | is_zero(final.residual)
         if not self._has_tolerance:
             out = results.successful
         elif self.max_steps is None:
@@ -368,17 +368,20 @@ def _start(system: _System) -> _Iterate:
     unit = _unit(vector)
     infinity = jnp.full_like(unit, jnp.inf)
     zero = jnp.zeros_like(unit)
+    travelled = zero
+    for begin in (system.y0, system.offset):
+        travelled = travelled if begin is None else travelled + two_norm(begin)
     return _Iterate(
         solution=zeros if system.y0 is None else system.y0,
         residual=tree_scale(1 / unit, vector),
-        reference=vector,
         unit=unit,
         direction=zeros,
-        step_size=infinity,
         gamma=infinity,
         length=zero,
         curvature=zero,
-        travelled=zero,
+        travelled=travelled,
+        residual_met=jnp.array(False),
+        converged=jnp.array(False),
         definite=jnp.array(True),
         resting=jnp.array(False),
         step=jnp.array(0),

@@ -85,17 +85,16 @@ class QRState(eqx.Module):
 
 
 def _reciprocal_condition(matrix, r) -> Real[Array, ""]:
-    """An estimate of σ_min / ‖.‖_F of R with its columns scaled to length one.
+    """An estimate of σ_min / √n of R with the largest entry of each column scaled to one.
 
     Two steps of inverse iteration on its Gram matrix, from a fixed vector: four
     triangular solves. Scaled, because QR is indifferent to the units of the columns. Zero
     if an entry of `matrix`, of which R is a factor, is not finite.
     """
     size = r.shape[0]
-    peak = jnp.max(jnp.abs(matrix))
-    lengths = peak * jnp.linalg.norm(matrix / peak.astype(matrix.dtype), axis=0)
-    scale = lengths.astype(r.dtype)
-    vector = jnp.cos(1 + jnp.arange(size, dtype=peak.dtype) ** 2).astype(r.dtype)
+    largest = jnp.max(jnp.abs(matrix), axis=0)
+    scale = largest.astype(r.dtype)
+    vector = jnp.cos(1 + jnp.arange(size, dtype=largest.dtype) ** 2).astype(r.dtype)
     for _ in range(2):
         vector = vector / jnp.linalg.norm(vector).astype(r.dtype)
         vector = jsl.solve_triangular(r, scale * vector, trans="C")
