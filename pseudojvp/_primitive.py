@@ -139,16 +139,25 @@ def _jvp(primals, tangents):
         )
     else:
         out, result, stats = bind(problem, rhs, wanted)
+        # Before and after, so that tangent and adjoint solves wait for the primal: see
+        # `_after` in `_saddle_point.py`.
+        t_rhs = _nan_after_failure(problem, result, t_rhs)
         t_out = _derivative(problem, t_rhs, wanted)
-    if not problem.derivative:
-        # By a product, for then a cotangent is NaN as well; a `where` would make it zero.
-        factor = jnp.where(result == lx.RESULTS.successful, 1, jnp.nan)
-        t_out = jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), t_out)
+    t_out = _nan_after_failure(problem, result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
         *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
     )
     return (out, result, stats), (t_out, no_tangent(result), no_tangent(stats))
+
+
+def _nan_after_failure(problem: Problem, result: lx.RESULTS, tangent: Blocks) -> Blocks:
+    """The tangent, or NaN if the solve failed."""
+    if problem.derivative:
+        return tangent
+    # A product, for then a cotangent is NaN as well; a `where` would make it zero.
+    factor = jnp.where(result == lx.RESULTS.successful, 1, jnp.nan)
+    return jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), tangent)
 
 
 def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, wanted):

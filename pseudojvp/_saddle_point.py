@@ -135,15 +135,26 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     v = None if rhs.data is None else data.ravel(rhs.data)
     w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
     qh_v = None if v is None else state.qh_mv(v)
-    rh_w = None if w is None else state.r_solve(w, adjoint=True)
-    r = x = None
-    if wanted.unknown:
-        x = unknown.unravel(state.r_solve(tree_sub(qh_v, rh_w)))
+    rh_w = None if w is None else state.r_solve(_after(qh_v, w), adjoint=True)
+    c = tree_sub(qh_v, rh_w)
+    x = state.r_solve(c) if wanted.unknown else None
+    r = None
     if wanted.data and problem.independent_rows:
-        r = data.unravel(state.q_mv(rh_w))
+        r = data.unravel(state.q_mv(_after(x, rh_w)))
     elif wanted.data:
-        r = data.unravel(tree_sub(v, state.q_mv(tree_sub(qh_v, rh_w))))
+        r = data.unravel(tree_sub(v, state.q_mv(_after(x, c))))
+    x = None if x is None else unknown.unravel(x)
     return Blocks(r, x, None), solver.result(state), {}
+
+
+def _after(other: Array | None, array):
+    """`array`, with a data dependency on `other`.
+
+    Batched LAPACK calls without one can wait for each other for ever on the CPU, when
+    they are as many as the threads (jaxlib 0.10.2). XLA cannot fold the zero: x may be
+    NaN, and then so is the solve.
+    """
+    return array if other is None else array + 0 * other
 
 
 def _svd(solver: SVD, problem: Problem, rhs: Blocks, wanted: Blocks):
