@@ -1,12 +1,10 @@
 from typing import Any
 
-import equinox as eqx
-import jax.lax as lax
 import lineax as lx
 from jaxtyping import Array, Inexact
 
 from ._linear_solve import linear_solve
-from ._misc import check_solver
+from ._misc import check_solver, stop_gradient
 from ._operator import as_operator
 from ._solver import AutoLinearSolver
 
@@ -37,8 +35,7 @@ def invert(
     operator = as_operator(operator, "invert")
     check_solver(solver, "invert")
     options = {} if options is None else options
-    arrays, rest = eqx.partition(operator, eqx.is_array)
-    state = solver.init(eqx.combine(lax.stop_gradient(arrays), rest), options)
+    state = solver.init(stop_gradient(operator), options)
 
     def solve(vector):
         solution = linear_solve(

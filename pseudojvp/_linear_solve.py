@@ -2,12 +2,11 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax as lax
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
-from ._misc import all_finite, check_solver, Structure
+from ._misc import all_finite, check_solver, stop_gradient, Structure
 from ._operator import as_operator
 from ._operator.as_operator import as_inexact
 from ._primitive import bind
@@ -83,10 +82,10 @@ def linear_solve(
         state = None if isinstance(state, _Unset) else state
         return _solve_identity(operator, vector, state, throw)
     if isinstance(state, _Unset):
-        state = solver.init(_stop_gradient(operator), options)
-    state = _stop_gradient(state)
+        state = solver.init(stop_gradient(operator), options)
+    state = stop_gradient(state)
     problem = Problem.create(
-        operator, state, _stop_gradient(options), _nondifferentiable(solver), throw
+        operator, state, stop_gradient(options), _nondifferentiable(solver), throw
     )
     if problem.from_adjoint:
         rhs, wanted = Blocks(None, vector), Blocks(True, False, False)
@@ -121,11 +120,6 @@ def _solve_identity(operator, vector, state, throw: bool) -> lx.Solution:
     return lx.Solution(value=value, result=result, stats={}, state=state)
 
 
-def _stop_gradient(tree: PyTree) -> PyTree:
-    arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(lax.stop_gradient(arrays), rest)
-
-
 def _nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
     """The solver with its preconditioner a constant, an error at any other tangent."""
 
@@ -134,7 +128,7 @@ def _nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolv
 
     def convert(node):
         if is_operator(node):
-            return _stop_gradient(node)
+            return stop_gradient(node)
         return eqxi.nondifferentiable(node, name="`linear_solve(..., solver=...)`")
 
     return jtu.tree_map(convert, solver, is_leaf=is_operator)

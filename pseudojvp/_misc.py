@@ -6,6 +6,7 @@ import operator as _operator
 from collections.abc import Iterable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -123,6 +124,11 @@ def is_zero(tree: PyTree[Array]) -> Bool[Array, ""]:
 
 def nan_unless(predicate: Bool[Array, ""], tree: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(lambda leaf: jnp.where(predicate, leaf, jnp.nan), tree)
+
+
+def stop_gradient(tree: PyTree) -> PyTree:
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
 def first_failure(first: lx.RESULTS, second: lx.RESULTS) -> lx.RESULTS:
