@@ -6,10 +6,15 @@ from ._primitive import linear_solve_p as linear_solve_p
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,
     CG as CG,
+    Cholesky as Cholesky,
+    LU as LU,
     Neumann as Neumann,
     Normal as Normal,
+    PivotedQR as PivotedQR,
     QR as QR,
     SVD as SVD,
+    Triangular as Triangular,
+    Tridiagonal as Tridiagonal,
 )
 
 

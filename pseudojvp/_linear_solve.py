@@ -14,12 +14,12 @@ from ._saddle_point import Blocks, Problem
 from ._solver import AutoLinearSolver
 
 
-class _Unset:
+class Unset:
     def __repr__(self):
         return "<unset>"
 
 
-_unset = _Unset()
+unset = Unset()
 
 
 @eqx.filter_jit
@@ -29,7 +29,7 @@ def linear_solve(
     solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=True),
     *,
     options: dict[str, Any] | None = None,
-    state: PyTree[Any] = _unset,
+    state: PyTree[Any] = unset,
     throw: bool = True,
 ) -> lx.Solution:
     """Returns the pseudoinverse solution x = A†b of A x = b, with exact derivatives.
@@ -71,45 +71,78 @@ def linear_solve(
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, in the
     form of `docs/maths.md`.
     """
-    operator = as_operator(operator, "linear_solve")
-    check_solver(solver, "linear_solve")
-    options = {} if options is None else options
-    vector = jtu.tree_map(
-        lambda leaf: as_inexact(leaf, "linear_solve(vector=...)"), vector
-    )
-    _check_vector(operator, vector)
+    operator, vector = check_system(operator, vector, solver, "linear_solve")
     if isinstance(operator, lx.IdentityLinearOperator):
-        state = None if isinstance(state, _Unset) else state
-        return _solve_identity(operator, vector, state, throw)
-    if isinstance(state, _Unset):
-        state = solver.init(stop_gradient(operator), options)
-    state = stop_gradient(state)
-    problem = Problem.create(
-        operator, state, stop_gradient(options), _nondifferentiable(solver), throw
-    )
-    if problem.from_adjoint:
-        rhs, wanted = Blocks(None, vector), Blocks(True, False, False)
-        (value, _, _), result, stats = bind(problem, rhs, wanted)
-    else:
-        rhs, wanted = Blocks(vector), Blocks(False, True, False)
-        (_, value, _), result, stats = bind(problem, rhs, wanted)
+        state = None if isinstance(state, Unset) else state
+        return solve_identity(operator, vector, state, throw)
+    problem, state = create_problem(operator, solver, options, state, throw)
+    value, _, result, stats = apply_pseudoinverse(problem, vector)
     stats = eqxi.nondifferentiable_backward(stats)
     return lx.Solution(value=value, result=result, stats=stats, state=state)
 
 
-def _check_vector(operator: lx.AbstractLinearOperator, vector: PyTree[Array]) -> None:
+def check_system(
+    operator: Any, vector: PyTree[Any], solver: Any, caller: str
+) -> tuple[lx.AbstractLinearOperator, PyTree[Array]]:
+    """Returns operator and vector as such, or raises while JAX traces."""
+    operator = as_operator(operator, caller)
+    check_solver(solver, caller)
+    vector = jtu.tree_map(lambda leaf: as_inexact(leaf, f"{caller}(vector=...)"), vector)
     given = Structure.of(vector)
     expected = Structure.of(operator.out_structure())
     if given != expected:
         raise ValueError(
-            "Vector and operator structures do not match: `linear_solve` got a vector "
+            f"Vector and operator structures do not match: `{caller}` got a vector "
             f"with structure {given.as_tree()} and an operator with out-structure "
             f"{expected.as_tree()}. Pass a vector with the tree, shapes and dtypes of "
             "the latter."
         )
+    return operator, vector
 
 
-def _solve_identity(operator, vector, state, throw: bool) -> lx.Solution:
+def create_problem(
+    operator: lx.AbstractLinearOperator,
+    solver: lx.AbstractLinearSolver,
+    options: dict[str, Any] | None = None,
+    state: PyTree[Any] = unset,
+    throw: bool = True,
+) -> tuple[Problem, PyTree[Any]]:
+    """Returns the operator with its factorisation, and the solver's state alone.
+
+    State, options and a preconditioner within the solver are constants.
+    """
+    options = {} if options is None else options
+    if isinstance(state, Unset):
+        state = solver.init(stop_gradient(operator), options)
+    state = stop_gradient(state)
+    problem = Problem.create(
+        operator, state, stop_gradient(options), nondifferentiable(solver), throw
+    )
+    return problem, state
+
+
+def apply_pseudoinverse(
+    problem: Problem,
+    vector: PyTree[Array],
+    *,
+    solution: bool = True,
+    residual: bool = False,
+) -> tuple[PyTree[Array] | None, PyTree[Array] | None, lx.RESULTS, dict[str, Any]]:
+    """Returns A†b and b − A A†b, the result and the solver's stats.
+
+    `None` is what was not asked for, or a residual that is zero whatever the numbers. A
+    wide A of full rank leaves no residual, and its solution is there unasked.
+    """
+    if problem.from_adjoint:
+        rhs, wanted = Blocks(None, vector), Blocks(True, False, False)
+        (x, _, _), result, stats = bind(problem, rhs, wanted)
+        return x, None, result, stats
+    wanted = Blocks(residual, solution, False)
+    (r, x, _), result, stats = bind(problem, Blocks(vector), wanted)
+    return x, r, result, stats
+
+
+def solve_identity(operator, vector, state, throw: bool) -> lx.Solution:
     """The pseudoinverse of an identity, between spaces of any sizes, is its transpose."""
     value = operator.transpose().mv(vector)
     results = lx.RESULTS
@@ -120,7 +153,7 @@ def _solve_identity(operator, vector, state, throw: bool) -> lx.Solution:
     return lx.Solution(value=value, result=result, stats={}, state=state)
 
 
-def _nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
     """The solver with its preconditioner a constant, an error at any other tangent."""
 
     def is_operator(node):

@@ -126,6 +126,13 @@ def nan_unless(predicate: Bool[Array, ""], tree: PyTree[Array]) -> PyTree[Array]
     return jtu.tree_map(lambda leaf: jnp.where(predicate, leaf, jnp.nan), tree)
 
 
+def nan_after_failure(result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
+    """`tree`, or NaN if the solve failed, in its derivatives as well."""
+    # A product, for the cotangent of a `where` would be zero.
+    factor = jnp.where(result == lx.RESULTS.successful, 1, jnp.nan)
+    return jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+
+
 def stop_gradient(tree: PyTree) -> PyTree:
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)

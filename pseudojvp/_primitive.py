@@ -33,15 +33,17 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from ._failure import raise_if_failed
 from ._misc import (
     all_finite,
+    nan_after_failure,
     nan_unless,
     tree_add,
     tree_conj,
     tree_sub,
 )
 from ._saddle_point import apply_saddle_point, Blocks, Problem
-from ._solver import CG, Neumann, QR, SVD
+from ._solver import CG, Neumann, PivotedQR, QR, SVD
 
 
 def bind(
@@ -78,19 +80,19 @@ def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool)
     result = results.where(all_finite(rhs), result, results.nonfinite_input)
     if problem.derivative:
         out = nan_unless(result == results.successful, out)
-        stats = {}  # nobody sees them, and they may depend on what is wanted
     if problem.throw:
-        failed = result != results.successful
-        out, result, stats = result.error_if((out, result, stats), failed)
+        out, result = raise_if_failed(problem, result, stats, (out, result))
+    if problem.derivative:
+        stats = {}  # nobody sees them, and they may depend on what is wanted
     return out, result, stats
 
 
 def _operator_is_finite(problem: Problem, out: Blocks):
     """Whether A x is finite: a solver can miss a NaN in an entry that it never reads.
 
-    QR, SVD and CG look at their factors or at the residual themselves.
+    Those named look at their factors or at the residual themselves.
     """
-    if isinstance(problem.solver, QR | SVD | CG):
+    if isinstance(problem.solver, CG | PivotedQR | QR | SVD):
         return True
     solution = out.data if problem.from_adjoint else out.unknown
     return True if solution is None else all_finite(problem.operator.mv(solution))
@@ -141,23 +143,16 @@ def _jvp(primals, tangents):
         out, result, stats = bind(problem, rhs, wanted)
         # Before and after, so that tangent and adjoint solves wait for the primal: see
         # `_after` in `_saddle_point.py`.
-        t_rhs = _nan_after_failure(problem, result, t_rhs)
+        if not problem.derivative:
+            t_rhs = nan_after_failure(result, t_rhs)
         t_out = _derivative(problem, t_rhs, wanted)
-    t_out = _nan_after_failure(problem, result, t_out)
+    if not problem.derivative:
+        t_out = nan_after_failure(result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
         *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
     )
     return (out, result, stats), (t_out, no_tangent(result), no_tangent(stats))
-
-
-def _nan_after_failure(problem: Problem, result: lx.RESULTS, tangent: Blocks) -> Blocks:
-    """The tangent, or NaN if the solve failed."""
-    if problem.derivative:
-        return tangent
-    # A product, for then a cotangent is NaN as well; a `where` would make it zero.
-    factor = jnp.where(result == lx.RESULTS.successful, 1, jnp.nan)
-    return jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), tangent)
 
 
 def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, wanted):
@@ -182,10 +177,13 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
     if wanted.data or wanted.unknown:
         if rhs.unknown is not None:
             t_w = _within_row_space(problem, t_w)
-        z = None
+        u = z = None
         if wanted.unknown and x is not None:
-            z = t_adjoint(_adjoint_pseudoinverse(problem, x))
+            u = _adjoint_pseudoinverse(problem, x)
+            z = t_adjoint(u)
         t_r, t_x = _derivative_with_null_part(problem, t_v, t_w, z, wanted)
+        if u is not None:
+            t_r, t_x = _waiting_for(u, (t_r, t_x))
         if rhs.unknown is not None:
             more = _outside_row_space(problem, t_forward, rhs.unknown, wanted)
             t_r, t_x = tree_add(t_r, more.data), tree_add(t_x, more.unknown)
@@ -196,9 +194,21 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
     return out, result, stats, Blocks(t_r, t_x, t_p)
 
 
+def _waiting_for(known: PyTree[Array], tangent: PyTree[Array]) -> PyTree[Array]:
+    """`tangent`; its cotangent is not solved for before `known` is there.
+
+    For `_after` in `_saddle_point.py` says why.
+    """
+    zero = jnp.zeros((), jnp.float32)
+    for leaf in jtu.tree_leaves(known):
+        first = jnp.abs(leaf.reshape(-1)[:1])
+        zero = zero + 0 * jnp.sum(first).astype(zero.dtype)
+    return jtu.tree_map(lambda leaf: leaf * (1 + zero).astype(leaf.dtype), tangent)
+
+
 def _derivative_with_null_part(problem: Problem, v, w, z, wanted: Blocks):
     """M†(v, w) + (0, (I − P) z), the first two terms of (4)."""
-    projects = isinstance(problem.solver, SVD) and z is not None
+    projects = isinstance(problem.solver, PivotedQR | SVD) and z is not None
     if not projects and z is not None:
         # No cheap P: A†(v − A z) + z is the same, and (I − A A†)A z = 0.
         v = tree_sub(v, problem.operator.mv(z))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
@@ -26,7 +27,17 @@ from ._misc import (
     tree_neg,
     tree_sub,
 )
-from ._solver import AutoLinearSolver, CG, Neumann, Normal, QR, SVD
+from ._solver import (
+    AutoLinearSolver,
+    CG,
+    Cholesky,
+    Neumann,
+    Normal,
+    PivotedQR,
+    QR,
+    SVD,
+)
+from ._solver.tolerance import verified
 
 
 class Blocks(NamedTuple):
@@ -103,8 +114,8 @@ def apply_saddle_point(
     wanted = _without_zeros(problem, rhs, wanted)
     if isinstance(solver, QR):
         return _qr(solver, problem, rhs, wanted)
-    if isinstance(solver, SVD):
-        return _svd(solver, problem, rhs, wanted)
+    if isinstance(solver, PivotedQR | SVD):
+        return _orthogonal(solver, problem, rhs, wanted)
     if isinstance(solver, Normal):
         return _normal(solver, problem, rhs, wanted)
     if isinstance(solver, Neumann):
@@ -144,7 +155,7 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     elif wanted.data:
         r = data.unravel(tree_sub(v, state.q_mv(_after(x, c))))
     x = None if x is None else unknown.unravel(x)
-    return Blocks(r, x, None), solver.result(state), {}
+    return Blocks(r, x, None), solver.result(state), solver.stats(state)
 
 
 def _after(other: Array | None, array):
@@ -154,28 +165,34 @@ def _after(other: Array | None, array):
     they are as many as the threads (jaxlib 0.10.2). XLA cannot fold the zero: x may be
     NaN, and then so is the solve.
     """
-    return array if other is None else array + 0 * other
+    return array if other is None else array + 0 * jnp.sum(other[:1])
 
 
-def _svd(solver: SVD, problem: Problem, rhs: Blocks, wanted: Blocks):
-    """A = U S V^H: c = U^H v − S^-1 V^H w, x = V S^-1 c, r = v − U c; P = V V^H."""
+def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: Blocks):
+    """A = Q T Z^H: c = Q^H v − T^-H Z^H w, x = Z T^-1 c, r = v − Q c; P = Z Z^H."""
     check_options(solver, problem.options)
     state = problem.state
     data, unknown = state.structures.value
     v = None if rhs.data is None else data.ravel(rhs.data)
     w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
-    c = tree_sub(
-        None if v is None else state.uh_mv(v),
-        None if w is None else state.s_solve(state.vh_mv(w)),
-    )
-    r = x = p = None
+    qh_v = None if v is None else state.qh_mv(v)
+    th_w = None
+    if w is not None:
+        th_w = state.t_solve(state.zh_mv(_after(qh_v, w)), adjoint=True)
+    c = tree_sub(qh_v, th_w)
+    x = r = p = None
+    last = c
     if wanted.unknown:
-        x = unknown.unravel(state.v_mv(state.s_solve(c)))
+        last = x = state.z_mv(state.t_solve(c))
     if wanted.data:
-        r = data.unravel(tree_sub(v, state.u_mv(c)))
+        last = r = tree_sub(v, state.q_mv(_after(last, c)))
     if wanted.projection:
         y = unknown.ravel(rhs.projection)
-        p = unknown.unravel(state.v_mv(state.vh_mv(y)))
+        last = p = state.z_mv(state.zh_mv(_after(last, y)))
+    # Whoever needs one of them waits for all.
+    x = None if x is None else unknown.unravel(_after(last, x))
+    r = None if r is None else data.unravel(_after(last, r))
+    p = None if p is None else unknown.unravel(p)
     return Blocks(r, x, p), solver.result(state), solver.stats(state)
 
 
@@ -283,14 +300,19 @@ class _Attempt:
 
 
 def _compute(problem: Problem) -> _Attempt:
-    solver, state, options = problem.solver, problem.state, problem.options
-    return _Attempt(lambda vector: solver.compute(state, vector, options))
+    solver, operator = problem.solver, problem.operator
+
+    def compute(vector):
+        solution, result, stats = solver.compute(problem.state, vector, problem.options)
+        return solution, verified(solver, operator, vector, solution, result), stats
+
+    return _Attempt(compute)
 
 
 def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
     """A†^H w = conj(A†^T conj(w)): never through `solver.conj`, see `Normal`."""
     solver, options = problem.solver, problem.options
-    if isinstance(solver, CG | lx.CG | lx.Cholesky):
+    if isinstance(solver, CG | Cholesky | lx.CG | lx.Cholesky):
         return solve(vector)  # Hermitian
     if isinstance(solver, lx.Normal):
         # Its `transpose` conjugates the inner state, wrongly for LU (lineax 0.1.1).
@@ -298,6 +320,8 @@ def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
         state = solver.init(problem.operator.transpose(), options)
     else:
         state, options = solver.transpose(problem.state, options)
-    solution, result, solve.stats = solver.compute(state, tree_conj(vector), options)
-    solve.note(result)
+    vector = tree_conj(vector)
+    solution, result, solve.stats = solver.compute(state, vector, options)
+    transpose = problem.operator.transpose()
+    solve.note(verified(solver, transpose, vector, solution, result))
     return tree_conj(solution)

@@ -1,5 +1,6 @@
 """Which solver `AutoLinearSolver` picks, and what it passes on."""
 
+import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -15,15 +16,15 @@ def _tagged(*tags, shape=(3, 3)):
 DIAGONAL = lx.DiagonalLinearOperator(jnp.ones(3))
 TRIDIAGONAL = lx.TridiagonalLinearOperator(jnp.ones(3), jnp.ones(2), jnp.ones(2))
 SQUARE = {
-    "plain": (_tagged(), lx.LU),
-    "symmetric": (_tagged(lx.symmetric_tag), lx.LU),
+    "plain": (_tagged(), pj.LU),
+    "symmetric": (_tagged(lx.symmetric_tag), pj.LU),
     "diagonal": (DIAGONAL, lx.Diagonal),
     "tagged-diagonal": (_tagged(lx.diagonal_tag), lx.Diagonal),
-    "tridiagonal": (TRIDIAGONAL, lx.Tridiagonal),
-    "lower": (_tagged(lx.lower_triangular_tag), lx.Triangular),
-    "upper": (_tagged(lx.upper_triangular_tag), lx.Triangular),
-    "positive": (_tagged(lx.positive_semidefinite_tag), lx.Cholesky),
-    "negative": (_tagged(lx.negative_semidefinite_tag), lx.Cholesky),
+    "tridiagonal": (TRIDIAGONAL, pj.Tridiagonal),
+    "lower": (_tagged(lx.lower_triangular_tag), pj.Triangular),
+    "upper": (_tagged(lx.upper_triangular_tag), pj.Triangular),
+    "positive": (_tagged(lx.positive_semidefinite_tag), pj.Cholesky),
+    "negative": (_tagged(lx.negative_semidefinite_tag), pj.Cholesky),
 }
 square = pytest.mark.parametrize(
     ("operator", "expected"), SQUARE.values(), ids=SQUARE.keys()
@@ -46,8 +47,14 @@ def test_none_takes_qr_if_not_square(shape):
 @pytest.mark.parametrize(
     "shape", [(5, 3), (3, 5), (3, 3)], ids=["tall", "wide", "square"]
 )
-def test_false_takes_svd_of_any_shape(shape):
+def test_false_takes_pivoted_qr_of_any_shape(shape):
     solver = pj.AutoLinearSolver(False).select_solver(_tagged(shape=shape))
+    assert type(solver) is pj.PivotedQR
+
+
+def test_false_takes_svd_on_a_backend_without_pivoted_qr(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    solver = pj.AutoLinearSolver(False).select_solver(_tagged())
     assert type(solver) is pj.SVD
 
 
@@ -80,6 +87,13 @@ def test_statistics_of_the_chosen_solver_are_passed_on():
     matrix = np.diag([1.0, 2.0, 0.0])[:, :2] @ np.ones((2, 4))
     solution = pj.linear_solve(matrix, np.ones(3), pj.AutoLinearSolver(False))
     assert solution.stats["rank"] == 1
+
+
+@square
+def test_condition_of_the_chosen_solver_is_passed_on(operator, expected):
+    solver = pj.AutoLinearSolver(True)
+    stats = pj.linear_solve(operator, jnp.ones(3), solver, throw=False).stats
+    assert ("rcond" in stats) is (expected is not lx.Diagonal)
 
 
 def test_full_rank_is_assumed_unless_told_otherwise():

@@ -1,6 +1,11 @@
 from .auto import AutoLinearSolver as AutoLinearSolver
 from .cg import CG as CG
+from .cholesky import Cholesky as Cholesky
+from .lu import LU as LU
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
+from .pivoted_qr import PivotedQR as PivotedQR
 from .qr import QR as QR
 from .svd import SVD as SVD
+from .triangular import Triangular as Triangular
+from .tridiagonal import Tridiagonal as Tridiagonal

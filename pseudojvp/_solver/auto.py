@@ -2,12 +2,22 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._misc import check_options, tree_conj
+from .cholesky import Cholesky
+from .lu import LU
+from .pivoted_qr import PivotedQR
 from .qr import QR
 from .svd import SVD
+from .triangular import Triangular
+from .tridiagonal import Tridiagonal
+
+
+# Backends with a pivoted QR factorisation in JAX.
+_PIVOTING = ("cpu", "gpu", "cuda", "rocm")
 
 
 class AutoState(eqx.Module):
@@ -18,17 +28,17 @@ class AutoState(eqx.Module):
 class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     """Picks a solver from the shape and the tags of the operator.
 
-    - `well_posed=True`: `lineax.Diagonal(well_posed=True)`, `lineax.Tridiagonal`,
-        `lineax.Triangular`, `lineax.Cholesky` (tagged positive or negative definite) or
-        else `lineax.LU`. A non-square operator is an error.
+    - `well_posed=True`: `lineax.Diagonal(well_posed=True)`, [`pseudojvp.Tridiagonal`][],
+        [`pseudojvp.Triangular`][], [`pseudojvp.Cholesky`][] (tagged positive or negative
+        definite) or else [`pseudojvp.LU`][]. A non-square operator is an error.
     - `well_posed=None`: [`pseudojvp.QR`][] if not square, else as for `True`, except
         that a diagonal operator may be singular.
-    - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.SVD`][]. Any
-        shape, any rank.
+    - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.PivotedQR`][]
+        ([`pseudojvp.SVD`][] on a backend without it, the TPU). Any shape, any rank.
 
-    The choice is that of `lineax.AutoLinearSolver`; unlike there, the statistics of the
-    chosen solver (`stats["rank"]`) are passed on, and derivatives take the rules of the
-    chosen solver.
+    The choice is that of `lineax.AutoLinearSolver`, but for pivoted QR in the place of
+    the SVD; unlike there, the statistics of the chosen solver (`stats["rank"]`,
+    `stats["rcond"]`) are passed on, and derivatives take the rules of the chosen solver.
 
     **Arguments:**
 
@@ -64,16 +74,16 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         if lx.is_diagonal(operator) and square:
             return lx.Diagonal(well_posed=self.well_posed is True)
         if self.well_posed is False:
-            return SVD()
+            return PivotedQR() if jax.default_backend() in _PIVOTING else SVD()
         if not square:
             return QR()
         if lx.is_tridiagonal(operator):
-            return lx.Tridiagonal()
+            return Tridiagonal()
         if lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator):
-            return lx.Triangular()
+            return Triangular()
         if lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(operator):
-            return lx.Cholesky()
-        return lx.LU()
+            return Cholesky()
+        return LU()
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

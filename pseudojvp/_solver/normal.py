@@ -9,13 +9,17 @@ from jaxtyping import Array, PyTree
 
 from .._misc import adjoint, check_options, Structure
 from .auto import AutoLinearSolver
+from .direct import AbstractDirectSolver
+from .pivoted_qr import PivotedQR
 from .qr import QR
 from .svd import SVD
 
 
 # Solvers that read the Gram matrix entry by entry: it is formed once, by one product.
 _DENSE_SOLVERS = (
+    AbstractDirectSolver,
     AutoLinearSolver,
+    PivotedQR,
     QR,
     SVD,
     lx.AutoLinearSolver,

@@ -9,10 +9,14 @@ import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree, Real
 
 from .._misc import check_options, Structure
+from .condition import resolve_rcond
 
 
 class SVDState(eqx.Module):
-    """A = U S V^H, thin; `kept` marks the singular values above the cutoff."""
+    """A = U S V^H, thin; `kept` marks the singular values above the cutoff.
+
+    The methods are those of any complete orthogonal decomposition A = Q T Z^H.
+    """
 
     u: Inexact[Array, "rows k"]
     singular_values: Real[Array, " k"]
@@ -24,21 +28,24 @@ class SVDState(eqx.Module):
     def rank(self) -> Integer[Array, ""]:
         return jnp.sum(self.kept)
 
-    def uh_mv(self, vector: Inexact[Array, " rows"]) -> Inexact[Array, " k"]:
+    def qh_mv(self, vector: Inexact[Array, " rows"]) -> Inexact[Array, " k"]:
         """U^H v in the kept directions, zero in the others."""
         return jnp.where(self.kept, _matmul(self.u.conj().T, vector), 0)
 
-    def u_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " rows"]:
+    def q_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " rows"]:
         return _matmul(self.u, coefficients)
 
-    def vh_mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
+    def zh_mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
         """V^H w in the kept directions, zero in the others."""
         return jnp.where(self.kept, _matmul(self.vh, vector), 0)
 
-    def v_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
+    def z_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
         return _matmul(self.vh.conj().T, coefficients)
 
-    def s_solve(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " k"]:
+    def t_solve(
+        self, coefficients: Inexact[Array, " k"], *, adjoint: bool = False
+    ) -> Inexact[Array, " k"]:
+        del adjoint  # S is real and diagonal
         safe = jnp.where(self.kept, self.singular_values, 1)
         return coefficients / safe.astype(coefficients.dtype)
 
@@ -86,12 +93,9 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         u, singular_values, vh = jsl.svd(matrix, full_matrices=False)
         singular_values = jnp.where(finite, singular_values, jnp.nan)
         dtype = singular_values.dtype
-        eps = jnp.finfo(dtype).eps
-        if self.rcond is None:
-            rcond = jnp.array(2 * eps * max(matrix.shape), dtype)
-        else:
-            rcond = jnp.asarray(self.rcond, dtype)
-            rcond = jnp.where(rcond < 0, eps, rcond)
+        rcond = resolve_rcond(
+            self.rcond, 2 * jnp.finfo(dtype).eps * max(matrix.shape), dtype
+        )
         largest = jnp.max(singular_values, initial=0)
         kept = singular_values > rcond * largest
         return SVDState(u, singular_values, vh, kept, eqxi.Static(structures))
@@ -102,7 +106,7 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         check_options(self, options)
         out_structure, in_structure = state.structures.value
         flat = out_structure.ravel(vector)
-        solution = state.v_mv(state.s_solve(state.uh_mv(flat)))
+        solution = state.z_mv(state.t_solve(state.qh_mv(flat)))
         return in_structure.unravel(solution), self.result(state), self.stats(state)
 
     def result(self, state: SVDState) -> lx.RESULTS:
