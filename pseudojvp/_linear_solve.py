@@ -6,7 +6,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
-from ._misc import all_finite, check_solver, stop_gradient, Structure
+from ._misc import all_finite, check_options, check_solver, stop_gradient, Structure
 from ._operator import as_operator
 from ._operator.as_operator import as_inexact
 from ._primitive import bind
@@ -112,6 +112,8 @@ def create_problem(
     State, options and a preconditioner within the solver are constants.
     """
     options = {} if options is None else options
+    if isinstance(solver, lx.BiCGStab | lx.CG | lx.GMRES):  # they do not look
+        check_options(solver, options, ("preconditioner", "y0"))
     if isinstance(state, Unset):
         state = solver.init(stop_gradient(operator), options)
     state = stop_gradient(state)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +122,23 @@ def is_zero(tree: PyTree[Array]) -> Bool[Array, ""]:
     return zero
 
 
+def one_or_nan(predicate: Bool[Array, ""]) -> Float[Array, ""]:
+    """1 or 0/0: no NaN is made where none is meant, for `jax_debug_nans`."""
+    quotient = predicate.astype(jnp.float32)
+    return quotient / quotient
+
+
 def nan_unless(predicate: Bool[Array, ""], tree: PyTree[Array]) -> PyTree[Array]:
-    return jtu.tree_map(lambda leaf: jnp.where(predicate, leaf, jnp.nan), tree)
+    nan = one_or_nan(predicate)
+    return jtu.tree_map(
+        lambda leaf: jnp.where(predicate, leaf, nan.astype(leaf.dtype)), tree
+    )
 
 
 def nan_after_failure(result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
     """`tree`, or NaN if the solve failed, in its derivatives as well."""
     # A product, for the cotangent of a `where` would be zero.
-    factor = jnp.where(result == lx.RESULTS.successful, 1, jnp.nan)
+    factor = one_or_nan(result == lx.RESULTS.successful)
     return jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
 
 

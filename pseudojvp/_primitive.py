@@ -43,7 +43,7 @@ from ._misc import (
     tree_sub,
 )
 from ._saddle_point import apply_saddle_point, Blocks, Problem
-from ._solver import CG, Neumann, PivotedQR, QR, SVD
+from ._solver import AbstractDirectSolver, CG, Neumann, PivotedQR, QR, SVD
 
 
 def bind(
@@ -92,7 +92,10 @@ def _operator_is_finite(problem: Problem, out: Blocks):
 
     Those named look at their factors or at the residual themselves.
     """
-    if isinstance(problem.solver, CG | PivotedQR | QR | SVD):
+    reads_all = isinstance(
+        problem.solver, AbstractDirectSolver | CG | PivotedQR | QR | SVD
+    )
+    if reads_all or problem.operator.in_size() == 0:
         return True
     solution = out.data if problem.from_adjoint else out.unknown
     return True if solution is None else all_finite(problem.operator.mv(solution))

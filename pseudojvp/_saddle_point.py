@@ -197,7 +197,10 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
 
 
 def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
-    """G = A^H A: x = G†(A^H v − w), r = v − A x, P y = G†(A^H A y)."""
+    """G = A^H A: x = G†(A^H v − w), r = v − A x, P y = G†(A^H A y).
+
+    With A / unit in the place of A, x and w are those of A / unit as well.
+    """
     state = problem.state
     if not (state.tall.value or problem.from_adjoint):
         return _any_solver(problem, rhs, wanted)  # wide, and perhaps deficient
@@ -205,12 +208,18 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
     if problem.from_adjoint:
         forward, backward = backward, forward
     in_data = not problem.from_adjoint
-    solve = _Attempt(lambda z: solver.inner_solve(state, z, problem.options))
+
+    def inner_solve(vector, in_range):
+        return solver.inner_solve(state, vector, problem.options, in_range=in_range)
+
+    solve = _Attempt(lambda vector: inner_solve(vector, in_range=w is None))
+    project = _Attempt(lambda vector: inner_solve(vector, in_range=True))
 
     def to_inner(vector, *, out):
         return None if vector is None else solver.to_inner(state, vector, out=out)
 
     v, w = to_inner(rhs.data, out=in_data), to_inner(rhs.unknown, out=not in_data)
+    w = solver.over_unit(state, w)
     r = x = p = None
     if wanted.data or wanted.unknown:
         x = tree_neg(solve(w)) if v is None else solve(tree_sub(backward.mv(v), w))
@@ -218,10 +227,12 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_data)
     if wanted.projection:
         y = to_inner(rhs.projection, out=not in_data)
-        p = solve(backward.mv(forward.mv(y)))
+        p = project(backward.mv(forward.mv(y)))
+        solve.note(project.result)
         p = solver.from_inner(state, p, out=not in_data)
-    x = solver.from_inner(state, x, out=not in_data) if wanted.unknown else None
-    return Blocks(r, x, p), solve.result, solve.stats
+    if wanted.unknown:
+        x = solver.from_inner(state, solver.over_unit(state, x), out=not in_data)
+    return Blocks(r, x if wanted.unknown else None, p), solve.result, solve.stats
 
 
 def _neumann(solver: Neumann, problem: Problem, rhs: Blocks, wanted: Blocks):

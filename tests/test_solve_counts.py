@@ -58,7 +58,9 @@ def test_number_of_inner_loops_in_compiled_program(name, mode):
 
 
 @pytest.mark.parametrize("well_posed", [True, False])
-def test_cg_has_at_most_two_products_with_the_operator(well_posed):
+def test_cg_has_four_products_with_the_operator(well_posed):
+    # To begin with, for its size; in each iteration; to recompute the residual now and
+    # then; and at the end, for the residual that is told.
     matrix, vector = np.diag([1.0, 2.0, 3.0]), np.ones(3)
     structure = jax.ShapeDtypeStruct((3,), np.float64)
     solver = pj.CG(1e-10, 1e-10, well_posed=well_posed)
@@ -72,7 +74,7 @@ def test_cg_has_at_most_two_products_with_the_operator(well_posed):
         return pj.linear_solve(operator, vector, solver, throw=False).value
 
     text = jax.jit(solve).lower(matrix, vector).as_text()
-    assert 1 <= len(re.findall(r"\bstablehlo\.tan\b|\bchlo\.tan\b", text)) <= 2
+    assert len(re.findall(r"\bstablehlo\.tan\b|\bchlo\.tan\b", text)) == 4
 
 
 def ormqr_operands(function, *args):

@@ -1,6 +1,7 @@
 from .auto import AutoLinearSolver as AutoLinearSolver
 from .cg import CG as CG
 from .cholesky import Cholesky as Cholesky
+from .direct import AbstractDirectSolver as AbstractDirectSolver
 from .lu import LU as LU
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal

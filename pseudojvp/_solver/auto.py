@@ -71,7 +71,9 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
                 "a least-squares problem pass `solver=AutoLinearSolver("
                 "well_posed=False)`, or `solver=QR()` if it has full rank."
             )
-        if lx.is_diagonal(operator) and square:
+        # A single entry is diagonal in name only, and its solver should tell the rank.
+        single = self.well_posed is False and operator.in_size() <= 1
+        if lx.is_diagonal(operator) and square and not single:
             return lx.Diagonal(well_posed=self.well_posed is True)
         if self.well_posed is False:
             return PivotedQR() if jax.default_backend() in _PIVOTING else SVD()

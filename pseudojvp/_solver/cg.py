@@ -1,3 +1,5 @@
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +9,9 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import lineax.internal as lxi
+import numpy as np
 from jaxtyping import Array, Bool, Integer, PyTree, Real, Scalar
-from lineax.internal import max_norm, tree_dot, two_norm
 
 from .._misc import (
     all_finite,
@@ -23,8 +26,17 @@ from .._misc import (
     tree_sub,
     tree_where,
 )
-from .preconditioner import check_tolerances, resolve_preconditioner, resolve_y0
+from .preconditioner import (
+    check_tolerances,
+    promoting,
+    resolve_preconditioner,
+    resolve_y0,
+)
 
+
+_dot = promoting(lxi.tree_dot)
+_max_norm = promoting(lxi.max_norm)
+_two_norm = promoting(lxi.two_norm)
 
 _not_well_posed_message = (
     "`CG(well_posed=False)` takes neither a preconditioner nor `y0`: with either, CG "
@@ -34,9 +46,14 @@ _not_well_posed_message = (
 
 
 class CGState(eqx.Module):
-    """The operator, negated if it is negative (semi)definite."""
+    """The operator, negated if it is negative (semi)definite.
+
+    `size` is the largest entry of A u for a unit vector u: a lower bound of the norm of
+    A.
+    """
 
     operator: lx.AbstractLinearOperator
+    size: Real[Array, ""]
     negated: eqxi.Static
 
 
@@ -44,6 +61,7 @@ class _System(eqx.Module):
     """A y = vector + A offset, from the guess `y0`; `None` is zero, or the identity."""
 
     operator: lx.AbstractLinearOperator
+    size: Real[Array, ""]
     vector: PyTree[Array]
     preconditioner: lx.AbstractLinearOperator | None = None
     y0: PyTree[Array] | None = None
@@ -85,9 +103,10 @@ class CG(lx.AbstractLinearSolver[CGState]):
     first guess is the minimum-norm one, A†b. Derivatives however take A for nonsingular
     (one inner solve a JVP, one a VJP) unless `well_posed=False`, which returns A†b for
     *every* b and differentiates it along paths of constant rank. An application of A† is
-    then two runs, the first of which projects b onto the range, and a derivative with
-    respect to A takes three applications. That mode takes neither preconditioner nor
-    `y0`, with which CG would end in another solution.
+    then three runs, the first and the last of which project b and x onto the range, and a
+    derivative with respect to A takes three applications. Singular values below 1000 eps
+    times the largest count as zero, and the error is eps κ². That mode takes neither
+    preconditioner nor `y0`, with which CG would end in another solution.
 
     `options` (not differentiated, as the solution does not depend on them):
 
@@ -119,7 +138,7 @@ class CG(lx.AbstractLinearSolver[CGState]):
 
     rtol: float
     atol: float
-    norm: Callable[[PyTree], Scalar] = max_norm
+    norm: Callable[[PyTree], Scalar] = lxi.max_norm
     stabilise_every: int | None = 10
     max_steps: int | None = None
     preconditioner: lx.AbstractLinearOperator | None = None
@@ -157,11 +176,25 @@ class CG(lx.AbstractLinearSolver[CGState]):
                 "`lineax.positive_semidefinite_tag`, or use `Normal(CG(...))`."
             )
         operator = lx.linearise(operator)
-        return CGState(-operator if negated else operator, eqxi.Static(negated))
+        structure = Structure.of(operator.in_structure())
+        signs = np.random.default_rng(0).choice([-1, 1], structure.size)
+        unit_vector = signs / math.sqrt(max(structure.size, 1))
+        image = operator.mv(structure.unravel(jnp.asarray(unit_vector)))
+        operator = -operator if negated else operator
+        return CGState(operator, _max_norm(image), eqxi.Static(negated))
 
     def compute(
         self, state: CGState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        return self._compute(state, vector, options, in_range=False)
+
+    def compute_in_range(
+        self, state: CGState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        """As `compute`, for a vector in the range of A: that is not projected."""
+        return self._compute(state, vector, options, in_range=True)
+
+    def _compute(self, state: CGState, vector, options, *, in_range: bool):
         check_options(self, options, ("preconditioner", "y0"))
         structure = Structure.of(state.operator.in_structure())
         y0 = resolve_y0(self, options, structure)
@@ -176,39 +209,45 @@ class CG(lx.AbstractLinearSolver[CGState]):
         if state.negated.value:
             vector = tree_neg(vector)
         if self.well_posed:
-            system = _System(state.operator, vector, preconditioner, y0)
+            system = _System(state.operator, state.size, vector, preconditioner, y0)
             solution, result, num_steps = self._run(system)
         else:
             if preconditioner is not None or y0 is not None:
                 raise ValueError(_not_well_posed_message)
-            solution, result, num_steps = self._run_projected(state.operator, vector)
+            projected = self._run_projected(state, vector, in_range=in_range)
+            solution, result, num_steps = projected
         stats = {"num_steps": num_steps, "max_steps": self.max_steps}
         return solution, result, stats
 
-    def _run_projected(self, operator, vector):
+    def _run_projected(self, state: CGState, vector, *, in_range: bool):
         """A†b for any b: A p = A b gives p = A A†b, then A x = p is consistent.
 
-        The first run goes down to rounding, for what it leaves the second cannot mend. A
-        loop of two passes, so that `operator.mv` is traced no more often.
+        Rounding may leave a large part of x in the null space, so x is projected as well.
+        The projections go down to rounding. A loop of three passes, so that `operator.mv`
+        is traced no more often.
         """
 
-        def one_pass(carry, is_first):
+        def one_pass(carry, projects):
             (previous, result), steps = carry
+            # A projection takes no tolerance: its scale is free.
+            unit = jnp.where(projects, _unit(previous), 1)
+            previous = tree_scale(1 / unit, previous)
             zeros = jtu.tree_map(jnp.zeros_like, previous)
             system = _System(
-                operator,
-                vector=tree_where(is_first, zeros, previous),
+                state.operator,
+                state.size,
+                vector=tree_where(projects, zeros, previous),
                 y0=zeros,
-                offset=tree_where(is_first, previous, zeros),
-                to_floor=is_first,
+                offset=tree_where(projects, previous, zeros),
+                to_floor=projects,
             )
             solution, new_result, new_steps = self._run(system)
             return (
-                (solution, first_failure(result, new_result)),
+                (tree_scale(unit, solution), first_failure(result, new_result)),
                 steps + new_steps,
             ), None
 
-        passes = jnp.array([True, False])
+        passes = jnp.array([False, True] if in_range else [True, False, True])
         init = ((vector, lx.RESULTS.successful), jnp.array(0))
         ((solution, result), steps), _ = lax.scan(one_pass, init, passes)
         return solution, result, steps
@@ -222,14 +261,37 @@ class CG(lx.AbstractLinearSolver[CGState]):
             return (iterate.step < max_steps) & (iterate.gamma > 0) & ~stopped
 
         # Constants of the loop: what the residual may be, and the length of b.
-        allowed, size_of_b = self._allowed(system.vector), two_norm(system.vector)
+        allowed, size_of_b = self._allowed(system.vector), _two_norm(system.vector)
         final = lax.while_loop(
             keep_going,
             lambda iterate: self._advance(system, allowed, size_of_b, iterate),
             _start(system),
         )
+        if self._has_tolerance:
+            truly = self._truly_met(system, final, allowed, size_of_b)
+            final = dataclasses.replace(final, converged=final.converged & truly)
         result = self._result(final, final.step >= max_steps)
         return final.solution, result, final.step
+
+    def _truly_met(self, system: _System, final: _Iterate, allowed, size_of_b):
+        """Whether b − A x itself is as small as its update by recurrence says.
+
+        The update drifts away where a singular A has no solution. Up to ten times the
+        tolerance, or the rounding of A x, as long as that is small beside b.
+        """
+        image = system.operator.mv(tree_sub(final.solution, system.offset))
+        residual = tree_sub(system.vector, image)
+        within = self._norm_of_quotient(residual, allowed) <= 10
+        unit, eps = final.unit, jnp.finfo(final.unit.dtype).eps
+        size = _two_norm(tree_scale(1 / unit, residual))
+        size_of_b = size_of_b / unit
+        rounding = 10 * eps * (final.curvature * final.travelled + size_of_b)
+        if system.to_floor is None:
+            return within | (size <= jnp.minimum(rounding, jnp.sqrt(eps) * size_of_b))
+        bound = jnp.minimum(rounding, jnp.sqrt(eps) * size_of_b)
+        return within & ~system.to_floor | (
+            size <= jnp.where(system.to_floor, 10 * rounding, bound)
+        )
 
     def _advance(self, system: _System, allowed, size_of_b, iterate: _Iterate):
         residual = self._residual(system, iterate)
@@ -240,7 +302,7 @@ class CG(lx.AbstractLinearSolver[CGState]):
             residual = tree_where(first, tree_scale(1 / unit, residual), residual)
         preconditioner = system.preconditioner
         z = residual if preconditioner is None else preconditioner.mv(residual)
-        gamma = tree_dot(z, residual).real
+        gamma = _dot(z, residual).real
         beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
         # The direction p is scaled to length one, <p, M^-1 p> = 1.
         tail = beta * iterate.length
@@ -248,17 +310,21 @@ class CG(lx.AbstractLinearSolver[CGState]):
         shrink = jnp.where(length > 0, 1 / length, 0)
         direction = tree_scale(shrink, tree_add(z, tree_scale(tail, iterate.direction)))
         image = system.operator.mv(direction)
-        curvature = tree_dot(direction, image).real / unit
+        curvature = _dot(direction, image).real / unit
         largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
-        # A direction in the null space, up to rounding: no step along it.
-        flat = jnp.abs(curvature) <= 10 * jnp.finfo(largest.dtype).eps * largest
+        if preconditioner is None:
+            largest = jnp.maximum(largest, system.size.astype(unit.dtype) / unit)
+        # A direction in the null space, up to rounding: no step along it. For a singular
+        # A the limit is where rounding makes a direction of the range of one that is not.
+        limit = (10 if system.to_floor is None else 1000) * jnp.finfo(largest.dtype).eps
+        flat = jnp.abs(curvature) <= limit * largest
         scale = largest * iterate.travelled + size_of_b / unit
         resting = flat | self._at_floor(system, iterate, gamma, scale)
         definite = (curvature > 0) | resting
         step_size = jnp.where(definite & ~resting, gamma * shrink / curvature, 0)
         change = tree_scale(step_size, direction)
         solution = tree_add(iterate.solution, change)
-        residual = tree_sub(residual, tree_scale(step_size / unit, image))
+        residual = tree_sub(residual, tree_scale(step_size, tree_scale(1 / unit, image)))
         residual_met = converged = jnp.array(False)
         if self._has_tolerance:
             residual_met = self._norm_of_quotient(residual, allowed) <= 1 / unit
@@ -328,7 +394,7 @@ class CG(lx.AbstractLinearSolver[CGState]):
         def quotient(err, leaf_allowed):
             return jnp.where(err == 0, 0, jnp.abs(err) / leaf_allowed)
 
-        return self.norm(jtu.tree_map(quotient, error, allowed))
+        return promoting(self.norm)(jtu.tree_map(quotient, error, allowed))
 
     def _result(self, final: _Iterate, exhausted) -> lx.RESULTS:
         results = lx.RESULTS
@@ -345,11 +411,11 @@ class CG(lx.AbstractLinearSolver[CGState]):
         return results.where(finite, out, results.singular)
 
     def transpose(self, state: CGState, options: dict[str, Any]):
-        transposed = CGState(state.operator.transpose(), state.negated)
+        transposed = CGState(state.operator.transpose(), state.size, state.negated)
         return transposed, self._map_preconditioner(options, lambda p: p.transpose())
 
     def conj(self, state: CGState, options: dict[str, Any]):
-        conjugated = CGState(lx.conj(state.operator), state.negated)
+        conjugated = CGState(lx.conj(state.operator), state.size, state.negated)
         return conjugated, self._map_preconditioner(options, lx.conj)
 
     def _map_preconditioner(self, options: dict[str, Any], transform: Callable):
@@ -370,7 +436,7 @@ def _start(system: _System) -> _Iterate:
     zero = jnp.zeros_like(unit)
     travelled = zero
     for begin in (system.y0, system.offset):
-        travelled = travelled if begin is None else travelled + two_norm(begin)
+        travelled = travelled if begin is None else travelled + _two_norm(begin)
     return _Iterate(
         solution=zeros if system.y0 is None else system.y0,
         residual=tree_scale(1 / unit, vector),
@@ -389,5 +455,5 @@ def _start(system: _System) -> _Iterate:
 
 
 def _unit(vector: PyTree[Array]) -> Real[Array, ""]:
-    largest = max_norm(vector)
+    largest = _max_norm(vector)
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)

@@ -18,7 +18,7 @@ _PROBES = 8
 def column_norms(matrix: Inexact[Array, "rows cols"]) -> Real[Array, " cols"]:
     """The 2-norms, without overflow or underflow of the squares."""
     largest = jnp.max(jnp.abs(matrix), axis=0, initial=0)
-    scaled = jnp.abs(matrix) / jnp.where(largest > 0, largest, 1)
+    scaled = jnp.abs(matrix) / jnp.where(largest > 0, largest, 1)[None]
     return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=0))
 
 

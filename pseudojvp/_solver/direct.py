@@ -88,7 +88,7 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
 
 def _columns(operator: lx.AbstractLinearOperator):
     """(norms of the columns, A v, A^H v, dtype), without a matrix if A is tridiagonal."""
-    if not lx.is_tridiagonal(operator):
+    if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
         matrix = operator.as_matrix()
         adjoint_mv = lambda vector: matrix.conj().T @ vector
         return column_norms(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype

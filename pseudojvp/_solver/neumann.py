@@ -6,8 +6,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import lineax.internal as lxi
 from jaxtyping import Array, Bool, Integer, PyTree, Real
-from lineax.internal import max_norm, sum_squares
 
 from .._misc import (
     all_finite,
@@ -18,7 +18,7 @@ from .._misc import (
     tree_add,
     tree_sub,
 )
-from .preconditioner import check_tolerances, resolve_preconditioner
+from .preconditioner import check_tolerances, promoting, resolve_preconditioner
 
 
 class NeumannState(eqx.Module):
@@ -244,7 +244,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
             atol = jnp.asarray(0 if self.atol is None else self.atol, magnitude.dtype)
             return jnp.where(err == 0, 0, jnp.abs(err) / (atol + rtol * magnitude))
 
-        return max_norm(jtu.tree_map(quotient, term, total)) * rest <= 1
+        return promoting(lxi.max_norm)(jtu.tree_map(quotient, term, total)) * rest <= 1
 
     def _result(self, final: _Sum) -> lx.RESULTS:
         results = lx.RESULTS
@@ -272,4 +272,4 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
 
 
 def _two_norm(tree: PyTree[Array]) -> Real[Array, ""]:
-    return jnp.sqrt(sum_squares(tree))
+    return jnp.sqrt(promoting(lxi.sum_squares)(tree))

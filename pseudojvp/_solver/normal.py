@@ -5,10 +5,11 @@ import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, Real
 
-from .._misc import adjoint, check_options, Structure
+from .._misc import adjoint, check_options, Structure, tree_scale
 from .auto import AutoLinearSolver
+from .cg import CG
 from .direct import AbstractDirectSolver
 from .pivoted_qr import PivotedQR
 from .qr import QR
@@ -33,12 +34,14 @@ _DENSE_SOLVERS = (
 class NormalState(eqx.Module):
     """The inner state for A^H A (tall or square A) or A A^H (wide A), and A itself.
 
-    With a dense inner solver A is a matrix and the inner vectors are flat.
+    With a dense inner solver A is a matrix, divided by `unit`, and the inner vectors are
+    flat.
     """
 
     inner: PyTree[Any]
     operator: lx.AbstractLinearOperator
     adjoint: lx.AbstractLinearOperator
+    unit: Real[Array, ""] | None
     tall: eqxi.Static
     structures: eqxi.Static
 
@@ -48,11 +51,11 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
 
         tall or square:  A^H A x = A^H b        wide:  A A^H u = b,  x = A^H u
 
-    An inner solver for definite systems (`lineax.Cholesky()`, [`pseudojvp.CG`][]) serves
-    A of full rank; one for semidefinite systems ([`pseudojvp.SVD`][],
-    `CG(..., well_posed=False)`) serves any A and gives A†b. The condition number of A is
-    squared: expect an error of eps κ². For a matrix-free A only `mv` and its transpose
-    are called; for a dense inner solver the Gram matrix is formed once.
+    An inner solver for definite systems ([`pseudojvp.Cholesky`][], [`pseudojvp.CG`][])
+    serves A of full rank; one for semidefinite systems ([`pseudojvp.SVD`][], `CG(...,
+    well_posed=False)`) serves any A and gives A†b. The condition number of A is squared:
+    expect an error of eps κ². For a matrix-free A only `mv` and its transpose are called;
+    for a dense inner solver the Gram matrix is formed once.
 
     Cost: one inner solve; for A of full rank one more a JVP and one more a VJP. With an
     inner solver that allows a singular Gram matrix, two more each if A is tall or square
@@ -103,12 +106,19 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         )
         if self._dense:
             matrix = operator.as_matrix()
+            # A power of two near the largest entry, so that the products of the Gram
+            # matrix do not overflow or vanish.
+            largest = jnp.max(jnp.abs(matrix), initial=0)
+            _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
+            unit = jnp.ldexp(jnp.ones_like(largest), exponent - 1)
+            matrix = matrix / unit.astype(matrix.dtype)
             operator = lx.MatrixLinearOperator(matrix)
             operator_adjoint = lx.MatrixLinearOperator(matrix.conj().T)
             left, right = (matrix.conj().T, matrix) if tall else (matrix, matrix.conj().T)
             product = jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
             gram = lx.MatrixLinearOperator(product, lx.positive_semidefinite_tag)
         else:
+            unit = None
             operator = lx.linearise(operator)
             operator_adjoint = adjoint(operator)
             product = operator_adjoint @ operator if tall else operator @ operator_adjoint
@@ -118,6 +128,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             inner,
             operator,
             operator_adjoint,
+            unit,
             eqxi.Static(tall),
             eqxi.Static(structures),
         )
@@ -129,14 +140,28 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         vector = self.to_inner(state, vector, out=True)
         if tall:
             vector = state.adjoint.mv(vector)
-        solution, result, stats = self.inner_solve(state, vector, options)
+        solution, result, stats = self.inner_solve(state, vector, options, in_range=tall)
         if not tall:
             solution = state.adjoint.mv(solution)
+        solution = self.over_unit(state, solution)
         return self.from_inner(state, solution, out=False), result, stats
 
-    def inner_solve(self, state: NormalState, vector, options: dict[str, Any]):
-        """Applies the (pseudo)inverse of the Gram operator; vectors are inner ones."""
+    def over_unit(self, state: NormalState, vector: PyTree[Array]) -> PyTree[Array]:
+        """Solution by A less by A / unit, and what is paired with a solution."""
+        if state.unit is None or vector is None:
+            return vector
+        return tree_scale(1 / state.unit, vector)
+
+    def inner_solve(
+        self, state: NormalState, vector, options: dict[str, Any], *, in_range: bool
+    ):
+        """Applies the (pseudo)inverse of the Gram operator; vectors are inner ones.
+
+        To project a vector that is in its range already would cost digits.
+        """
         inner_options = self.inner_options(state.tall.value, options)
+        if in_range and isinstance(self.inner_solver, CG):
+            return self.inner_solver.compute_in_range(state.inner, vector, inner_options)
         return self.inner_solver.compute(state.inner, vector, inner_options)
 
     def to_inner(self, state: NormalState, vector: PyTree[Array], *, out: bool):
@@ -188,6 +213,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             inner,
             state.operator.transpose(),
             lx.conj(state.operator),
+            state.unit,
             eqxi.Static(not tall),
             eqxi.Static((in_structure, out_structure)),
         )
@@ -203,6 +229,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             inner,
             lx.conj(state.operator),
             state.operator.transpose(),
+            state.unit,
             state.tall,
             state.structures,
         )

@@ -13,9 +13,8 @@ from jaxtyping import Array, Inexact, Integer, PyTree, Real
 from .._misc import check_options, Structure, tree_conj
 from .condition import (
     after_estimate,
-    full_rank_result,
+    reciprocal_condition,
     resolve_rcond,
-    triangular_reciprocal_condition,
 )
 from .householder import apply_q, apply_qh
 
@@ -23,16 +22,16 @@ from .householder import apply_q, apply_qh
 class PivotedQRState(eqx.Module):
     """A = Q T Z^H if A is tall or square, A^H = Q T Z^H if it is wide.
 
-    Only the leading `rank` rows and columns of T count. T^H stands in the upper triangle
-    of `z_reflectors`, with ones on the diagonal beyond. Q = Q₀ Q₁, where the orthonormal
-    Q₀ (none if A is square) takes A to its short side.
+    The columns of Q and Z beyond the rank do not count; there T^H, upper triangular, is a
+    multiple of the identity. Q = Q₀ Q₁, where the orthonormal Q₀, as reflectors, takes A
+    to its short side; there is none if A is square. Z = P Z₁ with a permutation P.
     """
 
     outer: tuple[Inexact[Array, "long short"], Inexact[Array, " short"]] | None
     inner: Inexact[Array, "short short"]
-    z_reflectors: Inexact[Array, "short short"]
-    z_taus: Inexact[Array, " short"]
-    permutation: Integer[Array, " short"]
+    t_adjoint: Inexact[Array, "short short"]
+    z: Inexact[Array, "short short"]
+    permutation: tuple[Integer[Array, " short"], Integer[Array, " short"]]  # P^H, P
     rank: Integer[Array, ""]
     rcond: Real[Array, ""]
     wide: eqxi.Static
@@ -55,13 +54,10 @@ class PivotedQRState(eqx.Module):
     ) -> Inexact[Array, " k"]:
         c = after_estimate(self.rcond, c)
         trans = "N" if adjoint != self.wide.value else "C"
-        return jsl.solve_triangular(self.z_reflectors, c, trans=trans)
-
-    def _kept(self, c):
-        return jnp.where(jnp.arange(c.size) < self.rank, c, 0)
+        return jsl.solve_triangular(self.t_adjoint, c, trans=trans)
 
     def _long_mv(self, c):
-        vector = _matmul(self.inner, self._kept(c))
+        vector = _matmul(self.inner, c)
         if self.outer is None:
             return vector
         reflectors, taus = self.outer
@@ -69,23 +65,20 @@ class PivotedQRState(eqx.Module):
         return apply_q(reflectors, taus, padded[:, None])[:, 0]
 
     def _long_h_mv(self, vector):
-        vector = after_estimate(self.rcond, vector)
         if self.outer is not None:
             reflectors, taus = self.outer
+            vector = after_estimate(self.rcond, vector)
             vector = apply_qh(reflectors, taus, vector[:, None])[: taus.size, 0]
         return self._kept(_matmul(self.inner.conj().T, vector))
 
     def _short_mv(self, c):
-        permuted = apply_q(self.z_reflectors, self.z_taus, self._kept(c)[:, None])[:, 0]
-        return (
-            jnp.zeros_like(permuted)
-            .at[self.permutation]
-            .set(permuted, unique_indices=True)
-        )
+        return _matmul(self.z, c)[self.permutation[1]]
 
     def _short_h_mv(self, vector):
-        columns = after_estimate(self.rcond, vector)[self.permutation][:, None]
-        return self._kept(apply_qh(self.z_reflectors, self.z_taus, columns)[:, 0])
+        return self._kept(_matmul(self.z.conj().T, vector[self.permutation[0]]))
+
+    def _kept(self, c):
+        return jnp.where(jnp.arange(c.size) < self.rank, c, 0)
 
     def conj(self) -> "PivotedQRState":
         arrays, rest = eqx.partition(self, eqx.is_inexact_array)
@@ -116,8 +109,8 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
     `stats["rank"]` is the number of diagonal entries of the pivoted R that are larger
     than `rcond` times an estimate of the largest singular value. Where the singular
     values fall off without a gap it may differ from that of `SVD(rcond)` by a few. In the
-    rare matrices whose rank pivoting does not reveal (Kahan's), T is singular to working
-    precision; that is noticed, by the estimate of [`pseudojvp.QR`][], and the result is
+    rare matrices whose rank pivoting does not reveal (Kahan's), the smallest singular
+    value of T is far below the cutoff; it is estimated, and the result is
     `RESULTS.singular`.
 
     Takes no `options`. Real and complex. CPU and GPU; not TPU, where JAX has no pivoted
@@ -154,42 +147,48 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         wide = cols > rows
         if wide:
             matrix = matrix.conj().T
-        finite = jnp.all(jnp.isfinite(matrix))
-        matrix = jnp.where(finite, matrix, 0)
         outer = None
         if rows != cols:
             reflectors, taus = jnp.linalg.qr(matrix, mode="raw")
             outer = reflectors.mT, taus
             matrix = jnp.triu(outer[0][: taus.size])
+        # A NaN or an Inf in A is a NaN in R.
+        finite = jnp.all(jnp.isfinite(matrix))
+        matrix = jnp.where(finite, matrix, 0)
         inner, r, permutation = jll.qr(matrix, pivoting=True, full_matrices=False)
 
-        # R waits for Q: see `after_estimate`.
-        r = r + 0 * jnp.sum(inner[:1, :1])
-
-        index = jnp.arange(r.shape[0])
         pivots = jnp.abs(jnp.diagonal(r))
         unit = jnp.max(pivots, initial=0)
         unit = jnp.where(unit > 0, unit, 1)
         largest = _largest_singular_value(r / unit.astype(r.dtype))
         eps = jnp.finfo(unit.dtype).eps
-        rcond = resolve_rcond(self.rcond, eps * max(rows, cols), unit.dtype)
-        rank = jnp.sum(pivots / unit > rcond * largest)
-        r = jnp.where((index < rank)[:, None], r, 0)
+        cutoff = resolve_rcond(self.rcond, eps * max(rows, cols), unit.dtype)
+        rank = jnp.sum(pivots / unit > cutoff * largest)
+        kept = jnp.arange(r.shape[0]) < rank
 
-        z_reflectors, z_taus = jnp.linalg.qr(r.conj().T, mode="raw")
-        z_reflectors = z_reflectors.mT
-        beyond = (index[:, None] == index) & (index >= rank)
-        z_reflectors = jnp.where(beyond, 1, z_reflectors)
-        rcond = triangular_reciprocal_condition(jnp.triu(z_reflectors))
-        rcond = jnp.where(finite, rcond, 0)
+        # R = Q₁^H A P is T Z^H P. It waits for Q₁: see `after_estimate`.
+        r = jnp.where(kept[:, None], r, 0) + 0 * jnp.sum(inner[:1, :1])
+        z, t_adjoint = jll.qr(r.conj().T, full_matrices=False)
+        t_adjoint = t_adjoint + jnp.diag(jnp.where(kept, 0, unit).astype(r.dtype))
+        # Pivots above the cutoff do not prove that singular values are.
+        estimate = reciprocal_condition(
+            jnp.full(r.shape[0], unit),
+            lambda vector: t_adjoint @ vector,
+            lambda vector: t_adjoint.conj().T @ vector,
+            r.dtype,
+            lambda c: jsl.solve_triangular(
+                t_adjoint, c + 0 * jnp.sum(z[:1, :1]), trans="C"
+            ),
+        )
+        reveals = finite & (estimate > cutoff / 100)
         return PivotedQRState(
             outer,
             inner,
-            z_reflectors,
-            z_taus,
-            permutation,
+            t_adjoint,
+            z,
+            (permutation, jnp.argsort(permutation)),
             rank,
-            rcond,
+            jnp.where(reveals, estimate, 0),
             eqxi.Static(wide),
             eqxi.Static(structures),
         )
@@ -203,7 +202,8 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         return in_structure.unravel(solution), self.result(state), self.stats(state)
 
     def result(self, state: PivotedQRState) -> lx.RESULTS:
-        return full_rank_result(state.rcond, *state.inner.shape)
+        results = lx.RESULTS
+        return results.where(state.rcond > 0, results.successful, results.singular)
 
     def stats(self, state: PivotedQRState) -> dict[str, Any]:
         return {"rank": state.rank}

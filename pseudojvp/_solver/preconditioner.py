@@ -1,9 +1,26 @@
+import functools as ft
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._misc import Structure
+
+
+def promoting(function: Callable) -> Callable:
+    """A norm or product of vectors whose leaves may differ in dtype.
+
+    Also under JAX's strict promotion: what it returns is a scalar of its own.
+    """
+
+    @ft.wraps(function)
+    def wrapped(*vectors):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*vectors)
+
+    return wrapped
 
 
 def resolve_preconditioner(

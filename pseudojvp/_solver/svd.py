@@ -8,7 +8,7 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree, Real
 
-from .._misc import check_options, Structure
+from .._misc import check_options, one_or_nan, Structure
 from .condition import resolve_rcond
 
 
@@ -91,7 +91,9 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         finite = jnp.all(jnp.isfinite(matrix))
         matrix = jnp.where(finite, matrix, 0)
         u, singular_values, vh = jsl.svd(matrix, full_matrices=False)
-        singular_values = jnp.where(finite, singular_values, jnp.nan)
+        singular_values = singular_values * one_or_nan(finite).astype(
+            singular_values.dtype
+        )
         dtype = singular_values.dtype
         rcond = resolve_rcond(
             self.rcond, 2 * jnp.finfo(dtype).eps * max(matrix.shape), dtype

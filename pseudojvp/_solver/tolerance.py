@@ -41,7 +41,8 @@ def verified(
             jnp.asarray(solver.atol, size.dtype)
             + jnp.asarray(solver.rtol, size.dtype) * size
         )
-        return r / (_SLACK * tolerance + _ROUNDING * eps * largest).astype(r.dtype)
+        allowed = _SLACK * tolerance + _ROUNDING * eps * largest
+        return jnp.where(r == 0, 0, jnp.abs(r) / jnp.where(r == 0, 1, allowed))
 
     met = solver.norm(jtu.tree_map(scaled, residual, vector)) <= 1
     told = lx.RESULTS.where(met, lx.RESULTS.successful, lx.RESULTS.stagnation)

@@ -40,5 +40,7 @@ class Tridiagonal(AbstractDirectSolver):
         diagonal, lower, upper = factors
         if transposed:
             lower, upper = upper, lower
+        if diagonal.size == 0:
+            return columns
         lower, upper = jnp.pad(lower, (1, 0)), jnp.pad(upper, (0, 1))
         return jll.tridiagonal_solve(lower, diagonal, upper, columns)
