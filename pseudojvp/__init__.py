@@ -2,7 +2,9 @@ from importlib.metadata import version as _version
 
 from ._invert import invert as invert
 from ._linear_solve import linear_solve as linear_solve
+from ._lstsq import lstsq as lstsq, pinv as pinv
 from ._primitive import linear_solve_p as linear_solve_p
+from ._project import project as project
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,
     CG as CG,

@@ -1,0 +1,191 @@
+"""`pinv`: values beside NumPy and `jax.numpy`, derivatives against Taylor arithmetic."""
+
+import drop_in_cases as cases
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import truth
+from checks import assert_close, jit
+from problems import Path
+
+import pseudojvp as pj
+
+
+SHAPES = {
+    "tall": ((6, 3), 3),
+    "wide": ((3, 6), 3),
+    "square": ((3, 3), 3),
+    "tall-deficient": ((6, 4), 2),
+    "wide-deficient": ((4, 6), 2),
+    "row": ((1, 3), 1),
+}
+each_kind = pytest.mark.parametrize("kind", SHAPES)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_agrees_with_numpy(kind, dtype):
+    shape, rank = SHAPES[kind]
+    a = cases.conditioned(shape, np.linspace(1, 2, rank), np.dtype(dtype), 0)
+    got = pj.pinv(a)
+    tolerance = 10 * cases.TOLERANCE[np.dtype(dtype)]
+    np.testing.assert_allclose(got, np.linalg.pinv(a, rcond=1e-5), atol=tolerance)
+    assert got.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "bool", "float32", "complex128"])
+@pytest.mark.parametrize("shape", [(3, 2), (2, 2, 3), (0, 2, 3), (2, 3, 0), (0, 0)])
+def test_shapes_and_dtypes_are_those_of_jax_numpy(shape, dtype):
+    struct = jax.ShapeDtypeStruct(shape, dtype)
+    got, want = jax.eval_shape(pj.pinv, struct), jax.eval_shape(jnp.linalg.pinv, struct)
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+
+
+def test_batch_agrees_with_numpy():
+    a = cases.random_array((2, 3, 4, 2), complex, 1)
+    np.testing.assert_allclose(pj.pinv(a), np.linalg.pinv(a), atol=1e-12)
+
+
+def test_rcond_drops_small_singular_values():
+    a = cases.conditioned((5, 3), [1.0, 0.5, 1e-9], float, 0)
+    # Pivoting drops a direction that is off by about 1e-9 / 0.5.
+    np.testing.assert_allclose(pj.pinv(a, 1e-6), np.linalg.pinv(a, 1e-6), atol=1e-7)
+
+
+@pytest.mark.parametrize(("rcond", "rank"), [(None, 2), (-1, 3), (1e-3, 1)])
+def test_rcond_is_relative_to_the_largest_singular_value(rcond, rank):
+    entries = np.array([1.0, 10, 3]) * [1, *[np.finfo(float).eps] * 2]
+    a = np.zeros((6, 3))
+    np.fill_diagonal(a, entries)
+    kept = np.count_nonzero(np.diagonal(pj.pinv(a, rcond)))
+    assert kept == rank
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (2, 0), (3, 0, 2)])
+def test_empty_matrix_has_an_empty_pseudoinverse(shape):
+    assert pj.pinv(np.zeros(shape)).shape == (*shape[:-2], shape[-1], shape[-2])
+
+
+def test_zero_matrix_is_its_own_pseudoinverse():
+    np.testing.assert_array_equal(pj.pinv(np.zeros((3, 2))), np.zeros((2, 3)))
+
+
+def path(kind, dtype):
+    (rows, cols), rank = SHAPES[kind]
+    left = 0.2 * cases.random_array((4, rows, rank), dtype, 1)
+    left[0] = cases.conditioned((rows, rank), np.linspace(1, 2, rank), dtype, 2)
+    right = 0.2 * cases.random_array((4, rank, cols), dtype, 3)
+    right[0] = cases.conditioned((rank, cols), np.linspace(1, 2, rank), dtype, 4)
+    return Path(left, right, np.zeros((1, rows)))
+
+
+def matrix_at(path, t):
+    evaluate = lambda coefficients: sum(c * t**k for k, c in enumerate(coefficients))
+    return evaluate(path.left) @ evaluate(path.right)
+
+
+def derivatives_along(moving, order):
+    """A† and its derivatives at 0, forward over forward."""
+
+    def derivative_of(function):
+        return lambda t: jax.jvp(function, (t,), (1.0,))[1]
+
+    functions = [lambda t: pj.pinv(matrix_at(moving, t), 1e-9, throw=False)]
+    for _ in range(order):
+        functions.append(derivative_of(functions[-1]))
+    return jit(lambda t: [function(t) for function in functions])(0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("tall-deficient", complex), ("wide-deficient", float), ("square", float)],
+)
+def test_first_and_second_derivatives_along_a_path(kind, dtype):
+    moving = path(kind, dtype)
+    series = truth.pseudoinverse_series(moving)
+    got = derivatives_along(moving, 2)
+    for value, factorial, want in zip(got, (1, 1, 2), series, strict=False):
+        assert_close(value, factorial * want, 1e-11)
+
+
+@pytest.mark.slow  # ten seconds of compiling each
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("tall-deficient", complex), ("wide-deficient", float), ("square", float)],
+)
+def test_third_derivative_along_a_path(kind, dtype):
+    moving = path(kind, dtype)
+    want = 6 * truth.pseudoinverse_series(moving)[3]
+    assert_close(derivatives_along(moving, 3)[3], want, 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("tall-deficient", float), ("wide-deficient", complex)]
+)
+def test_derivatives_in_reverse_along_a_path(kind, dtype):
+    moving = path(kind, dtype)
+    inverse_at = lambda t: pj.pinv(matrix_at(moving, t), 1e-9, throw=False)
+    loss = lambda t: jnp.sum(jnp.abs(inverse_at(t)) ** 2)
+    gradient = jax.grad(loss)
+    got = jit(lambda t: (gradient(t), jax.grad(gradient)(t)))(0.0)
+    series = truth.pseudoinverse_series(moving)
+    gram = truth.multiply(truth.adjoint(series), series)
+    want = np.trace(gram, axis1=1, axis2=2).real
+    np.testing.assert_allclose(got, [want[1], 2 * want[2]], rtol=1e-11)
+
+
+def test_gradient_of_a_batch_is_that_of_each_member():
+    a = cases.random_array((3, 4, 2), float, 1)
+    gradient = jax.grad(lambda a: jnp.sum(pj.pinv(a)))(a)
+    ones = np.ones((2, 4))
+    for member, got in zip(a, gradient, strict=True):
+        # The adjoint of dA† = −A† dA A† + A† A†^T dA^T (I − A A†), at A of full rank.
+        inverse = np.linalg.pinv(member)
+        rest = np.eye(4) - member @ inverse
+        want = -inverse.T @ ones @ inverse.T + rest @ ones.T @ inverse @ inverse.T
+        np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_equal_singular_values_are_no_matter():
+    tangent = cases.random_array((3, 3), float, 1)
+    got = jax.jvp(pj.pinv, (jnp.eye(3),), (jnp.asarray(tangent),))[1]
+    np.testing.assert_allclose(got, -tangent, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_matrix_raises(bad):
+    with pytest.raises(eqx.EquinoxRuntimeError, match="non-finite|singular"):
+        pj.pinv(np.array([[1.0, bad], [0.0, 1.0], [2.0, 0.0]]))
+
+
+def test_one_bad_member_of_a_batch_spoils_only_itself():
+    a = cases.random_array((3, 4, 2), float, 1)
+    a[1, 0, 0] = np.inf
+
+    @jit
+    def value_and_gradient(a):
+        loss = lambda a: jnp.sum(pj.pinv(a, throw=False), axis=(1, 2))
+        value, pull_back = jax.vjp(loss, a)
+        return value, pull_back(jnp.ones(3))[0]
+
+    value, gradient = map(np.asarray, value_and_gradient(a))
+    np.testing.assert_array_equal(np.isnan(value), [False, True, False])
+    np.testing.assert_allclose(value[2], np.linalg.pinv(a[2]).sum(), rtol=1e-12)
+    assert np.isnan(gradient[1]).all()
+    assert np.isfinite(gradient[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "match"),
+    [
+        (([[1.0]],), TypeError, r"pinv\(a=...\)` got a list. Pass an array"),
+        ((np.ones(3),), ValueError, r"got an array of shape \(3,\). Pass a matrix"),
+        ((np.ones((3, 2)), "tiny"), TypeError, r"pinv\(rcond=...\)` got 'tiny'. Pass"),
+        ((np.ones((3, 2)), 1j), TypeError, r"pinv\(rcond=...\)` got 1j. Pass a real"),
+    ],
+)
+def test_mistake_raises(args, error, match):
+    with pytest.raises(error, match=match):
+        pj.pinv(*args)
