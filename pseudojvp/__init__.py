@@ -1,5 +1,6 @@
 from importlib.metadata import version as _version
 
+from ._adjoint import PseudoinverseAdjoint as PseudoinverseAdjoint
 from ._invert import invert as invert
 from ._linear_solve import linear_solve as linear_solve
 from ._lstsq import lstsq as lstsq, pinv as pinv

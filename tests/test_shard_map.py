@@ -1,0 +1,102 @@
+"""Inside `jax.shard_map`, on two devices, with replicated operands.
+
+The number of devices is fixed when JAX starts: all cases run in one process of their own.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+SCRIPT = """
+import json
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pseudojvp as pj
+from jax.sharding import PartitionSpec
+
+jax.config.update("jax_enable_x64", True)
+rng = np.random.default_rng(7)
+tall, factor, b = rng.normal(size=(5, 3)), rng.normal(size=(2, 3)), rng.normal(size=5)
+square = rng.normal(size=(3, 3))
+definite = square @ square.T + np.eye(3)
+deficient = tall[:, :2] @ factor
+psd = lx.positive_semidefinite_tag
+cases = {
+    "QR": (pj.QR(), tall, ()),
+    "SVD": (pj.SVD(), deficient, ()),
+    "Auto(False)": (pj.AutoLinearSolver(well_posed=False), deficient, ()),
+    "Auto(True)": (pj.AutoLinearSolver(well_posed=True), square, ()),
+    "Normal(Cholesky)": (pj.Normal(lx.Cholesky()), tall, ()),
+    "CG": (pj.CG(1e-12, 1e-12), definite, psd),
+    "Normal(CG)": (pj.Normal(pj.CG(1e-12, 1e-12)), tall, ()),
+}
+mesh = jax.make_mesh((2,), ("devices",))
+replicated = PartitionSpec()
+
+
+def report(solver, matrix, tags):
+    vector = b[: len(matrix)]
+
+    def loss(matrix, vector):
+        operator = lx.MatrixLinearOperator(matrix, tags)
+        value = pj.linear_solve(operator, vector, solver).value
+        return jnp.sum(value**2), value
+
+    function = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    inside = jax.shard_map(
+        function, mesh=mesh, in_specs=(replicated, replicated), out_specs=replicated
+    )
+    try:
+        gradients, value = jax.jit(inside)(matrix, vector)
+    except Exception as error:
+        return {"error": repr(error)}
+    x = np.linalg.pinv(matrix) @ vector
+    return {
+        "devices": len(value.devices()),
+        "value": np.abs(value - x).max(),
+        "gradients": max(
+            np.abs(one - other).max()
+            for one, other in zip(gradients, jax.jit(function)(matrix, vector)[0])
+        ),
+    }
+
+
+print(json.dumps({name: report(*case) for name, case in cases.items()}))
+"""
+CASES = ["QR", "SVD", "Auto(False)", "Auto(True)", "Normal(Cholesky)", "CG", "Normal(CG)"]
+
+
+@pytest.fixture(scope="module")
+def reports():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        text=True,
+        timeout=300,
+    )
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_solve_of_replicated_operands_runs_on_both_devices(name, reports):
+    assert reports[name].get("devices") == 2, reports[name]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_solution_of_replicated_operands_is_right(name, reports):
+    assert reports[name].get("value", math.inf) < 1e-10
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_replicated_operands_are_those_without_shard_map(name, reports):
+    assert reports[name].get("gradients", math.inf) < 1e-12
