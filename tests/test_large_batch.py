@@ -74,7 +74,17 @@ def _unordered_calls(computation):
     return len(calls), pairs
 
 
-@pytest.mark.parametrize("power", [1, 2], ids=["constant-cotangent", "cotangent-of-x"])
+_more = pytest.mark.slow  # some seconds of compiling each
+_each_power = pytest.mark.parametrize(
+    "power",
+    [
+        pytest.param(1, id="constant-cotangent"),
+        pytest.param(2, id="cotangent-of-x", marks=_more),
+    ],
+)
+
+
+@_each_power
 @pytest.mark.parametrize("name", SOLVERS)
 def test_library_calls_of_a_batched_gradient_have_an_order(name, power):
     found = map(_unordered_calls, _computations(_compiled_gradient(name, power)))

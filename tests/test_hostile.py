@@ -1,0 +1,289 @@
+"""No solver is silently wrong: every hostile system x solver x dtype.
+
+All systems of one shape are one batch of one compiled program, good and bad together.
+`hostile_judge.py` states what counts as right.
+"""
+
+import functools as ft
+from typing import Any, NamedTuple
+
+import hostile
+import hostile_judge as judge
+import jax
+import lineax as lx
+import numpy as np
+import pytest
+
+import pseudojvp as pj
+
+
+TAGS = {
+    "definite": lx.positive_semidefinite_tag,
+    "lower-triangular": lx.lower_triangular_tag,
+    "tridiagonal": lx.tridiagonal_tag,
+}
+ANY = "square tall wide"
+
+
+def tolerance(dtype):
+    return 1e-4 if dtype == "float32" else 1e-9
+
+
+def _full_rank(system, solution, stats, rtol, power=1):
+    return judge.wrong(system, solution, power=power)
+
+
+def _any_rank(system, solution, stats, rtol, power=1, cutoff=1):
+    return judge.wrong(system, solution, rank=stats["rank"], power=power, cutoff=cutoff)
+
+
+def _promise(system, solution, stats, rtol, relative_to="vector"):
+    return judge.broken_promise(system, solution, rtol, relative_to=relative_to)
+
+
+def _pseudoinverse(system, solution, stats, rtol, relative_to, power):
+    broken = judge.broken_promise(system, solution, rtol, relative_to=relative_to)
+    return broken or judge.strayed(system, solution, rtol, power=power)
+
+
+class Case(NamedTuple):
+    """`make_solver(rtol)`; `verdict` says what is wrong with a solution, or `None`."""
+
+    make_solver: Any
+    kinds: str
+    verdict: Any
+    exact: bool = True  # solves every good system
+
+
+_normal = ft.partial(_full_rank, power=2)
+_singular_cg = lambda rtol: pj.CG(rtol, 0.0, well_posed=False)
+# The same solver under another name: one kind of system is enough.
+CASES = {
+    "QR": Case(lambda _: pj.QR(), ANY, _full_rank),
+    "PivotedQR": Case(lambda _: pj.PivotedQR(), f"{ANY} definite", _any_rank),
+    "SVD": Case(lambda _: pj.SVD(), ANY, ft.partial(_any_rank, cutoff=2)),
+    "LU": Case(lambda _: pj.LU(), "square", _full_rank),
+    "Cholesky": Case(lambda _: pj.Cholesky(), "definite", _full_rank),
+    "Triangular": Case(lambda _: pj.Triangular(), "lower-triangular", _full_rank),
+    "Tridiagonal": Case(lambda _: pj.Tridiagonal(), "tridiagonal", _full_rank),
+    "Normal(Cholesky)": Case(lambda _: pj.Normal(pj.Cholesky()), ANY, _normal),
+    "Normal(QR)": Case(lambda _: pj.Normal(pj.QR()), ANY, _normal),
+    "Normal(PivotedQR)": Case(
+        lambda _: pj.Normal(pj.PivotedQR()), ANY, ft.partial(_any_rank, power=2)
+    ),
+    "Normal(SVD)": Case(
+        lambda _: pj.Normal(pj.SVD()), ANY, ft.partial(_any_rank, power=2, cutoff=2)
+    ),
+    "Auto(True)": Case(
+        lambda _: pj.AutoLinearSolver(True), "square definite tridiagonal", _full_rank
+    ),
+    "Auto(None)": Case(lambda _: pj.AutoLinearSolver(None), "tall", _full_rank),
+    "Auto(False)": Case(lambda _: pj.AutoLinearSolver(False), "wide", _any_rank),
+    "CG": Case(lambda rtol: pj.CG(rtol, 0.0), "definite", _promise),
+    "CG(well_posed=False)": Case(
+        _singular_cg,
+        "definite",
+        ft.partial(_pseudoinverse, relative_to="projection", power=1),
+    ),
+    "Normal(CG)": Case(
+        lambda rtol: pj.Normal(pj.CG(rtol, 0.0)),
+        ANY,
+        ft.partial(_promise, relative_to="gram"),
+    ),
+    "Normal(CG(well_posed=False))": Case(
+        lambda rtol: pj.Normal(_singular_cg(rtol)),
+        ANY,
+        ft.partial(_pseudoinverse, relative_to="gram", power=2),
+    ),
+    # Eigenvalues from 0.5 to 1.5: others diverge, and are to be told.
+    "Neumann": Case(
+        lambda rtol: pj.Neumann(400, 0.9, rtol=rtol),
+        "definite square",
+        ft.partial(_promise, relative_to="solution"),
+        exact=False,
+    ),
+    "lineax.GMRES": Case(
+        lambda rtol: lx.GMRES(rtol, 0.0, restart=5), "square", _promise, exact=False
+    ),
+    "lineax.BiCGStab": Case(
+        lambda rtol: lx.BiCGStab(rtol, 0.0), "square", _promise, exact=False
+    ),
+}
+DTYPES = ("float32", "float64", "complex128")
+# Products A^H A v over- or underflow: `docs/trust.md` says that this is not promised.
+UNSCALED = ("Normal(CG)", "Normal(CG(well_posed=False))")
+
+
+# A program each: with all of them, the file would take minutes.
+FAST = ("QR", "Cholesky", "Normal(Cholesky)", "CG(well_posed=False)")
+
+
+def _marks(name, dtype):
+    everywhere = dtype == "float64" or (dtype == "float32" and name in FAST)
+    return () if everywhere else pytest.mark.slow
+
+
+def _grid(choose=lambda case, dtype: True):
+    return pytest.mark.parametrize(
+        ("name", "kind", "dtype"),
+        [
+            pytest.param(name, kind, dtype, marks=_marks(name, dtype))
+            for name, case in CASES.items()
+            for kind in case.kinds.split()
+            for dtype in DTYPES
+            if choose(case, dtype)
+        ],
+    )
+
+
+def _finds_rank(case, *_):
+    return getattr(case.verdict, "func", case.verdict) is _any_rank
+
+
+def _is_direct(case):
+    return getattr(case.verdict, "func", case.verdict) in (_any_rank, _full_rank)
+
+
+def _solve(name, kind, dtype, matrix, vector):
+    operator = lx.MatrixLinearOperator(matrix, TAGS.get(kind, ()))
+    solver = CASES[name].make_solver(tolerance(dtype))
+    return pj.linear_solve(operator, vector, solver, throw=False)
+
+
+@ft.cache
+def _program(name, kind, dtype):
+    def solve(matrix, vector):
+        solution = _solve(name, kind, dtype, matrix, vector)
+        stats = {key: solution.stats[key] for key in solution.stats if key == "rank"}
+        return solution.value, solution.result == lx.RESULTS.successful, stats
+
+    return jax.jit(jax.vmap(solve))
+
+
+@ft.cache
+def _answers(name, kind, dtype):
+    """By name of the system: (system, x, whether `successful`, stats)."""
+    systems = hostile.systems(kind, dtype)
+    answer = _program(name, kind, dtype)(*_stack(systems))
+    answer = jax.tree.map(np.asarray, answer)
+    return {
+        system.name: (system, *jax.tree.map(lambda leaf, i=i: leaf[i], answer))
+        for i, system in enumerate(systems)
+    }
+
+
+def _judged(name, kind, dtype):
+    answers = _answers(name, kind, dtype).values()
+    return [a for a in answers if not (name in UNSCALED and "-times-" in a[0].name)]
+
+
+def _stack(systems):
+    return np.stack([s.matrix for s in systems]), np.stack([s.vector for s in systems])
+
+
+@_grid()
+def test_successful_means_the_solution(name, kind, dtype):
+    verdict, rtol = CASES[name].verdict, tolerance(dtype)
+    silent = {
+        system.name: why
+        for system, value, successful, stats in _judged(name, kind, dtype)
+        if successful and (why := verdict(system, value, stats, rtol))
+    }
+    assert silent == {}
+
+
+@_grid(lambda case, dtype: case.exact)
+def test_good_systems_of_every_scale_are_solved(name, kind, dtype):
+    answers = _judged(name, kind, dtype)
+    failed = [system.name for system, _, ok, _ in answers if system.good and not ok]
+    assert failed == []
+
+
+@_grid(lambda case, dtype: dtype == "float64")
+def test_bad_members_of_a_batch_spoil_only_themselves(name, kind, dtype):
+    systems = hostile.systems(kind, dtype)
+    good = [i for i, system in enumerate(systems) if system.good]
+    repeated = [systems[i if i in good else good[0]] for i in range(len(systems))]
+    alone, _, _ = _program(name, kind, dtype)(*_stack(repeated))
+    together = np.stack([_answers(name, kind, dtype)[systems[i].name][1] for i in good])
+    np.testing.assert_array_equal(np.asarray(alone)[good], together)
+
+
+@_grid(_finds_rank)
+def test_zero_matrix_has_the_solution_zero(name, kind, dtype):
+    for vector in ("generic", "consistent"):
+        _, value, successful, stats = _answers(name, kind, dtype)[f"zero-{vector}"]
+        assert successful
+        assert stats["rank"] == 0
+        assert not value.any()
+
+
+@_grid(_finds_rank)
+def test_scale_of_a_deficient_matrix_does_not_matter(name, kind, dtype):
+    systems = hostile.systems(kind, dtype)
+    factors = [1.0, *(hostile.scales(dtype)[scale] for scale in hostile.MODEST)]
+    (matrix, vector), *_ = [s[1:3] for s in systems if s.name == "deficient-generic"]
+    batch = [matrix * matrix.dtype.type(factor) for factor in factors]
+    batch += [matrix] * (len(systems) - len(batch))  # the program that is compiled
+    vectors = np.stack([vector] * len(systems))
+    value, successful, stats = _program(name, kind, dtype)(np.stack(batch), vectors)
+    assert successful.all()
+    np.testing.assert_array_equal(stats["rank"], 7)
+    value = np.asarray(value)[: len(factors)] * np.array(factors)[:, None]
+    # The digits of A do not change, but those of an estimate may; κ² eps for Normal.
+    rtol = 1e-3 if dtype == "float32" else 1e-9
+    assert np.abs(value - value[0]).max() <= rtol * np.abs(value[0]).max()
+
+
+def _derivative_cases(choose=lambda case: True):
+    slow = pytest.mark.slow  # a second program each, of five seconds
+    return pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            pytest.param(name, case.kinds.split()[-1], marks=() if name in FAST else slow)
+            for name, case in CASES.items()
+            if choose(case)
+        ],
+    )
+
+
+@_derivative_cases()
+def test_derivatives_are_nan_where_the_solve_failed(name, kind):
+    failed = [s for s, _, ok, _ in _answers(name, kind, "float64").values() if not ok]
+    assert all(np.isnan(leaf).all() for leaf in _derivatives(name, kind, failed))
+
+
+@_derivative_cases(_is_direct)
+def test_derivatives_are_finite_where_the_solve_succeeded(name, kind):
+    solved = [
+        s
+        for s, _, ok, _ in _answers(name, kind, "float64").values()
+        if ok and "times" not in s.name  # 1e150 squared would overflow
+    ]
+    finite = [np.isfinite(leaf).all() for leaf in _derivatives(name, kind, solved)]
+    assert all(finite)
+
+
+def _derivatives(name, kind, systems):
+    """(tangents of x along generic directions, cotangents of A and of b), stacked."""
+    padded = (systems * len(hostile.systems(kind, "float64")))[: _batch_size(kind)]
+    matrices, vectors = _stack(padded)
+    rng = np.random.default_rng(0)
+    directions = [rng.standard_normal(array.shape[1:]) for array in (matrices, vectors)]
+    ct = rng.standard_normal(matrices.shape[2])
+    out = _derivative_program(name, kind)(matrices, vectors, *directions, ct)
+    return [np.asarray(leaf)[: len(systems)] for leaf in out]
+
+
+def _batch_size(kind):
+    return len(hostile.systems(kind, "float64"))
+
+
+@ft.cache
+def _derivative_program(name, kind):
+    def derivatives(matrix, vector, t_matrix, t_vector, ct):
+        solve = lambda m, v: _solve(name, kind, "float64", m, v).value
+        _, tangent = jax.jvp(solve, (matrix, vector), (t_matrix, t_vector))
+        return tangent, *jax.vjp(solve, matrix, vector)[1](ct)
+
+    return jax.jit(jax.vmap(derivatives, in_axes=(0, 0, None, None, None)))
