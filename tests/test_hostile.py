@@ -250,7 +250,15 @@ def _derivative_cases(choose=lambda case: True):
 @_derivative_cases()
 def test_derivatives_are_nan_where_the_solve_failed(name, kind):
     failed = [s for s, _, ok, _ in _answers(name, kind, "float64").values() if not ok]
-    assert all(np.isnan(leaf).all() for leaf in _derivatives(name, kind, failed))
+    for leaf in _derivatives(name, kind, failed):
+        assert (np.isnan(leaf) | _unread(kind, leaf)).all()
+
+
+def _unread(kind, leaf):
+    """The entries of a cotangent of A that its product does not read: zero, not NaN."""
+    rows, cols = map(np.arange, leaf.shape[-2:])
+    outside = np.abs(np.subtract.outer(rows, cols)) > 1
+    return (kind == "tridiagonal") & (leaf.ndim == 3) & outside
 
 
 @_derivative_cases(_is_direct)
