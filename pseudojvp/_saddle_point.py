@@ -315,7 +315,8 @@ def _compute(problem: Problem) -> _Attempt:
 
     def compute(vector):
         solution, result, stats = solver.compute(problem.state, vector, problem.options)
-        return solution, verified(solver, operator, vector, solution, result), stats
+        result = verified(solver, operator.mv, vector, solution, result)
+        return solution, result, stats
 
     return _Attempt(compute)
 
@@ -331,8 +332,11 @@ def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
         state = solver.init(problem.operator.transpose(), options)
     else:
         state, options = solver.transpose(problem.state, options)
+
+    def transpose_mv(vector):  # built where it is called: not every operator has one
+        return problem.operator.transpose().mv(vector)
+
     vector = tree_conj(vector)
     solution, result, solve.stats = solver.compute(state, vector, options)
-    transpose = problem.operator.transpose()
-    solve.note(verified(solver, transpose, vector, solution, result))
+    solve.note(verified(solver, transpose_mv, vector, solution, result))
     return tree_conj(solution)

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -14,7 +16,7 @@ _ROUNDING = 100.0
 
 def verified(
     solver: lx.AbstractLinearSolver,
-    operator: lx.AbstractLinearOperator,
+    mv: Callable[[PyTree[Array]], PyTree[Array]],
     vector: PyTree[Array],
     solution: PyTree[Array],
     result: lx.RESULTS,
@@ -23,7 +25,7 @@ def verified(
 
     `lineax.GMRES` looks at the residual after its preconditioner, `lineax.BiCGStab` at
     one that it updates (lineax 0.1.1): both may be small where b − A x is not. One
-    product.
+    product `mv` with A for these two, none for the others.
     """
     if not isinstance(solver, lx.BiCGStab | lx.GMRES):
         return result
@@ -31,7 +33,7 @@ def verified(
         isinstance(tol, int | float) and tol == 0 for tol in (solver.rtol, solver.atol)
     ):
         return result  # asked for a number of steps
-    residual = tree_sub(vector, operator.mv(solution))
+    residual = tree_sub(vector, mv(solution))
 
     def scaled(r, b):
         size = jnp.abs(b)
