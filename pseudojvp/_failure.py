@@ -13,8 +13,10 @@ from ._solver import CG, Neumann, Normal, PivotedQR, SVD
 
 _RESULTS = lx.RESULTS
 # A message is a constant of the compiled program. So the estimate of the reciprocal
-# condition number is told as a power of ten, and there is one message for each.
+# condition number is told as a power of ten, and there is one message for each; so there
+# is for each rank, up to a limit.
 _SMALLEST_DECADE = 40
+_LARGEST_RANK = 200
 _ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
 
 
@@ -36,11 +38,11 @@ def raise_if_failed(
         messages.append(f"{subject} {saw}")
     if "rcond" in stats:
         rcond = stats["rcond"]
-        limit = float(jnp.finfo(rcond.dtype).eps) * max(rows, cols)
-        whose = "its Gram matrix" if isinstance(problem.solver, Normal) else "A"
-        advice = _ANY_RANK
+        size, whose, advice = max(rows, cols), "A", _ANY_RANK
         if isinstance(problem.solver, Normal):
+            size, whose = min(rows, cols), "its Gram matrix"
             advice = f"`QR()` does not square the condition number. {advice}"
+        limit = float(jnp.finfo(rcond.dtype).eps) * size
         decade = jnp.round(-jnp.log10(jnp.where(rcond > 0, rcond, 1)))
         decade = jnp.where(rcond > 0, decade, _SMALLEST_DECADE)
         decade = jnp.clip(decade, 0, _SMALLEST_DECADE)
@@ -52,6 +54,16 @@ def raise_if_failed(
             f"{subject} needs full rank, but the reciprocal condition number of {whose} "
             f"{estimate}; at most {limit:.0e} counts as singular. {advice}"
             for estimate in estimates
+        ]
+    if isinstance(problem.solver, PivotedQR) and min(rows, cols) <= _LARGEST_RANK:
+        # None is found in a matrix that is not finite.
+        seen = (result == _RESULTS.singular) & (stats["rank"] > 0)
+        place = len(messages) + stats["rank"].astype(index.dtype) - 1
+        index = jnp.where(seen, place, index)
+        messages += [
+            f"{subject} found rank {rank} of {min(rows, cols)}, but its pivots do not "
+            "reveal the rank, or the solution overflows. Use `SVD()` in the former case."
+            for rank in range(1, min(rows, cols) + 1)
         ]
     failed = result != _RESULTS.successful
     return eqx.branched_error_if(tree, failed, jnp.where(failed, index, 0), messages)

@@ -9,6 +9,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 DTYPES = ("float32", "float64", "complex128")
 _CONDITIONS = {"f": 10.0 ** np.arange(6), "d": 10.0 ** np.arange(0, 14)}
 

@@ -3,6 +3,7 @@
 import collections
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -165,6 +166,12 @@ def test_kahan_matrix_of_hidden_rank_is_told_and_svd_solves_it():
     assert np.linalg.norm(matrix @ solution.value - vector) <= 1e-12
 
 
+def test_message_names_the_rank_that_the_pivots_do_not_reveal():
+    matrix = _kahan(120)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="found rank 120 of 120, but its"):
+        jax.block_until_ready(pj.linear_solve(matrix, np.ones(120), pj.PivotedQR()).value)
+
+
 def _abstract(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float64)
 
@@ -217,10 +224,10 @@ def test_factors_are_never_differentiated(shape):
         collections.Counter(_primitives(jax.make_jaxpr(f)(*arguments).jaxpr))
         for f in (_loss, gradient)
     )
-    # A; R with pivoting and the rows of the outcome. A derivative would be more of them,
-    # or the SVD or the inverse of a factor.
-    assert primal["geqrf"] == derived["geqrf"] == 1
-    assert primal["qr"] == derived["qr"] == 2
+    # A and the rows of the pivoted R; R with pivoting. A derivative would be more of
+    # them, or the SVD or the inverse of a factor.
+    assert primal["geqrf"] == derived["geqrf"] == 2
+    assert primal["qr"] == derived["qr"] == 1
     names = ("svd", "eigh", "lu", "householder_product", "geqp3")
     assert not any(derived[name] for name in names)
 

@@ -100,7 +100,7 @@ def test_qr_factors_are_not_copied_per_tangent(name):
     many = jax.vmap(push_forward, in_axes=(None, None, 0))
     operands = ormqr_operands(many, matrix, vector, tangents)
     assert {reflectors for reflectors, _, _ in operands} == {"7,4"}
-    assert {columns for _, _, columns in operands} == {"7,1", "7,32"}
+    assert {columns for _, _, columns in operands} == {"7,32"}
 
 
 @pytest.mark.parametrize("name", ["tall-real-QR", "wide-real-QR"])
@@ -123,4 +123,4 @@ def test_qr_factors_are_not_copied_per_cotangent(name):
     many = jax.vmap(pull_back, in_axes=(None, None, 0))
     operands = ormqr_operands(many, matrix, vector, cotangents)
     assert {reflectors for reflectors, _, _ in operands} == {"7,4"}
-    assert {columns for _, _, columns in operands} == {"7,1", "7,32"}
+    assert {columns for _, _, columns in operands} == {"7,32"}

@@ -3,7 +3,7 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .direct import AbstractDirectSolver
+from .direct import AbstractDirectSolver, check_tagged
 
 
 class Cholesky(AbstractDirectSolver):
@@ -28,12 +28,9 @@ class Cholesky(AbstractDirectSolver):
 
     def factorise(self, operator: lx.AbstractLinearOperator):
         negative = lx.is_negative_semidefinite(operator)
-        if not (negative or lx.is_positive_semidefinite(operator)):
-            raise ValueError(
-                "`Cholesky` may only be used for positive or negative definite linear "
-                "operators, and `operator` is not tagged as such. Tag it with "
-                "`lineax.positive_semidefinite_tag`, or use `LU()`."
-            )
+        tagged = negative or lx.is_positive_semidefinite(operator)
+        kind = "positive or negative definite"
+        check_tagged(self, tagged, kind, "positive_semidefinite_tag")
         matrix = operator.as_matrix()
         factor, _ = jsl.cho_factor(-matrix if negative else matrix)
         return factor, eqxi.Static(negative)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Real
@@ -15,11 +14,9 @@ from jaxtyping import Array, ArrayLike, Inexact, Real
 _PROBES = 8
 
 
-def column_norms(matrix: Inexact[Array, "rows cols"]) -> Real[Array, " cols"]:
-    """The 2-norms, without overflow or underflow of the squares."""
-    largest = jnp.max(jnp.abs(matrix), axis=0, initial=0)
-    scaled = jnp.abs(matrix) / jnp.where(largest > 0, largest, 1)[None]
-    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=0))
+def largest_entries(matrix: Inexact[Array, "rows cols"]) -> Real[Array, " cols"]:
+    """The largest absolute value of each column."""
+    return jnp.max(jnp.abs(matrix), axis=0, initial=0)
 
 
 def reciprocal_condition(
@@ -29,11 +26,13 @@ def reciprocal_condition(
     dtype,
     adjoint_solve: Callable[[Inexact[Array, "n k"]], Inexact[Array, "n k"]],
 ) -> Real[Array, ""]:
-    """An estimate of σ_min / σ_max of S = A D⁻¹, where D = diag(scale): A's column norms.
+    """An estimate of σ_min / σ_max of S = A D⁻¹, where D = diag(scale).
 
-    Scaled, because the solvers that use it are indifferent to the units of the columns.
-    σ_max by one and a half power steps, 1/σ_min by ‖S⁻ᴴ V‖ for a few fixed vectors V:
-    exact in the Frobenius norm for n up to 8. Zero if it is not finite.
+    Scaled, because the solvers that use it are indifferent to the units of the columns:
+    `scale` has their largest entries, which take one pass over A (their norms, without
+    over- or underflow, two). σ_max by one and a half power steps, 1/σ_min by ‖S⁻ᴴ V‖ for
+    a few fixed vectors V: exact in the Frobenius norm for n up to 8. Zero if it is not
+    finite.
 
     `adjoint_solve` applies A⁻ᴴ to columns.
     """
@@ -56,17 +55,6 @@ def reciprocal_condition(
     inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / probes.shape[1])
     rcond = 1 / (largest * inverse_norm)
     return jnp.where(jnp.isfinite(rcond), rcond, 0)
-
-
-def triangular_reciprocal_condition(r: Inexact[Array, "n n"]) -> Real[Array, ""]:
-    """That of an upper triangular R, whose lower triangle is zero."""
-    return reciprocal_condition(
-        column_norms(r),
-        lambda vector: r @ vector,
-        lambda vector: r.conj().T @ vector,
-        r.dtype,
-        lambda columns: jsl.solve_triangular(r, columns, trans="C"),
-    )
 
 
 def after_estimate(rcond: Real[Array, ""], vector: Inexact[Array, "..."]):

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
-from .._misc import check_options, check_square, Structure, tree_conj
+from .._misc import check_options, check_square
+from .._operator.sparse import SparseLinearOperator
 from .condition import (
     after_estimate,
-    column_norms,
     full_rank_result,
+    largest_entries,
     reciprocal_condition,
 )
+from .state import conjugated, structures_of, swapped
 
 
 class DirectState(eqx.Module):
@@ -29,8 +31,9 @@ class DirectState(eqx.Module):
 class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     """A direct solver for square nonsingular A, and the truth about A.
 
-    The factors also give the reciprocal condition number of A with its columns scaled to
-    unit length. At most `eps * n` means that A is singular to working precision.
+    The factors also give the reciprocal condition number of A with the largest entry of
+    each column scaled to one. At most `eps * n` means that A is singular to working
+    precision.
     """
 
     @abc.abstractmethod
@@ -48,15 +51,12 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     ) -> DirectState:
         check_options(self, options)
         check_square(self, operator)
-        structures = (
-            Structure.of(operator.out_structure()),
-            Structure.of(operator.in_structure()),
-        )
         factors = self.factorise(operator)
         # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
         solve = ft.partial(self.solve_columns, factors, transposed=True)
         rcond = reciprocal_condition(*_columns(operator), solve)
-        return DirectState(factors, rcond, eqxi.Static(False), eqxi.Static(structures))
+        structures = structures_of(operator)
+        return DirectState(factors, rcond, eqxi.Static(False), structures)
 
     def compute(
         self, state: DirectState, vector: PyTree[Array], options: dict[str, Any]
@@ -69,35 +69,46 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
         return in_structure.unravel(columns[:, 0]), result, {"rcond": state.rcond}
 
     def transpose(self, state: DirectState, options: dict[str, Any]):
-        out_structure, in_structure = state.structures.value
-        transposed = DirectState(
-            state.factors,
-            state.rcond,
-            eqxi.Static(not state.transposed.value),
-            eqxi.Static((in_structure, out_structure)),
-        )
-        return transposed, options
+        flipped = eqxi.Static(not state.transposed.value)
+        structures = swapped(state.structures)
+        return DirectState(state.factors, state.rcond, flipped, structures), options
 
     def conj(self, state: DirectState, options: dict[str, Any]):
-        arrays, rest = eqx.partition(state, eqx.is_inexact_array)
-        return eqx.combine(tree_conj(arrays), rest), options
+        return conjugated(state), options
 
     def assume_full_rank(self) -> bool:
         return True
 
 
+def check_tagged(
+    solver: AbstractDirectSolver, tagged: bool, kind: str, *tags: str
+) -> None:
+    if not tagged:
+        named = " or ".join(f"`lineax.{tag}`" for tag in tags)
+        raise ValueError(
+            f"`{type(solver).__name__}` may only be used for {kind} linear operators, "
+            f"and `operator` is not tagged as such. Tag it with {named}, or use `LU()`."
+        )
+
+
 def _columns(operator: lx.AbstractLinearOperator):
-    """(norms of the columns, A v, A^H v, dtype), without a matrix if A is tridiagonal."""
+    """(sizes of the columns, A v, A^H v, dtype), without a matrix if A is sparse."""
+    bare = (
+        operator.operator if isinstance(operator, lx.TaggedLinearOperator) else operator
+    )
+    if isinstance(bare, SparseLinearOperator):
+        adjoint_mv = lx.conj(bare.transpose()).mv
+        return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype
     if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
         matrix = operator.as_matrix()
         adjoint_mv = lambda vector: matrix.conj().T @ vector
-        return column_norms(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
+        return largest_entries(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
     diagonal, lower, upper = lx.tridiagonal(operator)
     columns = jnp.stack([jnp.pad(upper, (1, 0)), diagonal, jnp.pad(lower, (0, 1))])
     mv = lambda vector: _tridiagonal_mv(diagonal, lower, upper, vector)
     bands = diagonal.conj(), upper.conj(), lower.conj()
     adjoint_mv = lambda vector: _tridiagonal_mv(*bands, vector)
-    return column_norms(columns), mv, adjoint_mv, diagonal.dtype
+    return largest_entries(columns), mv, adjoint_mv, diagonal.dtype
 
 
 def _tridiagonal_mv(diagonal, lower, upper, vector: Inexact[Array, " n"]):

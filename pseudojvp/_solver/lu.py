@@ -1,5 +1,7 @@
+import functools as ft
+
+import jax.lax.linalg as jll
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
@@ -32,15 +34,22 @@ class LU(AbstractDirectSolver):
 
     def factorise(self, operator: lx.AbstractLinearOperator):
         matrix = operator.as_matrix()
-        factors, pivots = jsl.lu_factor(matrix)
+        factors, _, permutation = jll.lu(matrix)
         # The backward error is eps times the growth of the entries in U: some ten for
         # what people solve, 2^(n − 1) for Wilkinson's matrix.
         largest = jnp.max(jnp.abs(matrix), initial=0)
         grown = jnp.max(jnp.abs(jnp.triu(factors)), initial=0)
         tame = grown <= _MOST_GROWTH * largest
-        return factors * one_or_nan(tame).astype(factors.dtype), pivots
+        return factors, permutation, one_or_nan(tame).astype(factors.dtype)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
-        return jsl.lu_solve(factors, columns, trans=1 if transposed else 0)
+        lu, permutation, one = factors
+        solve = ft.partial(
+            jll.triangular_solve, lu, left_side=True, transpose_a=transposed
+        )
+        lower = ft.partial(solve, lower=True, unit_diagonal=True)
+        if transposed:
+            return one * lower(solve(columns))[jnp.argsort(permutation)]
+        return one * solve(lower(columns[permutation]))

@@ -1,4 +1,3 @@
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,27 +9,28 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
-from .._misc import check_options, Structure, tree_conj
+from .._misc import check_options
 from .condition import (
     after_estimate,
     reciprocal_condition,
     resolve_rcond,
 )
-from .householder import apply_q, apply_qh
+from .householder import Reflectors
+from .state import conjugated, long_side_first, structures_of, transposed
 
 
 class PivotedQRState(eqx.Module):
     """A = Q T Z^H if A is tall or square, A^H = Q T Z^H if it is wide.
 
     The columns of Q and Z beyond the rank do not count; there T^H, upper triangular, is a
-    multiple of the identity. Q = Q₀ Q₁, where the orthonormal Q₀, as reflectors, takes A
-    to its short side; there is none if A is square. Z = P Z₁ with a permutation P.
+    multiple of the identity. Q = Q₀ Q₁, where the orthonormal Q₀ takes A to its short
+    side; there is none if A is square. Z = P Z₁ with a permutation P.
     """
 
-    outer: tuple[Inexact[Array, "long short"], Inexact[Array, " short"]] | None
+    outer: Reflectors | None
     inner: Inexact[Array, "short short"]
     t_adjoint: Inexact[Array, "short short"]
-    z: Inexact[Array, "short short"]
+    z: Reflectors
     permutation: tuple[Integer[Array, " short"], Integer[Array, " short"]]  # P^H, P
     rank: Integer[Array, ""]
     rcond: Real[Array, ""]
@@ -58,31 +58,22 @@ class PivotedQRState(eqx.Module):
 
     def _long_mv(self, c):
         vector = _matmul(self.inner, c)
-        if self.outer is None:
-            return vector
-        reflectors, taus = self.outer
-        padded = jnp.pad(vector, (0, reflectors.shape[0] - taus.size))
-        return apply_q(reflectors, taus, padded[:, None])[:, 0]
+        return vector if self.outer is None else self.outer.mv(vector)
 
     def _long_h_mv(self, vector):
         if self.outer is not None:
-            reflectors, taus = self.outer
-            vector = after_estimate(self.rcond, vector)
-            vector = apply_qh(reflectors, taus, vector[:, None])[: taus.size, 0]
+            vector = self.outer.adjoint_mv(after_estimate(self.rcond, vector))
         return self._kept(_matmul(self.inner.conj().T, vector))
 
     def _short_mv(self, c):
-        return _matmul(self.z, c)[self.permutation[1]]
+        return self.z.mv(c)[self.permutation[1]]
 
     def _short_h_mv(self, vector):
-        return self._kept(_matmul(self.z.conj().T, vector[self.permutation[0]]))
+        vector = after_estimate(self.rcond, vector[self.permutation[0]])
+        return self._kept(self.z.adjoint_mv(vector))
 
     def _kept(self, c):
         return jnp.where(jnp.arange(c.size) < self.rank, c, 0)
-
-    def conj(self) -> "PivotedQRState":
-        arrays, rest = eqx.partition(self, eqx.is_inexact_array)
-        return eqx.combine(tree_conj(arrays), rest)
 
 
 def _matmul(matrix, vector):
@@ -138,20 +129,12 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> PivotedQRState:
         check_options(self, options)
-        structures = (
-            Structure.of(operator.out_structure()),
-            Structure.of(operator.in_structure()),
-        )
-        matrix = operator.as_matrix()
-        rows, cols = matrix.shape
-        wide = cols > rows
-        if wide:
-            matrix = matrix.conj().T
+        matrix, wide = long_side_first(operator)
+        eps = jnp.finfo(matrix.dtype).eps * max(matrix.shape)
         outer = None
-        if rows != cols:
-            reflectors, taus = jnp.linalg.qr(matrix, mode="raw")
-            outer = reflectors.mT, taus
-            matrix = jnp.triu(outer[0][: taus.size])
+        if matrix.shape[0] != matrix.shape[1]:
+            outer = Reflectors.of(matrix)
+            matrix = outer.r
         # A NaN or an Inf in A is a NaN in R.
         finite = jnp.all(jnp.isfinite(matrix))
         matrix = jnp.where(finite, matrix, 0)
@@ -161,24 +144,21 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         unit = jnp.max(pivots, initial=0)
         unit = jnp.where(unit > 0, unit, 1)
         largest = _largest_singular_value(r / unit.astype(r.dtype))
-        eps = jnp.finfo(unit.dtype).eps
-        cutoff = resolve_rcond(self.rcond, eps * max(rows, cols), unit.dtype)
+        cutoff = resolve_rcond(self.rcond, eps, unit.dtype)
         rank = jnp.sum(pivots / unit > cutoff * largest)
         kept = jnp.arange(r.shape[0]) < rank
 
         # R = Q₁^H A P is T Z^H P. It waits for Q₁: see `after_estimate`.
         r = jnp.where(kept[:, None], r, 0) + 0 * jnp.sum(inner[:1, :1])
-        z, t_adjoint = jll.qr(r.conj().T, full_matrices=False)
-        t_adjoint = t_adjoint + jnp.diag(jnp.where(kept, 0, unit).astype(r.dtype))
+        z = Reflectors.of(r.conj().T)
+        t_adjoint = z.r + jnp.diag(jnp.where(kept, 0, unit).astype(r.dtype))
         # Pivots above the cutoff do not prove that singular values are.
         estimate = reciprocal_condition(
             jnp.full(r.shape[0], unit),
             lambda vector: t_adjoint @ vector,
             lambda vector: t_adjoint.conj().T @ vector,
             r.dtype,
-            lambda c: jsl.solve_triangular(
-                t_adjoint, c + 0 * jnp.sum(z[:1, :1]), trans="C"
-            ),
+            lambda c: jsl.solve_triangular(t_adjoint, c, trans="C"),
         )
         reveals = finite & (estimate > cutoff / 100)
         return PivotedQRState(
@@ -189,8 +169,8 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
             (permutation, jnp.argsort(permutation)),
             rank,
             jnp.where(reveals, estimate, 0),
-            eqxi.Static(wide),
-            eqxi.Static(structures),
+            wide,
+            structures_of(operator),
         )
 
     def compute(
@@ -209,18 +189,10 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         return {"rank": state.rank}
 
     def transpose(self, state: PivotedQRState, options: dict[str, Any]):
-        # A = Q T Z^H gives (A^T)^H = conj(Q) conj(T) Z^T, and the same from A^H = Q T
-        # Z^H.
-        out_structure, in_structure = state.structures.value
-        transposed = dataclasses.replace(
-            state.conj(),
-            wide=eqxi.Static(not state.wide.value),
-            structures=eqxi.Static((in_structure, out_structure)),
-        )
-        return transposed, options
+        return transposed(state), options
 
     def conj(self, state: PivotedQRState, options: dict[str, Any]):
-        return state.conj(), options
+        return conjugated(state), options
 
     def assume_full_rank(self) -> bool:
         return False

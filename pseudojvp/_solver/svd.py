@@ -8,8 +8,9 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree, Real
 
-from .._misc import check_options, one_or_nan, Structure
+from .._misc import check_options, one_or_nan
 from .condition import resolve_rcond
+from .state import conjugated, structures_of, swapped
 
 
 class SVDState(eqx.Module):
@@ -82,10 +83,6 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> SVDState:
         check_options(self, options)
-        structures = (
-            Structure.of(operator.out_structure()),
-            Structure.of(operator.in_structure()),
-        )
         matrix = operator.as_matrix()
         # LAPACK's `gesdd` can loop for ever on an Inf.
         finite = jnp.all(jnp.isfinite(matrix))
@@ -100,7 +97,7 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         )
         largest = jnp.max(singular_values, initial=0)
         kept = singular_values > rcond * largest
-        return SVDState(u, singular_values, vh, kept, eqxi.Static(structures))
+        return SVDState(u, singular_values, vh, kept, structures_of(operator))
 
     def compute(
         self, state: SVDState, vector: PyTree[Array], options: dict[str, Any]
@@ -119,25 +116,17 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
         return {"rank": state.rank}
 
     def transpose(self, state: SVDState, options: dict[str, Any]):
-        out_structure, in_structure = state.structures.value
         transposed = SVDState(
             state.vh.T,
             state.singular_values,
             state.u.T,
             state.kept,
-            eqxi.Static((in_structure, out_structure)),
+            swapped(state.structures),
         )
         return transposed, options
 
     def conj(self, state: SVDState, options: dict[str, Any]):
-        conjugated = SVDState(
-            state.u.conj(),
-            state.singular_values,
-            state.vh.conj(),
-            state.kept,
-            state.structures,
-        )
-        return conjugated, options
+        return conjugated(state), options
 
     def assume_full_rank(self) -> bool:
         return False

@@ -3,7 +3,7 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .direct import AbstractDirectSolver
+from .direct import AbstractDirectSolver, check_tagged
 
 
 class Triangular(AbstractDirectSolver):
@@ -26,13 +26,9 @@ class Triangular(AbstractDirectSolver):
 
     def factorise(self, operator: lx.AbstractLinearOperator):
         lower = lx.is_lower_triangular(operator)
-        if not (lower or lx.is_upper_triangular(operator)):
-            raise ValueError(
-                "`Triangular` may only be used for linear solves with triangular "
-                "matrices, and `operator` is not tagged as such. Tag it with "
-                "`lineax.lower_triangular_tag` or `lineax.upper_triangular_tag`, or use "
-                "`LU()`."
-            )
+        tagged = lower or lx.is_upper_triangular(operator)
+        tags = "lower_triangular_tag", "upper_triangular_tag"
+        check_tagged(self, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
         return operator.as_matrix(), eqxi.Static(lower), eqxi.Static(unit)
 

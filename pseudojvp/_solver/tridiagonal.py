@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .direct import AbstractDirectSolver
+from .direct import AbstractDirectSolver, check_tagged
 
 
 class Tridiagonal(AbstractDirectSolver):
@@ -26,12 +26,8 @@ class Tridiagonal(AbstractDirectSolver):
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator):
-        if not lx.is_tridiagonal(operator):
-            raise ValueError(
-                "`Tridiagonal` may only be used for linear solves with tridiagonal "
-                "matrices, and `operator` is not tagged as such. Tag it with "
-                "`lineax.tridiagonal_tag`, or use `LU()`."
-            )
+        tagged = lx.is_tridiagonal(operator)
+        check_tagged(self, tagged, "tridiagonal", "tridiagonal_tag")
         return lx.tridiagonal(operator)
 
     def solve_columns(
