@@ -22,7 +22,6 @@ class Unset:
 unset = Unset()
 
 
-@eqx.filter_jit
 def linear_solve(
     operator: lx.AbstractLinearOperator | Inexact[Array, "rows cols"],
     vector: PyTree[ArrayLike],
@@ -71,6 +70,13 @@ def linear_solve(
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, in the
     form of `docs/maths.md`.
     """
+    # Outside of `jit`, where the indices of a sparse matrix are known.
+    operator = as_operator(operator, "linear_solve")
+    return _linear_solve(operator, vector, solver, options, state, throw)
+
+
+@eqx.filter_jit
+def _linear_solve(operator, vector, solver, options, state, throw) -> lx.Solution:
     operator, vector = check_system(operator, vector, solver, "linear_solve")
     if isinstance(operator, lx.IdentityLinearOperator):
         state = None if isinstance(state, Unset) else state

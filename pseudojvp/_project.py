@@ -14,6 +14,7 @@ from ._linear_solve import (
     unset,
 )
 from ._misc import nan_after_failure, tree_sub
+from ._operator import as_operator
 from ._solver import AutoLinearSolver
 
 
@@ -26,7 +27,6 @@ class Projection(NamedTuple):
     """b − A A†b, the part orthogonal to it."""
 
 
-@eqx.filter_jit
 def project(
     operator: lx.AbstractLinearOperator | Inexact[Array, "rows cols"],
     vector: PyTree[ArrayLike],
@@ -69,6 +69,13 @@ def project(
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), lemma 4.1.
     """
+    # Outside of `jit`, where the indices of a sparse matrix are known.
+    operator = as_operator(operator, "project")
+    return _project(operator, vector, solver, options, state, throw)
+
+
+@eqx.filter_jit
+def _project(operator, vector, solver, options, state, throw) -> Projection:
     operator, vector = check_system(operator, vector, solver, "project")
     if isinstance(operator, lx.IdentityLinearOperator):
         solution = solve_identity(operator, vector, None, throw)

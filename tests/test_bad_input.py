@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-from jax.experimental.sparse import BCOO
 
 import pseudojvp as pj
 
@@ -38,10 +37,6 @@ class TestOperator:
     def test_nested_list_is_refused_by_its_type(self, call):
         with pytest.raises(TypeError, match=r"got a list. Pass a `lineax\.Abstract"):
             call([[1.0, 0.0], [0.0, 1.0]])
-
-    def test_sparse_matrix_is_refused_by_its_type(self, call):
-        with pytest.raises(TypeError, match=r"got a BCOO"):
-            call(BCOO.fromdense(jnp.eye(2)))
 
     def test_one_dimensional_array_is_refused_by_its_shape(self, call):
         with pytest.raises(ValueError, match=r"shape \(2,\).*\(rows, cols\)"):

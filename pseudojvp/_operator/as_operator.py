@@ -1,29 +1,37 @@
-import jax.numpy as jnp
+from typing import Any
+
 import lineax as lx
 import numpy as np
 from equinox import is_array
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array, Shaped
+
+from .inexact import as_inexact
+from .sparse import is_sparse, SparseLinearOperator
 
 
 def as_operator(
-    operator: lx.AbstractLinearOperator | Shaped[Array, "rows cols"], caller: str
+    operator: lx.AbstractLinearOperator | Shaped[Array, "rows cols"] | Any, caller: str
 ) -> lx.AbstractLinearOperator:
-    """Returns `operator` as a lineax operator: a 2-D array is wrapped, an operator kept.
+    """Returns `operator` as a lineax operator: a matrix is wrapped, an operator kept.
 
     **Arguments:**
 
-    - `operator`: a `lineax.AbstractLinearOperator`, or an array of shape `(rows, cols)`;
-        integers become the default floating dtype.
+    - `operator`: a `lineax.AbstractLinearOperator`; an array of shape `(rows, cols)`; or
+        a sparse matrix, as [`pseudojvp.SparseLinearOperator`][] takes it: `BCOO`, `BCSR`
+        or SciPy's. Integers become the default floating dtype.
     - `caller`: the name of the public function, for the error messages.
 
     **Raises:** `ValueError` if an array is not 2-D, `TypeError` for anything else.
     """
     if isinstance(operator, lx.AbstractLinearOperator):
         return operator
+    if is_sparse(operator):
+        return SparseLinearOperator(operator)
     if not (is_array(operator) or isinstance(operator, np.ndarray)):
         raise TypeError(
             f"`{caller}(operator=...)` got a {type(operator).__name__}. Pass a "
-            "`lineax.AbstractLinearOperator`, or an array of shape (rows, cols)."
+            "`lineax.AbstractLinearOperator`, an array of shape (rows, cols), or a "
+            "sparse matrix."
         )
     if operator.ndim != 2:
         raise ValueError(
@@ -31,17 +39,3 @@ def as_operator(
             "has shape (rows, cols); for a batch of matrices use `jax.vmap`."
         )
     return lx.MatrixLinearOperator(as_inexact(operator, f"{caller}(operator=...)"))
-
-
-def as_inexact(array, what: str) -> Inexact[Array, "..."]:
-    """Returns `array` as a floating or complex JAX array, converting integers."""
-    try:
-        array = jnp.asarray(array)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`{what}` got {type(array).__name__}, which is no array of numbers. Pass "
-            "floating-point or complex numbers."
-        ) from error
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        array = array.astype(jnp.result_type(float))
-    return array

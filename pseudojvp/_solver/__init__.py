@@ -7,6 +7,7 @@ from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
 from .pivoted_qr import PivotedQR as PivotedQR
 from .qr import QR as QR
+from .sparse_triangular import SparseTriangular as SparseTriangular
 from .svd import SVD as SVD
 from .triangular import Triangular as Triangular
 from .tridiagonal import Tridiagonal as Tridiagonal

@@ -1,0 +1,57 @@
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+from .._misc import tree_scale
+from .as_operator import as_operator
+
+
+class _Damped(eqx.Module):
+    operator: lx.AbstractLinearOperator
+    damp: Array
+
+    def __call__(self, vector: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        return self.operator.mv(vector), tree_scale(self.damp, vector)
+
+
+def damped(operator: Any, damp: Any) -> lx.FunctionLinearOperator:
+    """Returns the operator [A; λI], with the damped least-squares solutions of A:
+
+        [A; λI]† (b, 0) = argmin_x |A x − b|² + λ²|x|² = (A^H A + λ²I)^-1 A^H b.
+
+    As in `linear_solve(damped(A, damp), (b, zeros_like_x), LSMR())`: there LSMR runs as
+    its own damped form would, and since A and λ are both numbers of the operator,
+    derivatives with respect to either are those of any solve. For λ > 0 it has full rank,
+    so `LSMR(well_posed=True)` is faster in derivatives. Any solver of tall operators
+    takes it.
+
+    **Arguments:**
+
+    - `operator`: A; a `lineax.AbstractLinearOperator`, or an array or sparse matrix as
+        for [`pseudojvp.linear_solve`][].
+    - `damp`: λ, a real scalar in the units of A.
+
+    **Returns:** a `lineax.FunctionLinearOperator` from the space of x to pairs of a
+    vector in the space of b and one in that of x. Cost: one product with A.
+
+    **Derivatives:** with respect to `operator` and `damp`, of every order.
+
+    **Raises:** `ValueError` if `damp` is no scalar, `TypeError` if it is complex or
+    `operator` is no operator.
+
+    **Sources:** Paige & Saunders, *LSQR: an algorithm for sparse linear equations and
+    sparse least squares*, ACM Trans. Math. Softw. 8 (1982), section 2.
+    """
+    operator = as_operator(operator, "damped")
+    damp = jnp.asarray(damp)
+    if damp.ndim != 0:
+        raise ValueError(
+            f"`damped(damp=...)` got an array of shape {damp.shape}. Pass a scalar; for "
+            "a batch of them use `jax.vmap`."
+        )
+    if jnp.iscomplexobj(damp):
+        raise TypeError("`damped(damp=...)` got a complex number. Pass a real one.")
+    return lx.FunctionLinearOperator(_Damped(operator, damp), operator.in_structure())
