@@ -9,9 +9,14 @@ from ._primitive import linear_solve_p as linear_solve_p
 from ._project import project as project
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,
+    BiCGStab as BiCGStab,
     CG as CG,
     Cholesky as Cholesky,
+    GMRES as GMRES,
+    hermitian_tag as hermitian_tag,
+    LSMR as LSMR,
     LU as LU,
+    MINRES as MINRES,
     Neumann as Neumann,
     Normal as Normal,
     PivotedQR as PivotedQR,

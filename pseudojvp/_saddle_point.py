@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
@@ -28,9 +29,11 @@ from ._misc import (
     tree_sub,
 )
 from ._solver import (
+    AbstractKrylovSolver,
     AutoLinearSolver,
     CG,
     Cholesky,
+    MINRES,
     Neumann,
     Normal,
     PivotedQR,
@@ -54,7 +57,8 @@ class Problem(eqx.Module):
     - `from_adjoint`: the map is that of B = A^H. A wide A of full rank is entered from
         this side, so that B always has independent columns.
     - `derivative`: the solve belongs to a tangent or a cotangent. It takes no first
-        guess, and it is NaN if it failed.
+        guess, an iterative solver its tolerance for derivatives, and it is NaN if it
+        failed.
     """
 
     operator: lx.AbstractLinearOperator
@@ -80,7 +84,7 @@ class Problem(eqx.Module):
             self.operator,
             self.state,
             options,
-            self.solver,
+            _for_derivative(self.solver),
             self.throw,
             self.from_adjoint,
             True,
@@ -100,6 +104,19 @@ class Problem(eqx.Module):
     def independent_rows(self) -> bool:
         """I − A A† = 0: v leaves no residual."""
         return self.solver.assume_full_rank() and self._square
+
+
+def _for_derivative(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+    """Also where the iterative solver is within another, as in `Normal(CG(...))`."""
+
+    def is_krylov(node):
+        return isinstance(node, AbstractKrylovSolver)
+
+    return jtu.tree_map(
+        lambda node: node.for_derivative() if is_krylov(node) else node,
+        solver,
+        is_leaf=is_krylov,
+    )
 
 
 def apply_saddle_point(
@@ -219,10 +236,11 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         return None if vector is None else solver.to_inner(state, vector, out=out)
 
     v, w = to_inner(rhs.data, out=in_data), to_inner(rhs.unknown, out=not in_data)
-    w = solver.over_unit(state, w)
     r = x = p = None
-    if wanted.data or wanted.unknown:
-        x = tree_neg(solve(w)) if v is None else solve(tree_sub(backward.mv(v), w))
+    if (wanted.data or wanted.unknown) and v is None:
+        x = solver.over_unit(state, tree_neg(solve(w)))  # a first guess is of solve(w)
+    elif wanted.data or wanted.unknown:
+        x = solve(tree_sub(backward.mv(v), solver.over_unit(state, w)))
     if wanted.data:
         r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_data)
     if wanted.projection:
@@ -324,7 +342,7 @@ def _compute(problem: Problem) -> _Attempt:
 def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
     """A†^H w = conj(A†^T conj(w)): never through `solver.conj`, see `Normal`."""
     solver, options = problem.solver, problem.options
-    if isinstance(solver, CG | Cholesky | lx.CG | lx.Cholesky):
+    if isinstance(solver, CG | Cholesky | MINRES | lx.CG | lx.Cholesky):
         return solve(vector)  # Hermitian
     if isinstance(solver, lx.Normal):
         # Its `transpose` conjugates the inner state, wrongly for LU (lineax 0.1.1).

@@ -235,3 +235,47 @@ def test_first_guess_leaves_the_solution(shape):
         jnp.asarray(matrix), b, pj.Normal(CG), options={"y0": guess}
     )
     np.testing.assert_allclose(solution.value, np.linalg.pinv(matrix) @ b, rtol=1e-9)
+
+
+@tall_or_wide
+@pytest.mark.parametrize("scale", [2.0**664, 2.0**-664], ids=["huge", "tiny"])
+def test_scale_of_a_matrix_free_operator_does_not_matter(shape, scale):
+    # With a preconditioner and a first guess in the units of the operator.
+    matrix = _matrix(*shape, min(shape), complex)
+    pseudoinverse, b = np.linalg.pinv(matrix), _vector(shape[0], complex)
+    options = {
+        "y0": jnp.ones(shape[1], complex) / scale,
+        "preconditioner": lx.MatrixLinearOperator(pseudoinverse / scale),
+    }
+    solver = pj.Normal(pj.CG(1e-12, 0.0, max_steps=50))
+    for given in ({}, options):
+        solution = pj.linear_solve(scale * matrix, b, solver, options=given)
+        np.testing.assert_allclose(solution.value * scale, pseudoinverse @ b, rtol=1e-10)
+
+
+@tall_or_wide
+def test_transposed_and_conjugated_states_keep_the_scale(shape):
+    matrix, scale, solver = _matrix(*shape, min(shape), complex), 2.0**664, pj.Normal(CG)
+    state = solver.init(lx.MatrixLinearOperator(scale * matrix), {})
+    truths = {"transpose": matrix.T, "conj": matrix.conj()}
+    for name, truth in truths.items():
+        mapped, options = getattr(solver, name)(state, {})
+        b = _vector(len(truth), complex)
+        value, result, _ = solver.compute(mapped, jnp.asarray(b), options)
+        assert result == SUCCESSFUL
+        np.testing.assert_allclose(value * scale, np.linalg.pinv(truth) @ b, rtol=1e-10)
+
+
+@tall_or_wide
+def test_inner_gmres_that_is_content_with_a_large_residual_is_told(shape):
+    # It looks at the residual after its preconditioner, here one that is far too small.
+    matrix = _matrix(*shape, min(shape), float)
+    small = lx.MatrixLinearOperator(1e-20 * np.linalg.pinv(matrix))
+    solution = pj.linear_solve(
+        jnp.asarray(matrix),
+        _vector(shape[0], float),
+        pj.Normal(lx.GMRES(1e-9, 1e-9)),
+        options={"preconditioner": small},
+        throw=False,
+    )
+    assert solution.result == lx.RESULTS.stagnation

@@ -1,8 +1,13 @@
 from .auto import AutoLinearSolver as AutoLinearSolver
+from .bicgstab import BiCGStab as BiCGStab
 from .cg import CG as CG
 from .cholesky import Cholesky as Cholesky
 from .direct import AbstractDirectSolver as AbstractDirectSolver
+from .gmres import GMRES as GMRES
+from .krylov import AbstractKrylovSolver as AbstractKrylovSolver
+from .lsmr import LSMR as LSMR
 from .lu import LU as LU
+from .minres import hermitian_tag as hermitian_tag, MINRES as MINRES
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
 from .pivoted_qr import PivotedQR as PivotedQR

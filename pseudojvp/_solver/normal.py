@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree, Real
 
-from .._misc import adjoint, check_options, Structure, tree_scale
+from .._misc import adjoint, check_options, tree_scale
 from .auto import AutoLinearSolver
 from .cg import CG
 from .direct import AbstractDirectSolver
 from .pivoted_qr import PivotedQR
 from .qr import QR
+from .scale import Divided, power_of_two, unit_of_products
+from .state import structures_of, swapped
 from .svd import SVD
+from .tolerance import verified
 
 
 # Solvers that read the Gram matrix entry by entry: it is formed once, by one product.
@@ -34,14 +37,14 @@ _DENSE_SOLVERS = (
 class NormalState(eqx.Module):
     """The inner state for A^H A (tall or square A) or A A^H (wide A), and A itself.
 
-    With a dense inner solver A is a matrix, divided by `unit`, and the inner vectors are
-    flat.
+    A is divided by `unit`. With a dense inner solver it is a matrix, and the inner
+    vectors are flat.
     """
 
     inner: PyTree[Any]
     operator: lx.AbstractLinearOperator
     adjoint: lx.AbstractLinearOperator
-    unit: Real[Array, ""] | None
+    unit: Real[Array, ""]
     tall: eqxi.Static
     structures: eqxi.Static
 
@@ -55,11 +58,14 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     serves A of full rank; one for semidefinite systems ([`pseudojvp.SVD`][], `CG(...,
     well_posed=False)`) serves any A and gives A†b. The condition number of A is squared:
     expect an error of eps κ². For a matrix-free A only `mv` and its transpose are called;
-    for a dense inner solver the Gram matrix is formed once.
+    for a dense inner solver the Gram matrix is formed once. Against over- and underflow A
+    is divided by a power of two first, a matrix-free one only if it is of extreme size
+    (beyond 2^±256, or 2^±32 in single precision): an `atol` of the inner solver is in the
+    units of that system.
 
-    Cost: one inner solve; for A of full rank one more a JVP and one more a VJP. With an
-    inner solver that allows a singular Gram matrix, two more each if A is tall or square
-    and three if it is wide.
+    Cost: one product with a matrix-free A, for its size, and one inner solve; for A of
+    full rank one more a JVP and one more a VJP. With an inner solver that allows a
+    singular Gram matrix, two more each if A is tall or square and three if it is wide.
 
     `options`:
 
@@ -100,17 +106,10 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> NormalState:
         tall = operator.out_size() >= operator.in_size()
-        structures = (
-            Structure.of(operator.out_structure()),
-            Structure.of(operator.in_structure()),
-        )
+        structures = structures_of(operator)
         if self._dense:
             matrix = operator.as_matrix()
-            # A power of two near the largest entry, so that the products of the Gram
-            # matrix do not overflow or vanish.
-            largest = jnp.max(jnp.abs(matrix), initial=0)
-            _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
-            unit = jnp.ldexp(jnp.ones_like(largest), exponent - 1)
+            unit = power_of_two(jnp.max(jnp.abs(matrix), initial=0))
             matrix = matrix / unit.astype(matrix.dtype)
             operator = lx.MatrixLinearOperator(matrix)
             operator_adjoint = lx.MatrixLinearOperator(matrix.conj().T)
@@ -118,19 +117,15 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             product = jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
             gram = lx.MatrixLinearOperator(product, lx.positive_semidefinite_tag)
         else:
-            unit = None
             operator = lx.linearise(operator)
+            unit = unit_of_products(operator)
+            operator = Divided(operator, jnp.sqrt(unit))
             operator_adjoint = adjoint(operator)
             product = operator_adjoint @ operator if tall else operator @ operator_adjoint
             gram = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)
-        inner = self.inner_solver.init(gram, self.inner_options(tall, options))
+        inner = self.inner_solver.init(gram, self.inner_options(tall, unit, options))
         return NormalState(
-            inner,
-            operator,
-            operator_adjoint,
-            unit,
-            eqxi.Static(tall),
-            eqxi.Static(structures),
+            inner, operator, operator_adjoint, unit, eqxi.Static(tall), structures
         )
 
     def compute(
@@ -148,9 +143,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
 
     def over_unit(self, state: NormalState, vector: PyTree[Array]) -> PyTree[Array]:
         """Solution by A less by A / unit, and what is paired with a solution."""
-        if state.unit is None or vector is None:
-            return vector
-        return tree_scale(1 / state.unit, vector)
+        return None if vector is None else tree_scale(1 / state.unit, vector)
 
     def inner_solve(
         self, state: NormalState, vector, options: dict[str, Any], *, in_range: bool
@@ -159,10 +152,17 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
 
         To project a vector that is in its range already would cost digits.
         """
-        inner_options = self.inner_options(state.tall.value, options)
+        tall = state.tall.value
+        inner_options = self.inner_options(tall, state.unit, options)
         if in_range and isinstance(self.inner_solver, CG):
             return self.inner_solver.compute_in_range(state.inner, vector, inner_options)
-        return self.inner_solver.compute(state.inner, vector, inner_options)
+        first, second = state.operator, state.adjoint
+        first, second = (first, second) if tall else (second, first)
+        out = self.inner_solver.compute(state.inner, vector, inner_options)
+        solution, result, stats = out
+        gram_mv = lambda vector: second.mv(first.mv(vector))
+        result = verified(self.inner_solver, gram_mv, vector, solution, result)
+        return solution, result, stats
 
     def to_inner(self, state: NormalState, vector: PyTree[Array], *, out: bool):
         structure = state.structures.value[0 if out else 1]
@@ -172,15 +172,19 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         structure = state.structures.value[0 if out else 1]
         return structure.unravel(vector) if self._dense else vector
 
-    def inner_options(self, tall: bool, options: dict[str, Any]) -> dict[str, Any]:
+    def inner_options(
+        self, tall: bool, unit: Real[Array, ""], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Those of the Gram operator of A / unit."""
         if self._dense:
             check_options(self, options)
         elif isinstance(self.inner_solver, lx.CG | lx.GMRES | lx.BiCGStab):
             check_options(self, options, ("preconditioner", "y0"))  # they do not
         inner = dict(options)
         preconditioner = options.get("preconditioner")
-        if not tall:
-            inner.pop("y0", None)
+        y0 = inner.pop("y0", None)
+        if tall and y0 is not None:
+            inner["y0"] = tree_scale(unit, y0)
         if preconditioner is None:
             return inner
         if not isinstance(preconditioner, lx.AbstractLinearOperator):
@@ -188,14 +192,14 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
                 f"`Normal` got a preconditioner of type {type(preconditioner).__name__}. "
                 "The preconditioner must be a linear operator, near the (pseudo)inverse."
             )
-        forward = lx.linearise(preconditioner)
+        forward = Divided(lx.linearise(preconditioner), jnp.sqrt(1 / unit))
         backward = adjoint(forward)
         product = forward @ backward if tall else backward @ forward
         inner["preconditioner"] = lx.TaggedLinearOperator(
             product, lx.positive_semidefinite_tag
         )
-        if not tall and "y0" in options:
-            inner["y0"] = backward.mv(options["y0"])
+        if not tall and y0 is not None:
+            inner["y0"] = backward.mv(tree_scale(unit, y0))
         return inner
 
     def transpose(self, state: NormalState, options: dict[str, Any]):
@@ -205,9 +209,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         options_out = {}
         if "preconditioner" in options:
             options_out["preconditioner"] = options["preconditioner"].transpose()
-        out_structure, in_structure = state.structures.value
         tall = state.tall.value
-        inner_options = self.inner_options(tall, options)
+        inner_options = self.inner_options(tall, state.unit, options)
         inner, _ = self.inner_solver.transpose(state.inner, inner_options)
         transposed = NormalState(
             inner,
@@ -215,7 +218,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             lx.conj(state.operator),
             state.unit,
             eqxi.Static(not tall),
-            eqxi.Static((in_structure, out_structure)),
+            swapped(state.structures),
         )
         return transposed, options_out
 
@@ -223,7 +226,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         options_out = {}
         if "preconditioner" in options:
             options_out["preconditioner"] = lx.conj(options["preconditioner"])
-        inner_options = self.inner_options(state.tall.value, options)
+        inner_options = self.inner_options(state.tall.value, state.unit, options)
         inner, _ = self.inner_solver.transpose(state.inner, inner_options)
         conjugated = NormalState(
             inner,

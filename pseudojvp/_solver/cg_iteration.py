@@ -1,0 +1,226 @@
+"""The iteration of conjugate gradients, on trees: what `CG` runs once or three times."""
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import lineax.internal as lxi
+from jaxtyping import Array, Bool, Integer, PyTree, Real, Scalar
+
+from .._misc import is_zero, tree_add, tree_scale, tree_sub, tree_where
+from .preconditioner import promoting
+from .tolerance import Tolerance, two_norm
+
+
+_dot = promoting(lxi.tree_dot)
+_max_norm = promoting(lxi.max_norm)
+
+
+class System(eqx.Module):
+    """A y = vector + A offset, from the guess `y0`; `None` is zero, or the identity."""
+
+    operator: lx.AbstractLinearOperator
+    size: Real[Array, ""]  # a lower bound of the norm of A
+    vector: PyTree[Array]
+    preconditioner: lx.AbstractLinearOperator | None
+    y0: PyTree[Array] | None
+    offset: PyTree[Array] | None
+    to_floor: Bool[Array, ""] | None  # whether to go on until rounding stops it
+    tolerance: Tolerance | None
+    stabilise_every: int | None
+    # Constants of the loop: what the residual may be, and the length of b.
+    allowed: PyTree[Array] | None
+    norm_of_vector: Real[Array, ""]
+
+    @classmethod
+    def create(
+        cls,
+        operator,
+        size,
+        vector,
+        *,
+        tolerance,
+        stabilise_every,
+        preconditioner=None,
+        y0=None,
+        offset=None,
+        to_floor=None,
+    ) -> "System":
+        return cls(
+            operator,
+            size,
+            vector,
+            preconditioner,
+            y0,
+            offset,
+            to_floor,
+            tolerance,
+            stabilise_every,
+            None if tolerance is None else tolerance.allowed(vector),
+            two_norm(vector),
+        )
+
+    def residual(self, solution: PyTree[Array]) -> PyTree[Array]:
+        image = self.operator.mv(tree_sub(solution, self.offset))
+        return tree_sub(self.vector, image)
+
+
+class Iterate(eqx.Module):
+    solution: PyTree[Array]
+    residual: PyTree[Array]  # in multiples of `unit`
+    unit: Real[Array, ""]  # the largest entry of b: no product over- or underflows
+    direction: PyTree[Array]
+    gamma: Real[Array, ""]  # <M r, r>
+    length: Real[Array, ""]  # of the direction before it was scaled to one
+    curvature: Real[Array, ""]  # the largest <p, A p> so far
+    travelled: Real[Array, ""]  # a bound of the length of y - offset
+    residual_met: Bool[Array, ""]
+    converged: Bool[Array, ""]
+    definite: Bool[Array, ""]
+    resting: Bool[Array, ""]  # no step is left that rounding would not drown
+    step: Integer[Array, ""]
+
+    @property
+    def goes_on(self) -> Bool[Array, ""]:
+        stopped = self.converged | self.resting | ~self.definite
+        return (self.gamma > 0) & ~stopped
+
+
+def start(system: System) -> Iterate:
+    vector = system.vector
+    zeros = jtu.tree_map(jnp.zeros_like, vector)
+    unit = unit_of(vector)
+    infinity = jnp.full_like(unit, jnp.inf)
+    zero = jnp.zeros_like(unit)
+    travelled = zero
+    for begin in (system.y0, system.offset):
+        travelled = travelled if begin is None else travelled + two_norm(begin)
+    return Iterate(
+        solution=zeros if system.y0 is None else system.y0,
+        residual=tree_scale(1 / unit, vector),
+        unit=unit,
+        direction=zeros,
+        gamma=infinity,
+        length=zero,
+        curvature=zero,
+        travelled=travelled,
+        residual_met=jnp.array(False),
+        converged=jnp.array(False),
+        definite=jnp.array(True),
+        resting=jnp.array(False),
+        step=jnp.array(0),
+    )
+
+
+def advance(system: System, iterate: Iterate) -> Iterate:
+    residual, unit = _residual(system, iterate), iterate.unit
+    if system.offset is not None:
+        first = (iterate.step == 0) & is_zero(system.vector)
+        unit = jnp.where(first, unit_of(residual), unit)
+        residual = tree_where(first, tree_scale(1 / unit, residual), residual)
+    preconditioner = system.preconditioner
+    z = residual if preconditioner is None else preconditioner.mv(residual)
+    gamma = _dot(z, residual).real
+    beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
+    # The direction p is scaled to length one, <p, M^-1 p> = 1.
+    tail = beta * iterate.length
+    length = jnp.sqrt(gamma + tail**2)  # as <r, p_previous> = 0
+    shrink = jnp.where(length > 0, 1 / length, 0)
+    direction = tree_scale(shrink, tree_add(z, tree_scale(tail, iterate.direction)))
+    image = system.operator.mv(direction)
+    curvature = _dot(direction, image).real / unit
+    largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
+    if preconditioner is None:
+        largest = jnp.maximum(largest, system.size.astype(unit.dtype) / unit)
+    # A direction in the null space, up to rounding: no step along it. For a singular
+    # A the limit is where rounding makes a direction of the range of one that is not.
+    limit = (10 if system.to_floor is None else 1000) * jnp.finfo(largest.dtype).eps
+    flat = jnp.abs(curvature) <= limit * largest
+    scale = largest * iterate.travelled + system.norm_of_vector / unit
+    resting = flat | _at_floor(system, iterate, gamma, scale)
+    definite = (curvature > 0) | resting
+    step_size = jnp.where(definite & ~resting, gamma * shrink / curvature, 0)
+    change = tree_scale(step_size, direction)
+    solution = tree_add(iterate.solution, change)
+    residual = tree_sub(residual, tree_scale(step_size, tree_scale(1 / unit, image)))
+    residual_met = converged = jnp.array(False)
+    if system.tolerance is not None:
+        residual_met = system.tolerance.excess(residual, system.allowed) <= 1 / unit
+        allowed = system.tolerance.allowed(solution)
+        change_met = system.tolerance.excess(change, allowed) <= 1
+        converged = definite & residual_met & change_met
+    if system.to_floor is not None:
+        converged = jnp.where(system.to_floor, resting, converged)
+    return Iterate(
+        solution=solution,
+        residual=residual,
+        unit=unit,
+        direction=direction,
+        gamma=gamma,
+        length=length,
+        curvature=largest,
+        travelled=iterate.travelled + step_size,
+        residual_met=residual_met,
+        converged=converged,
+        definite=definite,
+        resting=resting,
+        step=iterate.step + 1,
+    )
+
+
+def truly_met(system: System, final: Iterate) -> Bool[Array, ""]:
+    """Whether b − A x itself is as small as its update by recurrence says.
+
+    The update drifts away where a singular A has no solution. Up to ten times the
+    tolerance, or the rounding of A x, as long as that is small beside b.
+    """
+    assert system.tolerance is not None
+    residual = system.residual(final.solution)
+    within = system.tolerance.excess(residual, system.allowed) <= 10
+    unit, eps = final.unit, jnp.finfo(final.unit.dtype).eps
+    norm = two_norm(residual) / unit
+    norm_of_vector = system.norm_of_vector / unit
+    rounding = 10 * eps * (final.curvature * final.travelled + norm_of_vector)
+    small = jnp.minimum(rounding, jnp.sqrt(eps) * norm_of_vector)
+    met = within | (norm <= small)
+    if system.to_floor is None:
+        return met
+    return jnp.where(system.to_floor, norm <= 10 * rounding, met)
+
+
+def _at_floor(system: System, iterate: Iterate, gamma, scale) -> Bool[Array, ""]:
+    """Whether the residual is the rounding of A x and b, and good enough.
+
+    A step along it would go anywhere in the null space of a singular A.
+    """
+    if system.preconditioner is not None:
+        return jnp.array(False)
+    floor = jnp.sqrt(gamma) <= 10 * jnp.finfo(gamma.dtype).eps * scale
+    enough = iterate.residual_met
+    if system.to_floor is not None:
+        enough = enough | system.to_floor
+    return floor & enough
+
+
+def _residual(system: System, iterate: Iterate) -> PyTree[Array]:
+    """The residual at the start of an iteration, recomputed if it is time."""
+    every = system.stabilise_every
+    if every is None and system.y0 is None:
+        return iterate.residual
+    step = eqxi.unvmap_max(iterate.step)  # one branch for a whole batch
+    due = step == 0 if every is None else step % every == 0
+    if system.y0 is None:
+        due = due & (step > 0)
+
+    def recompute():
+        return tree_scale(1 / iterate.unit, system.residual(iterate.solution))
+
+    return lax.cond(eqxi.nonbatchable(due), recompute, lambda: iterate.residual)
+
+
+def unit_of(vector: PyTree[Array]) -> Scalar:
+    """The largest entry, or one if that is no scale."""
+    largest = _max_norm(vector)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)

@@ -1,0 +1,85 @@
+"""Operators of any size, divided by a power of two: AᴴA does not overflow or vanish."""
+
+import math
+
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Inexact, PyTree, Real
+
+from .._misc import Structure, tree_scale
+from .tolerance import two_norm
+
+
+class Divided(lx.AbstractLinearOperator):
+    """A / root², divided once before the product and once after: neither overflows."""
+
+    operator: lx.AbstractLinearOperator
+    root: Real[Array, ""]
+
+    def mv(self, vector: PyTree[Array]) -> PyTree[Array]:
+        factor = 1 / self.root
+        return tree_scale(factor, self.operator.mv(tree_scale(factor, vector)))
+
+    def as_matrix(self) -> Inexact[Array, "rows cols"]:
+        matrix = self.operator.as_matrix()
+        root = self.root.astype(matrix.dtype)
+        return matrix / root / root
+
+    def transpose(self) -> "Divided":
+        return Divided(self.operator.transpose(), self.root)
+
+    def in_structure(self) -> PyTree:
+        return self.operator.in_structure()
+
+    def out_structure(self) -> PyTree:
+        return self.operator.out_structure()
+
+
+def _register(function, with_result):
+    def rule(divided: Divided):
+        return with_result(divided, function(divided.operator))
+
+    function.register(Divided, rule)
+
+
+for _function in (lx.conj, lx.linearise, lx.materialise):
+    _register(_function, lambda divided, operator: Divided(operator, divided.root))
+for _function in (
+    lx.is_diagonal,
+    lx.is_lower_triangular,
+    lx.is_negative_semidefinite,
+    lx.is_positive_semidefinite,
+    lx.is_symmetric,
+    lx.is_tridiagonal,
+    lx.is_upper_triangular,
+):
+    _register(_function, lambda _, holds: holds)
+
+
+@lx.has_unit_diagonal.register(Divided)
+def _(operator):
+    del operator
+    return False
+
+
+def power_of_two(largest: Real[Array, ""]) -> Real[Array, ""]:
+    """An even one near `largest`, with a finite inverse."""
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
+    limit = -jnp.finfo(largest.dtype).minexp
+    half = jnp.clip(exponent - 1, -limit, limit) // 2
+    return jnp.ldexp(jnp.ones_like(largest), 2 * half)
+
+
+def unit_of_products(operator: lx.AbstractLinearOperator) -> Real[Array, ""]:
+    """As `power_of_two`, from one product; but one for all A of no extreme size.
+
+    For the tolerance `atol` of an inner solver is in the units of A / unit.
+    """
+    structure = Structure.of(operator.in_structure())
+    signs = np.random.default_rng(0).choice([-1, 1], structure.size)
+    probe = signs / math.sqrt(max(structure.size, 1))
+    size = two_norm(operator.mv(structure.unravel(jnp.asarray(probe))))
+    root = 2.0 ** (jnp.finfo(size.dtype).maxexp // 4)
+    extreme = (size > 0) & (size < 1 / root) | (size > root)
+    return jnp.where(extreme, power_of_two(size), 1)
