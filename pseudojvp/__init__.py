@@ -5,6 +5,15 @@ from ._invert import invert as invert
 from ._linear_solve import linear_solve as linear_solve
 from ._lstsq import lstsq as lstsq, pinv as pinv
 from ._operator import damped as damped, SparseLinearOperator as SparseLinearOperator
+from ._preconditioner import (
+    amg as amg,
+    block_jacobi as block_jacobi,
+    chebyshev as chebyshev,
+    incomplete_cholesky as incomplete_cholesky,
+    incomplete_lu as incomplete_lu,
+    jacobi as jacobi,
+    nystroem as nystroem,
+)
 from ._primitive import linear_solve_p as linear_solve_p
 from ._project import project as project
 from ._solver import (
@@ -14,6 +23,7 @@ from ._solver import (
     Cholesky as Cholesky,
     GMRES as GMRES,
     hermitian_tag as hermitian_tag,
+    KLU as KLU,
     LSMR as LSMR,
     LU as LU,
     MINRES as MINRES,

@@ -4,6 +4,7 @@ from .cg import CG as CG
 from .cholesky import Cholesky as Cholesky
 from .direct import AbstractDirectSolver as AbstractDirectSolver
 from .gmres import GMRES as GMRES
+from .klu import KLU as KLU
 from .krylov import AbstractKrylovSolver as AbstractKrylovSolver
 from .lsmr import LSMR as LSMR
 from .lu import LU as LU

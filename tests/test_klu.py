@@ -1,0 +1,254 @@
+"""What `KLU` promises, against dense NumPy."""
+
+import os
+import re
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from checks import assert_close, jit
+
+import pseudojvp as pj
+
+
+pytestmark = pytest.mark.grid
+
+
+pytest.importorskip("klujax")
+
+SIZE = 6
+SUCCESSFUL = lx.RESULTS.successful
+
+dtypes = pytest.mark.parametrize("dtype", [float, complex], ids=["real", "complex"])
+
+
+def _numbers(rng, shape, dtype):
+    real = rng.standard_normal(shape)
+    return real + 1j * rng.standard_normal(shape) if dtype is complex else real
+
+
+def _system(dtype=float):
+    """Entries in no order, four of them in the place of another, and a vector."""
+    rng = np.random.default_rng(0)
+    row, col = rng.integers(0, SIZE, (2, 10))
+    row, col = np.append(row, row[:4]), np.append(col, col[:4])
+    row, col = np.append(row, np.arange(SIZE)), np.append(col, np.arange(SIZE))
+    data = np.append(_numbers(rng, 14, dtype), np.full(SIZE, 4))
+    return data, row, col, _numbers(rng, SIZE, dtype)
+
+
+def _dense(data, row, col):
+    matrix = np.zeros((SIZE, SIZE), data.dtype)
+    np.add.at(matrix, (row, col), data)
+    return matrix
+
+
+def _solution(data, row, col, vector):
+    operator = pj.SparseLinearOperator((data, row, col, (SIZE, SIZE)))
+    return pj.linear_solve(operator, vector, pj.KLU(), throw=False)
+
+
+@dtypes
+def test_sparse_systems_with_duplicate_entries_are_solved(dtype):
+    data, row, col, vector = _system(dtype)
+    solution = _solution(data, row, col, vector)
+    want = np.linalg.solve(_dense(data, row, col), vector)
+    assert solution.result == SUCCESSFUL
+    np.testing.assert_allclose(solution.value, want, rtol=1e-12)
+
+
+@dtypes
+def test_gradients_are_those_of_the_dense_formula_on_the_pattern(dtype):
+    data, row, col, vector = _system(dtype)
+    rng = np.random.default_rng(1)
+    weights = _numbers(rng, SIZE, dtype)
+
+    def loss(data, vector):
+        return jnp.sum(_solution(data, row, col, vector).value * weights).real
+
+    got_data, got_vector = jit(jax.grad(loss, (0, 1)))(data, vector)
+    inverse = np.linalg.inv(_dense(data, row, col))
+    x, adjoint = inverse @ vector, inverse.T @ weights
+    assert_close(got_vector, adjoint, 1e-12)
+    assert_close(got_data, -adjoint[row] * x[col], 1e-12)
+
+
+def test_second_derivatives_are_those_of_the_dense_formula():
+    data, row, col, vector = _system()
+    direction = np.random.default_rng(2).standard_normal(data.size)
+    path = lambda t: _solution(data + t * direction, row, col, vector).value
+    first = lambda t: jax.jvp(path, (t,), (1.0,))[1]
+    got = jit(lambda t: jax.jvp(first, (t,), (1.0,))[1])(0.0)
+    inverse = np.linalg.inv(_dense(data, row, col))
+    step = inverse @ _dense(direction, row, col)
+    assert_close(got, 2 * step @ step @ inverse @ vector, 1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "probes"), [(float, SIZE), (complex, 8)])
+def test_a_batch_of_vectors_is_one_factorisation(dtype, probes):
+    data, row, col, _ = _system(dtype)
+    vectors = _numbers(np.random.default_rng(3), (5, SIZE), dtype)
+    solve = jax.vmap(lambda vector: _solution(data, row, col, vector).value)
+    want = np.linalg.solve(_dense(data, row, col), vectors.T).T
+    np.testing.assert_allclose(jit(solve)(vectors), want, rtol=1e-11)
+    # One call, with the vectors and those of the estimate as columns.
+    program = jax.jit(solve).lower(vectors).as_text()
+    calls = re.findall(r"custom_call @solve_c128.*-> tensor<1x\d+x(\d+)xcomp", program)
+    assert calls == [str(len(vectors) + probes)]
+
+
+@dtypes
+def test_a_batch_of_matrices_on_one_pattern_is_solved(dtype):
+    data, row, col, vector = _system(dtype)
+    batch = np.stack([data, 2 * data, data + 1])
+    solve = jax.vmap(lambda data: _solution(data, row, col, vector).value)
+    want = [np.linalg.solve(_dense(member, row, col), vector) for member in batch]
+    np.testing.assert_allclose(jit(solve)(batch), want, rtol=1e-11)
+
+
+def _singular():
+    rng = np.random.default_rng(0)
+    ring = np.roll(np.eye(SIZE), 1, axis=0)
+    shift = np.diag(np.ones(SIZE - 1), 1)
+    low_rank = rng.integers(-3, 4, (2, SIZE, 3))
+    return {
+        "zero": np.zeros((SIZE, SIZE)),
+        "laplacian": 2 * np.eye(SIZE) - ring - ring.T,
+        "nilpotent": shift,
+        "ones": np.ones((SIZE, SIZE)),
+        "tiny": np.full((SIZE, SIZE), 1e-300),
+        "low-rank": (low_rank[0] @ low_rank[1].T).astype(float),
+        "complex": np.exp(1j * np.add.outer(np.arange(SIZE), np.arange(SIZE))),
+        "gaussian": np.kron([[1, 1j], [1j, -1]], np.eye(3)),
+        "nan": np.where(np.eye(SIZE) > 0, np.nan, 1.0),
+        "inf": np.where(np.eye(SIZE) > 0, np.inf, 1.0),
+    }
+
+
+@pytest.mark.parametrize("name", _singular())
+def test_singular_matrices_are_never_successful_and_do_not_raise(name):
+    matrix = _singular()[name]
+    row, col = np.nonzero(np.ones((SIZE, SIZE)))
+    solution = _solution(matrix[row, col], row, col, np.ones(SIZE, matrix.dtype))
+    assert solution.result != SUCCESSFUL
+
+
+def test_integer_matrices_of_any_deficient_rank_are_never_successful():
+    rng = np.random.default_rng(0)
+    row, col = np.nonzero(np.ones((SIZE, SIZE)))
+    matrices = []
+    for rank in np.arange(200) % SIZE:
+        left, right = rng.integers(-2, 3, (2, SIZE, rank)).astype(float)
+        matrices.append(left @ right.T)
+    data = np.stack(matrices)[:, row, col]
+    solve = lambda data: _solution(data, row, col, jnp.ones(SIZE)).result
+    results = jax.jit(jax.vmap(solve))(data)
+    assert not jnp.any(results == SUCCESSFUL)
+
+
+def test_a_singular_matrix_raises_if_asked_to():
+    operator = pj.SparseLinearOperator((np.ones(4), [0, 0, 1, 1], [0, 1, 0, 1], (2, 2)))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="singular"):
+        pj.linear_solve(operator, jnp.ones(2), pj.KLU())
+
+
+def test_an_ill_scaled_regular_matrix_is_successful():
+    scale = 10.0 ** np.linspace(-150, 150, SIZE)
+    row, col = np.nonzero(np.ones((SIZE, SIZE)))
+    matrix = scale[:, None] * (np.ones((SIZE, SIZE)) + np.eye(SIZE))
+    solution = _solution(matrix[row, col], row, col, scale)
+    assert solution.result == SUCCESSFUL
+    np.testing.assert_allclose(solution.value, np.full(SIZE, 1 / (SIZE + 1)), rtol=1e-12)
+
+
+def test_a_single_precision_operator_gets_a_single_precision_solution():
+    data, row, col, vector = _system()
+    solution = _solution(np.float32(data), row, col, jnp.float32(vector))
+    assert solution.value.dtype == jnp.float32
+    want = np.linalg.solve(_dense(data, row, col), vector)
+    np.testing.assert_allclose(solution.value, want, rtol=1e-5)  # of single precision
+
+
+def test_dense_operators_are_refused():
+    with pytest.raises(ValueError, match="takes a `SparseLinearOperator`"):
+        pj.linear_solve(jnp.eye(3), jnp.ones(3), pj.KLU())
+
+
+def test_operators_that_are_not_square_are_refused():
+    operator = pj.SparseLinearOperator((np.ones(3), [0, 1, 2], [0, 1, 0], (3, 2)))
+    with pytest.raises(ValueError, match="square"):
+        pj.linear_solve(operator, jnp.ones(3), pj.KLU())
+
+
+def test_unknown_options_are_refused():
+    data, row, col, _ = _system()
+    operator = pj.SparseLinearOperator((data, row, col, (SIZE, SIZE)))
+    with pytest.raises(ValueError, match="unknown option"):
+        pj.linear_solve(operator, jnp.ones(SIZE), pj.KLU(), options={"rtol": 1})
+
+
+def test_a_batch_of_patterns_is_refused():
+    data, row, col, vector = _system()
+    rows = np.stack([row, row])
+    solve = jax.vmap(lambda row: _solution(data, row, col, vector).value)
+    with pytest.raises(ValueError, match="cannot batch over sparsity patterns"):
+        solve(rows)
+
+
+_SETTINGS = """
+import sys, warnings
+import jax, lineax, optimistix
+import pseudojvp as pj
+import jax.numpy as jnp
+settings = lambda: (dict(jax.config.values), list(warnings.filters))
+before = settings()
+print("klujax" in sys.modules)
+solver = pj.KLU()
+print("klujax" in sys.modules, before == settings())
+operator = pj.SparseLinearOperator((jnp.ones(2), [0, 1], [0, 1], (2, 2)))
+try:
+    pj.linear_solve(operator, jnp.ones(2), solver)
+except ValueError as error:
+    print(str(error)[:36])
+"""
+
+_WITHOUT = """
+import sys
+sys.modules["klujax"] = None
+import pseudojvp as pj
+try:
+    pj.KLU()
+except ImportError as error:
+    print(error)
+"""
+
+
+def _run(script):
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        text=True,
+        timeout=120,
+    )
+    return process.stdout.splitlines()
+
+
+def test_settings_of_jax_are_as_before_and_double_precision_is_asked_for():
+    assert _run(_SETTINGS) == [
+        "False",
+        "True True",
+        "`KLU()` computes in double precision",
+    ]
+
+
+def test_without_klujax_the_error_names_the_command():
+    assert _run(_WITHOUT) == [
+        '`KLU()` needs the package klujax: `pip install "pseudojvp[klu]"`.'
+    ]
