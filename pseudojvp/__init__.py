@@ -36,6 +36,7 @@ from ._solver import (
     Triangular as Triangular,
     Tridiagonal as Tridiagonal,
 )
+from ._sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
 
 
 __version__ = _version("pseudojvp")

@@ -15,5 +15,6 @@ from .pivoted_qr import PivotedQR as PivotedQR
 from .qr import QR as QR
 from .sparse_triangular import SparseTriangular as SparseTriangular
 from .svd import SVD as SVD
+from .transpose_pair import TransposePair as TransposePair
 from .triangular import Triangular as Triangular
 from .tridiagonal import Tridiagonal as Tridiagonal

@@ -1,0 +1,308 @@
+"""`sparse_solve` and `sparse_lstsq`: values, gradients on the pattern, errors."""
+
+import equinox as eqx
+import jax
+import jax.experimental.sparse as jsparse
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.sparse
+
+import pseudojvp as pj
+
+
+pytestmark = pytest.mark.grid
+
+
+def _random(shape, seed, *, shift=0.0, dtype=float, density=0.5):
+    rng = np.random.default_rng(seed)
+    dense = rng.standard_normal(shape) * (rng.random(shape) < density)
+    if np.issubdtype(dtype, np.complexfloating):
+        dense = dense + 1j * rng.standard_normal(shape) * (dense != 0)
+    return dense + shift * np.eye(*shape)
+
+
+def _deficient():
+    """7 × 4 of rank 2 on a pattern that its perturbations along constant rank keep."""
+    rng = np.random.default_rng(5)
+    left = rng.standard_normal((7, 1)) * (np.arange(7)[:, None] < 4)
+    right = rng.standard_normal((7, 1)) * (np.arange(7)[:, None] >= 4)
+    first = np.array([[1.0, 2.0, 0.0, 0.0]])
+    second = np.array([[0.0, 0.0, 3.0, -1.0]])
+    return left @ first + right @ second
+
+
+_GENERAL = _random((6, 6), 0, shift=4.0)
+_SYMMETRIC = _GENERAL + _GENERAL.T - np.diag([0.0, 30.0, 0, 0, 0, 0])
+_COMPLEX = _random((6, 6), 1, shift=5.0, dtype=complex)
+_FORMATS = {"BCOO": jsparse.BCOO.fromdense, "BCSR": jsparse.BCSR.fromdense}
+_each_format = pytest.mark.parametrize("create", _FORMATS.values(), ids=_FORMATS)
+_SQUARE = {
+    "general": (_GENERAL, ()),
+    "symmetric": (_SYMMETRIC, lx.symmetric_tag),
+    "definite": (_GENERAL @ _GENERAL.T, lx.positive_semidefinite_tag),
+    "complex": (_COMPLEX, ()),
+}
+_each_square = pytest.mark.parametrize(
+    ("dense", "tags"), _SQUARE.values(), ids=_SQUARE.keys()
+)
+_RECTANGULAR = {
+    "tall": _random((7, 4), 2, density=0.7),
+    "wide": _random((4, 7), 3, density=0.7),
+    "deficient": _deficient(),
+    "complex": _random((7, 4), 4, density=0.7, dtype=complex),
+}
+_each_rectangular = pytest.mark.parametrize(
+    "dense", _RECTANGULAR.values(), ids=_RECTANGULAR.keys()
+)
+
+
+def _vectors(rows, dtype, columns=()):
+    values = np.random.default_rng(9).standard_normal((rows, *columns))
+    return jnp.asarray(values.astype(dtype))
+
+
+def _gradient(solve, matrix, vector):
+    """Of the sum of squares of the solution, with respect to both."""
+
+    @jax.jit
+    def loss(data, vector):
+        moved = eqx.tree_at(lambda matrix: matrix.data, matrix, data)
+        return jnp.sum(jnp.abs(solve(moved, vector)) ** 2)
+
+    return jax.grad(loss, argnums=(0, 1))(matrix.data, vector)
+
+
+def _dense_gradient(dense, vector, damp=0.0):
+    """Of ‖A†b‖² by hand: with u = A†ᴴx, dA = −u xᴴ + (b − A x)(A†u)ᴴ + null part."""
+    a, b = np.asarray(dense), np.asarray(vector)
+    stacked = np.vstack([a, damp * np.eye(a.shape[1])]) if damp else a
+    pinv = np.linalg.pinv(stacked)
+    rows = a.shape[0]
+    x = pinv[:, :rows] @ b
+    u = 2 * pinv.conj().T @ x
+    residual = b - a @ x
+    null = 2 * x - pinv @ (stacked @ (2 * x))  # zero: x has no part in the null space
+    gram = pinv @ u
+    slope = -np.outer(u[:rows], x.conj()) + np.outer(residual, gram.conj())
+    slope = slope + np.outer(u[:rows] * 0, null.conj())
+    # JAX's gradient of a real function is the conjugate of this one.
+    return slope.conj(), u[:rows].conj()
+
+
+@_each_square
+@_each_format
+def test_square_solution_is_that_of_the_dense_matrix(dense, tags, create):
+    b = _vectors(6, dense.dtype)
+    x = pj.sparse_solve(create(jnp.asarray(dense)), b, tags=tags)
+    np.testing.assert_allclose(x, np.linalg.solve(dense, b), rtol=1e-8)
+
+
+@_each_square
+def test_gradient_of_square_solve_lives_on_the_pattern(dense, tags):
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
+    b = _vectors(6, dense.dtype)
+    solver = {lx.symmetric_tag: pj.MINRES(rtol=1e-13)}.get(tags)
+    solve = lambda matrix, b: pj.sparse_solve(matrix, b, solver, tags=tags)
+    of_data, of_b = _gradient(solve, matrix, b)
+    slope, of_vector = _dense_gradient(dense, b)
+    truth = slope[tuple(np.asarray(matrix.indices).T)]
+    np.testing.assert_allclose(of_data, truth, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(of_b, of_vector, rtol=1e-8, atol=1e-8)
+
+
+@_each_rectangular
+@_each_format
+def test_least_squares_solution_is_that_of_the_pseudoinverse(dense, create):
+    b = _vectors(dense.shape[0], dense.dtype, (2,))
+    x = pj.sparse_lstsq(create(jnp.asarray(dense)), b)
+    np.testing.assert_allclose(x, np.linalg.pinv(dense) @ b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tall", "wide", "complex"])
+def test_gradient_of_least_squares_lives_on_the_pattern(name):
+    dense = _RECTANGULAR[name]
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
+    b = _vectors(dense.shape[0], dense.dtype)
+    solver = pj.LSMR(rtol=1e-13)
+    of_data, of_b = _gradient(
+        lambda matrix, b: pj.sparse_lstsq(matrix, b, solver), matrix, b
+    )
+    slope, of_vector = _dense_gradient(dense, b)
+    truth = slope[tuple(np.asarray(matrix.indices).T)]
+    np.testing.assert_allclose(of_data, truth, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(of_b, of_vector, rtol=1e-8, atol=1e-8)
+
+
+def test_derivative_of_deficient_least_squares_is_that_along_constant_rank():
+    dense = _deficient()
+    direction = dense * [1.0, 1.0, -0.5, -0.5]  # scales columns: the rank stays
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
+    b = _vectors(7, float)
+    place = tuple(np.asarray(matrix.indices).T)
+    solve = lambda data: pj.sparse_lstsq(
+        jsparse.BCOO((data, matrix.indices), shape=matrix.shape),
+        b,
+        pj.LSMR(rtol=1e-13),
+    )
+    _, got = jax.jit(lambda data, tangent: jax.jvp(solve, (data,), (tangent,)))(
+        matrix.data, jnp.asarray(direction[place])
+    )
+    h = 1e-6
+    pinv = lambda t: np.linalg.pinv(dense + t * direction, rcond=1e-9) @ np.asarray(b)
+    np.testing.assert_allclose(got, (pinv(h) - pinv(-h)) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_damped_solution_and_its_derivatives_are_those_of_the_stacked_matrix():
+    dense, damp = _RECTANGULAR["tall"], 0.7
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
+    b = _vectors(7, float)
+
+    @jax.jit
+    def loss(data, damp):
+        moved = jsparse.BCOO((data, matrix.indices), shape=matrix.shape)
+        x = pj.sparse_lstsq(moved, b, pj.LSMR(rtol=1e-13, well_posed=True), damp=damp)
+        return jnp.sum(x**2)
+
+    def dense_loss(damp):
+        gram = dense.T @ dense + damp**2 * np.eye(4)
+        return np.sum(np.linalg.solve(gram, dense.T @ np.asarray(b)) ** 2)
+
+    of_data, of_damp = jax.grad(loss, argnums=(0, 1))(matrix.data, damp)
+    slope, _ = _dense_gradient(dense, b, damp)
+    truth = slope[tuple(np.asarray(matrix.indices).T)]
+    np.testing.assert_allclose(loss(matrix.data, damp), dense_loss(damp), rtol=1e-9)
+    np.testing.assert_allclose(of_data, truth, rtol=1e-8, atol=1e-9)
+    h = 1e-5
+    difference = (dense_loss(damp + h) - dense_loss(damp - h)) / (2 * h)
+    np.testing.assert_allclose(of_damp, difference, rtol=1e-7)
+
+
+@pytest.mark.slow  # second derivatives through two Krylov loops: compilation
+@pytest.mark.parametrize("name", ["tall", "wide"])
+def test_hessian_vector_product_of_least_squares(name):
+    dense = _RECTANGULAR[name]
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
+    b = _vectors(dense.shape[0], float)
+    place = tuple(np.asarray(matrix.indices).T)
+    direction = _vectors(matrix.nse, float)
+
+    def loss(data):
+        moved = jsparse.BCOO((data, matrix.indices), shape=matrix.shape)
+        return jnp.sum(pj.sparse_lstsq(moved, b, pj.LSMR(rtol=1e-13)) ** 2)
+
+    _, got = jax.jit(lambda d, t: jax.jvp(jax.grad(loss), (d,), (t,)))(
+        matrix.data, direction
+    )
+
+    def slope(t):
+        moved = dense.copy()
+        moved[place] += t * np.asarray(direction)
+        return _dense_gradient(moved, b)[0][place]
+
+    h = 1e-5
+    truth = (slope(h) - slope(-h)) / (2 * h)
+    np.testing.assert_allclose(got, truth, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_by_jax_sparse_is_a_matrix_of_the_same_format():
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))
+    b = _vectors(6, float)
+    loss = lambda matrix: jnp.sum(pj.sparse_solve(matrix, b) ** 2)
+    gradient = jsparse.grad(loss)(matrix)
+    assert isinstance(gradient, jsparse.BCOO)
+    np.testing.assert_array_equal(gradient.indices, matrix.indices)
+    slope, _ = _dense_gradient(_GENERAL, b)
+    truth = slope[tuple(np.asarray(matrix.indices).T)]
+    np.testing.assert_allclose(gradient.data, truth, rtol=1e-7, atol=1e-8)
+
+
+def test_transpose_solver_is_what_the_gradient_solves_with():
+    """The one for Aᵀ may take a single step, and the gradient shows it."""
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))
+    b = _vectors(6, float)
+    slope, _ = _dense_gradient(_GENERAL, b)
+    truth = slope[tuple(np.asarray(matrix.indices).T)]
+    good, _ = _gradient(
+        lambda matrix, b: pj.sparse_solve(matrix, b, pj.LU(), pj.GMRES(1e-13)), matrix, b
+    )
+    np.testing.assert_allclose(good, truth, rtol=1e-8, atol=1e-8)
+    bad, _ = _gradient(
+        lambda matrix, b: pj.sparse_solve(
+            matrix, b, pj.LU(), pj.GMRES(max_steps=1), throw=False
+        ),
+        matrix,
+        b,
+    )
+    assert np.all(np.isnan(bad))
+
+
+def test_preconditioner_is_transposed_in_the_gradient():
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))
+    b = _vectors(6, float)
+    options = {"preconditioner": lx.MatrixLinearOperator(jnp.linalg.inv(_GENERAL))}
+    solver = pj.BiCGStab(rtol=1e-12, max_steps=2)  # enough with the right one only
+    got, _ = _gradient(
+        lambda matrix, b: pj.sparse_solve(matrix, b, solver, options=options), matrix, b
+    )
+    slope, _ = _dense_gradient(_GENERAL, b)
+    truth = slope[tuple(np.asarray(matrix.indices).T)]
+    np.testing.assert_allclose(got, truth, rtol=1e-8, atol=1e-8)
+
+
+def test_scipy_matrix_and_operator_are_taken():
+    b = _vectors(6, float)
+    truth = np.linalg.solve(_GENERAL, b)
+    csr = scipy.sparse.csr_array(_GENERAL)
+    for matrix in (csr, pj.SparseLinearOperator(csr)):
+        np.testing.assert_allclose(pj.sparse_solve(matrix, b), truth, rtol=1e-8)
+
+
+def test_triangular_matrix_is_solved_by_substitution():
+    dense = np.tril(_GENERAL)
+    b = _vectors(6, float, (3,))
+    x = pj.sparse_solve(scipy.sparse.csr_array(dense), b)
+    np.testing.assert_allclose(x, np.linalg.solve(dense, b), rtol=1e-12)
+
+
+def test_single_precision_reaches_its_tolerance():
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL, jnp.float32))
+    b = _vectors(6, np.float32)
+    x = pj.sparse_solve(matrix, b)
+    assert x.dtype == jnp.float32
+    residual = np.linalg.norm(_GENERAL @ x - b) / np.linalg.norm(b)
+    assert residual < 2e-5  # the tolerance is 1e-5, and A is rounded
+
+
+@pytest.mark.parametrize("dense", [np.zeros((6, 6)), np.diag([1.0, 0, 2, 3, 4, 5])])
+def test_singular_matrix_is_never_solved_in_silence(dense):
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense), nse=6)
+    x = pj.sparse_solve(matrix, _vectors(6, float), pj.GMRES(), throw=False)
+    assert np.all(np.isnan(x))
+
+
+def test_what_did_not_converge_raises():
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))
+    with pytest.raises(Exception, match="max"):
+        pj.sparse_solve(matrix, _vectors(6, float), pj.GMRES(max_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda a, b: pj.sparse_solve(_GENERAL, b), "got a ndarray"),
+        (lambda a, b: pj.sparse_lstsq(jnp.asarray(_GENERAL), b), "for a dense one"),
+        (lambda a, b: pj.sparse_solve(a, b[:4]), r"got an array of shape \(4,\)"),
+        (lambda a, b: pj.sparse_solve(a[:4], b[:4]), "Pass a square matrix"),
+        (lambda a, b: pj.sparse_solve(a, b.astype("float32")), "Convert one of them"),
+        (lambda a, b: pj.sparse_solve(a, b, "cg"), "Pass an instance of a solver"),
+        (lambda a, b: pj.sparse_solve(a, b, None, "cg"), "Pass an instance of a solver"),
+        (lambda a, b: pj.sparse_lstsq(a, b, damp=np.ones(2)), "Pass a scalar"),
+        (lambda a, b: pj.sparse_solve(a, b, pj.CG()), "positive"),
+    ],
+)
+def test_bad_arguments_are_named(call, match):
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))
+    with pytest.raises((TypeError, ValueError), match=match):
+        call(matrix, _vectors(6, float))
