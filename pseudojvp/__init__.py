@@ -37,6 +37,15 @@ from ._solver import (
     Tridiagonal as Tridiagonal,
 )
 from ._sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
+from ._varpro import (
+    projected_residual as projected_residual,
+    varpro as varpro,
+    varpro_batch as varpro_batch,
+    VarProBatch as VarProBatch,
+    VarProFit as VarProFit,
+    VarProPrediction as VarProPrediction,
+    VarProStatistics as VarProStatistics,
+)
 
 
 __version__ = _version("pseudojvp")

@@ -1,0 +1,10 @@
+from .batch import varpro_batch as varpro_batch, VarProBatch as VarProBatch
+from .fit import varpro as varpro, VarProFit as VarProFit
+from .residual import (
+    projected_residual as projected_residual,
+    ProjectedResidual as ProjectedResidual,
+)
+from .statistics import (
+    VarProPrediction as VarProPrediction,
+    VarProStatistics as VarProStatistics,
+)

@@ -1,0 +1,309 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
+
+from .._adjoint import PseudoinverseAdjoint
+from .._operator.as_operator import as_inexact
+from .._solver import PivotedQR
+from .fit import as_arrays, context_of, raise_if_failed, varpro, VarProFit
+from .progress import ChunkBar
+from .residual import check_theta, prepare
+from .statistics import VarProPrediction, VarProStatistics
+
+
+class VarProBatch(eqx.Module):
+    """What [`pseudojvp.varpro_batch`][] returns.
+
+    The fields of [`pseudojvp.VarProFit`][], each with the batch axis in front. `batch[i]`
+    is the fit of one member; `statistics()` and `predict(args)`, with the arguments of
+    those of a fit, are those of all members, chunk by chunk.
+    """
+
+    theta: PyTree[Array]
+    coefficients: Inexact[Array, "batch n *k"]
+    residual: Inexact[Array, "batch m *k"]
+    cost: Float[Array, " batch"]
+    rank: Integer[Array, "batch *k"]
+    result: optx.RESULTS
+    stats: dict[str, Any]
+    _data: Inexact[Array, "batch m *k"]
+    _weights: "_Batched"
+    _args: "_Batched"
+    # Basis, offset and solver: functions as static parts, as in `VarProFit`.
+    _arrays: tuple[Array | None, ...]
+    _functions: Any = eqx.field(static=True)
+    _chunk_size: int = eqx.field(static=True)
+
+    def __getitem__(self, index: int) -> VarProFit:
+        return self._fit(jtu.tree_map(lambda leaf: leaf[index], self._members()))
+
+    def __len__(self) -> int:
+        return self._data.shape[0]
+
+    def statistics(self, *, absolute_weights: bool = False) -> VarProStatistics:
+        """Returns `VarProFit.statistics` of each member, with the batch in front."""
+
+        return _map_fits(
+            jtu.Partial(VarProFit.statistics, absolute_weights=absolute_weights), self
+        )
+
+    def predict(
+        self, args: Any = None, level: float = 0.95, *, absolute_weights: bool = False
+    ) -> VarProPrediction:
+        """Returns `VarProFit.predict` of each member, at `args` shared by all."""
+
+        predict = jtu.Partial(
+            VarProFit.predict,
+            args=as_arrays(args),
+            level=level,
+            absolute_weights=absolute_weights,
+        )
+        return _map_fits(predict, self)
+
+    def _members(self):
+        fields = (
+            self.theta,
+            self.coefficients,
+            self.residual,
+            self.cost,
+            self.rank,
+            self.result,
+            self.stats,
+        )
+        return fields, self._data, self._weights.batched, self._args.batched
+
+    def _fit(self, member) -> VarProFit:
+        fields, data, weights, args = member
+        basis, offset, solver = eqxi.hashable_combine(self._arrays, self._functions)
+        weights = self._weights.of(weights)
+        elimination, observations, _ = prepare(
+            "varpro_batch", basis, data, weights, offset, solver, "exact"
+        )
+        context = (elimination, self._args.of(args), observations)
+        arrays, functions = context_of(context)
+        return VarProFit(*fields, _arrays=arrays, _functions=functions)
+
+
+class _Batched(eqx.Module):
+    """A pytree of which some leaves have a batch axis in front."""
+
+    batched: PyTree[Array]
+    shared: PyTree[Any]
+
+    @classmethod
+    def create(cls, tree: PyTree[Any], axes: PyTree[int | None], batch: int, name: str):
+        def expand(axis, subtree):
+            return jtu.tree_map(lambda _: axis, subtree)
+
+        def check(leaf, axis):
+            if axis not in (0, None):
+                raise ValueError(
+                    f"`varpro_batch(in_axes=...)` got the axis {axis!r} for `{name}`. "
+                    "Pass 0 for a batch axis in front, `None` for what all members share."
+                )
+            if axis == 0 and jnp.shape(leaf)[:1] != (batch,):
+                raise ValueError(
+                    f"`varpro_batch({name}=...)` got an array of shape "
+                    f"{jnp.shape(leaf)} beside {batch} members of `data`. Put the batch "
+                    f"axis in front, or pass `in_axes={{'{name}': None}}`."
+                )
+            return axis == 0
+
+        axes = jtu.tree_map(expand, axes, tree, is_leaf=lambda axis: axis is None)
+        mask = jtu.tree_map(check, tree, axes)
+        return cls(*eqx.partition(tree, mask))
+
+    def of(self, member: PyTree[Array]) -> PyTree[Any]:
+        return eqx.combine(member, self.shared)
+
+
+def varpro_batch(
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
+    data: Num[ArrayLike, "batch m *k"],
+    theta0: PyTree[ArrayLike],
+    args: Any = None,
+    *,
+    in_axes: dict[str, Any] | None = None,
+    chunk_size: int = 1024,
+    weights: Real[ArrayLike, "..."] | None = None,
+    offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
+    solver: lx.AbstractLinearSolver = PivotedQR(),
+    optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
+        optx.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
+    ),
+    jacobian: str = "exact",
+    theta_scale: PyTree[ArrayLike] | None = None,
+    max_steps: int = 64,
+    throw: bool = False,
+    adjoint: optx.AbstractAdjoint | None = None,
+    progress: bool = False,
+) -> VarProBatch:
+    """Fits many data sets, each as [`pseudojvp.varpro`][], in chunks.
+
+    What `jax.vmap` of `varpro` returns, with memory for one chunk at a time beside data
+    and results, and the iterations of a chunk ended by its own slowest member only.
+
+    **Arguments:** those of `varpro`, and
+
+    - `data`: `(batch, m)`, or `(batch, m, k)` for k columns in each member.
+    - `theta0`: the start, shared, or with the batch axis in front of each leaf.
+    - `weights`: of the shape of `data`, or without its batch axis where shared.
+    - `in_axes`: a dictionary that says of `"theta0"`, `"weights"` and `"args"` what is
+        batched: 0 for an axis in front, `None` for shared, or a pytree of these as in
+        `jax.vmap`. Defaults to `None`: `theta0` and `weights` by their shapes, where
+        these leave no doubt (otherwise an error); `args` shared.
+    - `chunk_size`: how many members are fitted at once. Defaults to 1024.
+    - `max_steps`: the most steps of the optimiser for any member. Defaults to 64.
+    - `throw`: whether an error is raised at run time if *any* member failed. Defaults to
+        `False`: `result` tells of each, and the others are what they are.
+    - `progress`: whether to show a bar of the chunks. Defaults to `False`.
+
+    **Returns:** a [`pseudojvp.VarProBatch`][].
+
+    **Derivatives:** as of `varpro`.
+
+    **Raises:** as `varpro`; `ValueError` at trace time for batch axes that do not fit.
+
+    **Sources:** as of `varpro`.
+    """
+    data = as_inexact(data, "varpro_batch(data=...)")
+    if data.ndim not in (2, 3) or 0 in data.shape:
+        raise ValueError(
+            f"`varpro_batch(data=...)` got an array of shape {data.shape}. Pass one of "
+            "shape (batch, m) or (batch, m, k), without empty axes."
+        )
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(
+            f"`varpro_batch(chunk_size=...)` got {chunk_size!r}. Pass 1 or more."
+        )
+    in_axes = _check_in_axes(in_axes)
+    theta0 = check_theta(theta0, "varpro_batch")
+    if weights is not None:
+        weights = as_inexact(weights, "varpro_batch(weights=...)")
+    batch = data.shape[0]
+    theta0_axes = in_axes.get("theta0", ...)
+    if theta0_axes is ...:
+        theta0_axes = jtu.tree_map(lambda leaf: _guess_start(leaf, batch), theta0)
+    weights_axis = in_axes.get("weights", ...)
+    if weights_axis is ...:
+        weights_axis = None if weights is None else _guess_weights(weights, data)
+    starts = _Batched.create(theta0, theta0_axes, batch, "theta0")
+    weighting = _Batched.create(weights, weights_axis, batch, "weights")
+    arguments = _Batched.create(as_arrays(args), in_axes.get("args", None), batch, "args")
+    keywords = {
+        "offset": offset,
+        "solver": solver,
+        "optimiser": optimiser,
+        "jacobian": jacobian,
+        "theta_scale": theta_scale,
+        "max_steps": max_steps,
+        "throw": False,
+        "adjoint": PseudoinverseAdjoint(throw=throw) if adjoint is None else adjoint,
+    }
+    fields = _fit_all(
+        basis, data, starts, weighting, arguments, keywords, chunk_size, progress
+    )
+    arrays, functions = eqxi.hashable_partition((basis, offset, solver), eqx.is_array)
+    fits = VarProBatch(
+        *fields,
+        _data=data,
+        _weights=weighting,
+        _args=arguments,
+        _arrays=arrays,
+        _functions=functions,
+        _chunk_size=chunk_size,
+    )
+    return raise_if_failed(fits) if throw else fits
+
+
+@eqx.filter_jit
+def _fit_all(basis, data, starts, weighting, arguments, keywords, chunk_size, progress):
+    def member(inputs):
+        data, theta0, weights, args = inputs
+        theta0, weights = starts.of(theta0), weighting.of(weights)
+        fit = varpro(basis, data, theta0, arguments.of(args), weights=weights, **keywords)
+        fields = (fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank)
+        return *fields, fit.result, fit.stats
+
+    inputs = (data, starts.batched, weighting.batched, arguments.batched)
+    return _in_chunks(member, inputs, chunk_size, ChunkBar() if progress else None)
+
+
+@eqx.filter_jit
+def _map_fits(function: Callable, fits: VarProBatch):
+    """`function` of the fit of each member."""
+    member = lambda fields: function(fits._fit(fields))
+    return _in_chunks(member, fits._members(), fits._chunk_size, None)
+
+
+def _in_chunks(function: Callable, xs: PyTree[Array], chunk_size: int, bar):
+    """`jax.vmap` of `function`, one chunk after the other.
+
+    The last chunk reaches back, so that all are of one size and compile as one.
+    """
+    size = jtu.tree_leaves(xs)[0].shape[0]
+    chunk_size = min(chunk_size, size)
+    chunks = -(-size // chunk_size)
+    if bar is not None:
+        jax.debug.callback(bar.begin, chunks, ordered=False)
+
+    def chunk(index):
+        start = jnp.minimum(index * chunk_size, size - chunk_size)
+        slices = jtu.tree_map(
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, chunk_size), xs
+        )
+        out = jax.vmap(function)(slices)
+        if bar is not None:
+            jax.debug.callback(bar.update, jtu.tree_leaves(out)[0].ravel()[0])
+        return out
+
+    stacked = lax.map(chunk, jnp.arange(chunks))
+    whole = (chunks - 1) * chunk_size
+
+    def join(leaf):
+        first = leaf[:-1].reshape(whole, *leaf.shape[2:])
+        return jnp.concatenate([first, leaf[-1][whole - size :]])
+
+    return jtu.tree_map(join, stacked)
+
+
+def _check_in_axes(in_axes: dict[str, Any] | None) -> dict[str, Any]:
+    in_axes = {} if in_axes is None else in_axes
+    unknown = set(in_axes) - {"theta0", "weights", "args"}
+    if unknown:
+        raise ValueError(
+            f"`varpro_batch(in_axes=...)` got the keys {sorted(unknown)}. It takes "
+            "'theta0', 'weights' and 'args'; the batch axis of `data` is the first."
+        )
+    return in_axes
+
+
+def _guess_start(leaf: Array, batch: int) -> int | None:
+    if leaf.ndim == 1 and leaf.shape[0] == batch:
+        raise ValueError(
+            f"`varpro_batch(theta0=...)` got a leaf of shape {leaf.shape} beside "
+            f"{batch} members: one number for each, or {batch} for all? Pass "
+            "`in_axes={'theta0': 0}` or `in_axes={'theta0': None}`."
+        )
+    return 0 if leaf.ndim > 1 and leaf.shape[0] == batch else None
+
+
+def _guess_weights(weights: Array, data: Array) -> int | None:
+    shared = weights.shape in (data.shape[1:2], data.shape[1:])
+    batched = weights.shape in (data.shape[:2], data.shape)
+    if shared and batched:
+        raise ValueError(
+            f"`varpro_batch(weights=...)` got an array of shape {weights.shape} beside "
+            f"`data` of shape {data.shape}: batched or shared? Pass "
+            "`in_axes={'weights': 0}` or `in_axes={'weights': None}`."
+        )
+    return 0 if batched else None

@@ -1,0 +1,400 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.flatten_util as jfu
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
+
+from .._adjoint import PseudoinverseAdjoint
+from .._misc import all_finite
+from .._solver import PivotedQR
+from .elimination import Eliminated, Elimination
+from .model import Observations
+from .optimise import optimise, Outcome, Settings
+from .progress import EvaluationLine
+from .real import as_real
+from .residual import check_theta, prepare
+from .statistics import predict, statistics, VarProPrediction, VarProStatistics
+
+
+class VarProFit(eqx.Module):
+    """What [`pseudojvp.varpro`][] returns: a pytree of arrays.
+
+    - `theta`: a pytree as `theta0`.
+    - `coefficients`: c, `(n,)` or `(n, k)`.
+    - `residual`: W (data − offset − Φ c), of the shape of `data`.
+    - `cost`: ½‖residual‖², a scalar.
+    - `rank`: of W Φ at `theta`; `(k,)` for weights of shape `(m, k)`. With a solver that
+        finds no rank, n.
+    - `result`: compare with `optimistix.RESULTS.successful`.
+    - `stats`: `num_steps` of the optimiser, `max_steps`, `polishing_steps`, and
+        `relative_offset`, the part of the residual that θ could still remove, in
+        units of its statistical error (Bates & Watts); a fit above 0.001 is not
+        `successful`.
+    """
+
+    theta: PyTree[Array]
+    coefficients: Inexact[Array, "n *k"]
+    residual: Inexact[Array, "m *k"]
+    cost: Float[Array, ""]
+    rank: Integer[Array, "*k"]
+    result: optx.RESULTS
+    stats: dict[str, Any]
+    # Elimination, args and observations: functions as static parts, so that a fit can
+    # come out of `jax.vmap` and `jax.jit`.
+    _arrays: tuple[Array | None, ...]
+    _functions: Any = eqx.field(static=True)
+
+    def statistics(self, *, absolute_weights: bool = False) -> VarProStatistics:
+        """Returns covariances of θ and c by linear propagation of the errors of `data`.
+
+        With J the part −(I − A A†) D of ∂r/∂θ and G = A†D, where A = W Φ and
+        D = W ∂(offset + Φ c)/∂θ,
+
+            cov(θ) = s² (JᵀJ)⁻¹,    cov(c) = s² (AᴴA)⁻¹ + G cov(θ) Gᴴ,
+            cov(c, θ) = −G cov(θ),
+
+        s² = ‖r‖²/(degrees of freedom): the blocks of the covariance of the full problem,
+        from the QR of J (m k × q) and the factors of A, in time proportional to k.
+
+        **Arguments:**
+
+        - `absolute_weights`: whether `weights` are 1/σ as they stand, and s² = 1.
+            Defaults to `False`: only their ratios count.
+
+        **Returns:** [`pseudojvp.VarProStatistics`][].
+
+        **Sources:** O'Leary & Rust, Comput. Optim. Appl. 54 (2013), section 3; Seber &
+        Wild, *Nonlinear Regression* (1989), section 2.1.2.
+        """
+        return _statistics(self, absolute_weights)
+
+    def predict(
+        self,
+        args: Any = None,
+        level: float = 0.95,
+        *,
+        absolute_weights: bool = False,
+    ) -> VarProPrediction:
+        """Returns the fitted model at other `args`, with its confidence band.
+
+        offset(θ, args) + Φ(θ, args) c ± t · standard deviation, t the quantile of
+        Student's distribution: the band holds the true *mean* at one point, not the next
+        datum, with probability `level`.
+
+        **Arguments:**
+
+        - `args`: as of `varpro`, at any points, not only those of the data: the number
+            of rows is free, n and k stay.
+        - `level`: between 0 and 1. Defaults to 0.95.
+        - `absolute_weights`: as for `statistics`.
+
+        **Returns:** [`pseudojvp.VarProPrediction`][], with arrays `(p,)` or `(p, k)` for
+        p rows.
+
+        **Raises:** `ValueError` for a level outside of (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(
+                f"`VarProFit.predict(level=...)` got {level}. Pass a probability between "
+                "0 and 1."
+            )
+        return _predict(self, as_arrays(args), level, absolute_weights)
+
+    def _context(self) -> tuple[Elimination, Any, Observations]:
+        return eqxi.hashable_combine(self._arrays, self._functions)
+
+
+@eqx.filter_jit
+def _statistics(fit: VarProFit, absolute_weights: bool) -> VarProStatistics:
+    return statistics(fit, fit._context(), absolute_weights)
+
+
+@eqx.filter_jit
+def _predict(fit: VarProFit, args, level, absolute_weights) -> VarProPrediction:
+    return predict(fit, fit._context(), args, level, absolute_weights)
+
+
+def varpro(
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
+    data: Num[ArrayLike, "m *k"],
+    theta0: PyTree[ArrayLike],
+    args: Any = None,
+    *,
+    weights: Real[ArrayLike, "m *k"] | None = None,
+    offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
+    solver: lx.AbstractLinearSolver = PivotedQR(),
+    optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
+        optx.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
+    ),
+    jacobian: str = "exact",
+    theta_scale: PyTree[ArrayLike] | None = None,
+    max_steps: int | None = 256,
+    throw: bool = True,
+    adjoint: optx.AbstractAdjoint | None = None,
+    progress: bool = False,
+) -> VarProFit:
+    """Fits y ≈ offset(θ) + Φ(θ) c by variable projection.
+
+        min over θ and c of ‖W (data − offset(θ) − Φ(θ) c)‖²
+
+    For each θ the best c is a pseudoinverse solution. What is left is a problem in θ
+    alone, whose exact Jacobian is one more application of the same factorisation
+    ([`pseudojvp.projected_residual`][]): no start for c, fewer steps, and what couples
+    θ and c is solved exactly at each.
+
+    **Arguments:**
+
+    - `basis`: a function of `(theta, args)` that returns Φ, an array `(m, n)` with one
+        column for each coefficient, m > n, real or complex; or a lineax operator from
+        `(n,)` to `(m,)`.
+    - `data`: y, `(m,)`; or `(m, k)` for k columns that share θ, each with its own c.
+    - `theta0`: the start: a pytree of real floating-point arrays, q numbers in all.
+    - `args`: handed to `basis` and `offset`, such as the points of measurement. Defaults
+        to `None`.
+    - `weights`: W, nonnegative, `(m,)` for all columns or `(m, k)`; multiplied with the
+        residual *before* it is squared: 1/σ for data of standard deviation σ. A datum of
+        weight zero does not count. Defaults to one.
+    - `offset`: a function of `(theta, args)` that returns what has no coefficient, `(m,)`
+        or `(m, k)`. Defaults to none.
+    - `solver`: what eliminates c. Defaults to [`pseudojvp.PivotedQR`][], which truncates
+        a rank-deficient Φ, in residual, Jacobian and coefficients alike, and the fit goes
+        on; `QR()` is faster, and a Φ without full rank fails.
+    - `optimiser`: a least-squares solver or minimiser of Optimistix, for
+        θ / `theta_scale` and the residual over ‖W data‖. Defaults to
+        `optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)`. At most ten undamped
+        Gauss–Newton steps follow, while they bring r closer to orthogonal to ∂r/∂θ.
+    - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part
+        within the range of Φ: the same gradient, a little cheaper, slower convergence
+        where residuals are large. Defaults to `"exact"`.
+    - `theta_scale`: the sizes by which θ is measured, a pytree as `theta0` or a scalar;
+        positive. The optimiser damps with the identity, and does not know that one
+        parameter is a frequency in Hz and another a width in m. Defaults to `None`:
+        |theta0|, and 1 where that is zero.
+    - `max_steps`: of the optimiser. Defaults to 256.
+    - `throw`: whether a failed fit raises at run time, here and in derivatives. If
+        `False`, `result` tells. Defaults to `True`.
+    - `adjoint`: how the fit is differentiated, an adjoint of Optimistix. Defaults to
+        `None`: [`pseudojvp.PseudoinverseAdjoint`][], the implicit function theorem with
+        the minimum-norm derivative (in units of `theta_scale`) where θ is not determined;
+        it does as `throw` says, where `optimistix.ImplicitAdjoint` raises.
+    - `progress`: whether to show ‖residual‖/‖W data‖ at each evaluation. Defaults to
+        `False`.
+
+    **Returns:** a [`pseudojvp.VarProFit`][].
+
+    If k > m columns share their weights and their offset, they are replaced by the m
+    columns of a triangular factor while θ is sought: ‖r‖², JᵀJ and Jᵀr are the same.
+    Each step computes r and ∂r/∂θ with one factorisation of W Φ; ∂Φ/∂θ is never there as
+    one array, only its products with c and r, for one parameter after the other.
+
+    **Derivatives:** of `theta`, `coefficients`, `residual` and `cost` with respect to
+    `data`, `weights`, `args` and arrays within `basis` and `offset`, forward and reverse:
+    those of the solution of the full problem, whatever `jacobian` is. `basis` must be
+    twice differentiable. `theta0` has derivative zero.
+
+    **Raises:** `TypeError` or `ValueError` at trace time for shapes, dtypes or types that
+    do not fit; a run-time error as `throw` says.
+
+    **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973); Kaufman, BIT 15 (1975);
+    O'Leary & Rust, Comput. Optim. Appl. 54 (2013); Bates & Watts, Technometrics 23
+    (1981), for the relative offset.
+    """
+    elimination, observations, exact = prepare(
+        "varpro", basis, data, weights, offset, solver, jacobian
+    )
+    theta0 = check_theta(theta0, "varpro")
+    _check_types(optimiser, adjoint, max_steps)
+    scale = _check_scale(theta_scale, theta0)
+    if adjoint is None:
+        adjoint = PseudoinverseAdjoint(throw=throw)
+    options = _Options(optimiser, adjoint, max_steps, exact, progress)
+    args = as_arrays(args)
+    closed = elimination.closed(theta0, args)
+    fit = _fit(closed, elimination, args, observations, theta0, scale, options)
+    if np.ndim(data) == 1:
+        fit = eqx.tree_at(
+            lambda fit: (fit.coefficients, fit.residual),
+            fit,
+            (fit.coefficients[:, 0], fit.residual[:, 0]),
+        )
+    return raise_if_failed(fit) if throw else fit
+
+
+class _Options(eqx.Module):
+    optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
+    adjoint: optx.AbstractAdjoint
+    max_steps: int | None
+    exact: bool
+    progress: bool
+
+
+@eqx.filter_jit
+def _fit(elimination, as_given, args, observations, theta0, scale, options) -> VarProFit:
+    """`elimination` fits; `as_given`, for `args` of any shape, goes into the fit."""
+    flat, unravel = jfu.ravel_pytree(theta0)
+    _check_counts(
+        eqx.filter_eval_shape(elimination, theta0, args, observations), flat.size
+    )
+    if scale is None:
+        scale = jnp.where(flat == 0, 1, jnp.abs(flat))
+    flat, scale = jax.lax.stop_gradient((flat, scale))
+    shift = eqx.filter_eval_shape(
+        elimination.model.shift, theta0, args, elimination.caller
+    )
+    settings = Settings(
+        unravel,
+        scale,
+        options.optimiser,
+        options.adjoint,
+        options.max_steps,
+        options.exact,
+        None if shift is None else shift.shape,
+        EvaluationLine() if options.progress else None,
+    )
+    point, outcome = optimise(elimination, args, observations, flat / scale, settings)
+    theta = settings.theta(point)
+    at = elimination(theta, args, observations)
+    sound_input = all_finite((flat, observations))
+    stats = {
+        "num_steps": outcome.num_steps,
+        "max_steps": options.max_steps,
+        "polishing_steps": outcome.polishing_steps,
+        "relative_offset": outcome.relative_offset,
+    }
+    return VarProFit(
+        theta,
+        at.coefficients,
+        at.residual,
+        0.5 * jnp.sum(as_real(at.residual) ** 2),
+        at.rank,
+        _result(outcome, at, theta, sound_input),
+        eqxi.nondifferentiable_backward(stats),
+        *context_of((as_given, args, observations)),
+    )
+
+
+def context_of(context: tuple[Elimination, Any, Observations]):
+    """The last two fields of a `VarProFit`."""
+    return eqxi.hashable_partition(context, eqx.is_array)
+
+
+def _result(outcome: Outcome, at: Eliminated, theta, sound_input) -> optx.RESULTS:
+    """The first of: unusable input, a failed elimination, a failed search."""
+    results = optx.RESULTS
+    result = outcome.result
+    sound = all_finite((theta, at.residual, at.coefficients))
+    result = results.where(sound, result, results.nonfinite)
+    # Of a basis that is not finite, a solver may say that it is singular.
+    model, _ = eqx.partition(at.factors.problem.operator, eqx.is_inexact_array)
+    eliminated = results.where(
+        all_finite(model), results.promote(at.result), results.nonfinite
+    )
+    result = results.where(eliminated == results.successful, result, eliminated)
+    unusable = results.promote(lx.RESULTS.nonfinite_input)
+    return results.where(sound_input, result, unusable)
+
+
+def raise_if_failed(fit: PyTree) -> PyTree:
+    """Returns `fit`, with a run-time error if it failed, or one member of a batch did."""
+    results = optx.RESULTS
+    kinds = [
+        (
+            results.nonfinite_input,
+            "got NaN, Inf or a negative weight among `data`, `weights` and `theta0`. "
+            "Give unusable data the weight zero and any finite value.",
+        ),
+        (
+            results.nonlinear_max_steps_reached,
+            "reached `max_steps` before the residual was stationary. Raise `max_steps`, "
+            "or start closer; `fit.stats['relative_offset']` tells how far it is.",
+        ),
+        (
+            results.stagnation,
+            "stopped at a point where the residual is not stationary in theta. Try "
+            "another start, another `theta_scale`, or smaller tolerances of `optimiser`.",
+        ),
+        (
+            results.nonfinite,
+            "met NaN or Inf: the basis or the offset is not finite at `theta0`, or the "
+            "search left the range where it is. Start elsewhere, or fit a "
+            "transformed parameter, such as the logarithm of a positive one.",
+        ),
+        (
+            results.singular,
+            "ended where the basis has no full rank. Use `solver=PivotedQR()`, which "
+            "truncates it, or fewer columns.",
+        ),
+    ]
+    messages = ["`varpro` failed. Pass `throw=False` and look at `result`."]
+    index = jnp.array(0)
+    for kind, saw in kinds:
+        index = jnp.where(fit.result == kind, len(messages), index)
+        messages.append(f"`varpro` {saw} With `throw=False` this is `result` instead.")
+    failed = fit.result != results.successful
+    index = jnp.max(jnp.where(failed, index, 0))  # of a batch, one message
+    return eqx.branched_error_if(fit, jnp.any(failed), index, messages)
+
+
+def as_arrays(args: Any) -> Any:
+    """NumPy arrays as JAX arrays; everything else as it is."""
+    convert = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+    return jtu.tree_map(convert, args)
+
+
+def _check_types(optimiser, adjoint, max_steps) -> None:
+    if not isinstance(
+        optimiser, optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
+    ):
+        raise TypeError(
+            f"`varpro(optimiser=...)` got {optimiser!r}. Pass a least-squares solver or "
+            "a minimiser of Optimistix, as `optimistix.LevenbergMarquardt(1e-8, 1e-8)`."
+        )
+    if adjoint is not None and not isinstance(adjoint, optx.AbstractAdjoint):
+        raise TypeError(
+            f"`varpro(adjoint=...)` got {adjoint!r}. Pass an adjoint of Optimistix, "
+            "`PseudoinverseAdjoint()`, or `None`."
+        )
+    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+        raise ValueError(f"`varpro(max_steps=...)` got {max_steps!r}. Pass 1 or more.")
+
+
+def _check_scale(theta_scale, theta0):
+    if theta_scale is None:
+        return None
+    flat, _ = jfu.ravel_pytree(theta0)
+    if jtu.tree_structure(theta_scale) == jtu.tree_structure(0):
+        theta_scale = jtu.tree_map(lambda _: theta_scale, theta0)
+    if jtu.tree_structure(theta_scale) != jtu.tree_structure(theta0):
+        raise ValueError(
+            "`varpro(theta_scale=...)` got a pytree of structure "
+            f"{jtu.tree_structure(theta_scale)}, but `theta0` has "
+            f"{jtu.tree_structure(theta0)}. Pass the same structure, or a scalar."
+        )
+    like = jtu.tree_map(
+        lambda s, t: jnp.broadcast_to(jnp.asarray(s, t.dtype), t.shape),
+        theta_scale,
+        theta0,
+    )
+    scale, _ = jfu.ravel_pytree(like)
+    return eqx.error_if(
+        scale.astype(flat.dtype),
+        jnp.any(~(scale > 0)),
+        "`varpro(theta_scale=...)` got a number that is not positive.",
+    )
+
+
+def _check_counts(at: Eliminated, parameters: int) -> None:
+    (m, k), n = at.residual.shape, at.coefficients.shape[0]
+    if m * k < n * k + parameters:
+        raise ValueError(
+            f"`varpro` got {m * k} data for {n * k} coefficients and {parameters} "
+            "nonlinear parameters. Use more data than unknowns."
+        )

@@ -1,0 +1,185 @@
+"""The model y ≈ offset(θ) + Φ(θ) c, what is observed of it, and products with Φ."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, Inexact, PyTree, Real
+
+from .._misc import adjoint
+
+
+class Observations(eqx.Module):
+    """What is fitted, as columns: W (data − offset ⊗ gain − Φ c) is to be small.
+
+    - `data`: `(m, k)`.
+    - `weights`: `None`, `(m,)` for all columns or `(m, k)`; real, and multiplied with
+        the residual before it is squared.
+    - `gain`: `(k,)`, how much of the offset is in each column: ones, until the columns
+        are compressed.
+    """
+
+    data: Inexact[Array, "m k"]
+    weights: Real[Array, " m"] | Real[Array, "m k"] | None
+    gain: Inexact[Array, " k"]
+
+    @property
+    def shares_weights(self) -> bool:
+        return self.weights is None or self.weights.ndim == 1
+
+    def weigh(self, columns: Inexact[Array, "m k"]) -> Inexact[Array, "m k"]:
+        if self.weights is None:
+            return columns
+        weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
+        return weights.astype(columns.dtype) * columns
+
+
+class SeparableModel(eqx.Module):
+    """Φ(θ, args) and offset(θ, args), checked."""
+
+    basis: Callable
+    offset: Callable | None
+
+    def closed(self, theta: PyTree[Array], args: Any) -> "SeparableModel":
+        """The model with what its functions close over as leaves, for `theta` and `args`
+        of these shapes: behind a custom rule, a tracer in a closure has derivative zero.
+        """
+
+        def close(function):
+            converted = eqx.filter_closure_convert(function, theta, args)
+            leaves = jtu.tree_leaves(converted)
+            traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+            return converted if traced else function
+
+        offset = None if self.offset is None else close(self.offset)
+        return SeparableModel(close(self.basis), offset)
+
+    def matrix(self, theta: PyTree[Array], args: Any, caller: str):
+        """Φ, an array `(m, n)` or a lineax operator."""
+        phi = self.basis(theta, args)
+        if isinstance(phi, lx.AbstractLinearOperator):
+            structures = (phi.in_structure(), phi.out_structure())
+            if not all(
+                isinstance(s, jax.ShapeDtypeStruct) and s.ndim == 1 for s in structures
+            ):
+                raise ValueError(
+                    f"`{caller}(basis=...)` returned an operator from "
+                    f"{structures[0]} to {structures[1]}. Return one between plain "
+                    "vectors, of shapes (n,) and (m,)."
+                )
+            return phi
+        if not eqx.is_inexact_array(phi) or phi.ndim != 2:
+            shape = getattr(phi, "shape", None)
+            dtype = getattr(phi, "dtype", type(phi).__name__)
+            raise ValueError(
+                f"`{caller}(basis=...)` returned {dtype} of shape {shape}. Return a "
+                "floating-point or complex array of shape (m, n), one column for each "
+                "coefficient, or a lineax operator."
+            )
+        return phi
+
+    def shift(self, theta: PyTree[Array], args: Any, caller: str):
+        """The offset, `(m,)` or `(m, k)`, or `None`."""
+        if self.offset is None:
+            return None
+        shift = self.offset(theta, args)
+        if not eqx.is_inexact_array(shift) or shift.ndim not in (1, 2):
+            raise ValueError(
+                f"`{caller}(offset=...)` returned {shift!r}. Return a floating-point or "
+                "complex array of shape (m,) or (m, k)."
+            )
+        return shift
+
+
+def common_dtype(phi, shift, data):
+    """The dtype of r, for which Φ, offset and data are promoted."""
+    if isinstance(phi, lx.AbstractLinearOperator):
+        dtypes = [phi.in_structure().dtype, phi.out_structure().dtype]
+    else:
+        dtypes = [phi.dtype]
+    return _result_type(*dtypes, data.dtype, *([] if shift is None else [shift.dtype]))
+
+
+def _result_type(*dtypes):
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
+def size_of(phi) -> tuple[int, int]:
+    """`(m, n)`."""
+    if isinstance(phi, lx.AbstractLinearOperator):
+        return phi.out_size(), phi.in_size()
+    return phi.shape
+
+
+def check_shapes(phi, shift, data, caller: str) -> None:
+    """Raises where Φ, offset and data do not belong together."""
+    rows, cols = size_of(phi)
+    if rows != data.shape[0]:
+        raise ValueError(
+            f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}, but "
+            f"`data` has {data.shape[0]} rows. Return one row for each row of `data`."
+        )
+    if cols == 0:
+        raise ValueError(
+            f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}. Return "
+            "at least one column; without coefficients, use `optimistix.least_squares`."
+        )
+    if rows <= cols:
+        raise ValueError(
+            f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}: "
+            f"{cols} coefficients fit {rows} data whatever the parameters. Use more data "
+            "than coefficients."
+        )
+    if shift is not None and shift.shape not in ((rows,), data.shape):
+        raise ValueError(
+            f"`{caller}(offset=...)` returned an array of shape {shift.shape}. Return "
+            f"one of shape {(rows,)} or of the shape of `data`, {data.shape}."
+        )
+
+
+def spread(shift, gain, dtype):
+    """The offset in each column."""
+    if shift.ndim == 2:
+        return shift.astype(dtype)
+    return shift[:, None].astype(dtype) * gain.astype(dtype)
+
+
+def times(phi, columns: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+    """Φ times columns."""
+    if isinstance(phi, lx.AbstractLinearOperator):
+        columns = columns.astype(phi.in_structure().dtype)
+        return jax.vmap(phi.mv, in_axes=1, out_axes=1)(columns)
+    phi, columns = _promoted(phi, columns)
+    return jnp.matmul(phi, columns, precision="highest")
+
+
+def adjoint_times(phi, columns: Inexact[Array, "m k"]) -> Inexact[Array, "n k"]:
+    """Φᴴ times columns."""
+    if isinstance(phi, lx.AbstractLinearOperator):
+        columns = columns.astype(phi.out_structure().dtype)
+        return jax.vmap(adjoint(phi).mv, in_axes=1, out_axes=1)(columns)
+    phi, columns = _promoted(phi, columns)
+    return jnp.matmul(phi.conj().T, columns, precision="highest")
+
+
+def weighted(phi, weights: Real[Array, " m"] | None, dtype) -> lx.AbstractLinearOperator:
+    """diag(weights) Φ."""
+    if isinstance(phi, lx.AbstractLinearOperator):
+        if weights is None:
+            return phi
+        return lx.DiagonalLinearOperator(weights.astype(dtype)) @ phi
+    phi = phi.astype(dtype)
+    if weights is not None:
+        phi = weights.astype(dtype)[:, None] * phi
+    return lx.MatrixLinearOperator(phi)
+
+
+def _promoted(phi, columns):
+    dtype = _result_type(phi.dtype, columns.dtype)
+    return phi.astype(dtype), columns.astype(dtype)

@@ -1,0 +1,227 @@
+"""θ as the root of ∂(½‖r‖²)/∂θ: an optimiser of Optimistix, and then a polish."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._linear_solve import apply_pseudoinverse, create_problem
+from .._solver import PivotedQR
+from .compression import compress
+from .elimination import Elimination
+from .model import Observations
+from .progress import EvaluationLine
+from .real import as_real
+from .residual import residual_columns
+
+
+# Undamped steps after the optimiser. Levenberg–Marquardt compares sums of squares, in
+# which a change of θ by √eps is lost in rounding; a Gauss–Newton step has no such floor.
+_POLISHING_STEPS = 10
+# Bates & Watts (1981): below it, what is left to gain is lost in the statistical error.
+_LARGEST_OFFSET = 1e-3
+# Residuals below this multiple of eps ‖W y‖ are rounding.
+_ROUNDING = 1e2
+
+
+class Settings(eqx.Module):
+    """How θ is looked for, as `unravel(scale * point)`."""
+
+    unravel: Callable = eqx.field(static=True)
+    scale: Float[Array, " q"]
+    optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
+    adjoint: optx.AbstractAdjoint
+    max_steps: int | None = eqx.field(static=True)
+    exact: bool = eqx.field(static=True)
+    shift_shape: tuple[int, ...] | None = eqx.field(static=True)
+    progress: EvaluationLine | None = eqx.field(static=True)
+
+    def theta(self, point: Float[Array, " q"]) -> PyTree[Array]:
+        return self.unravel(self.scale * point)
+
+
+class Outcome(eqx.Module):
+    """What is known of a search besides θ.
+
+    - `relative_offset`: the size of ∂r/∂θ (∂r/∂θ)†r per parameter over that of the rest
+        of r per datum: the cosine between r and what θ can still change, as a multiple
+        of the statistical error. Zero where r is rounding.
+    """
+
+    result: optx.RESULTS
+    num_steps: Int[Array, ""]
+    polishing_steps: Int[Array, ""]
+    relative_offset: Float[Array, ""]
+
+
+def optimise(
+    elimination: Elimination,
+    args: Any,
+    observations: Observations,
+    start: Float[Array, " q"],
+    settings: Settings,
+) -> tuple[Float[Array, " q"], Outcome]:
+    """Returns the point and the outcome, differentiable as the adjoint says."""
+    inputs = elimination, args, observations, start, settings
+    return settings.adjoint.apply(_search, _stationarity, inputs, frozenset())
+
+
+def _search(inputs):
+    elimination, args, observations, start, settings, while_loop = inputs
+    # Other adjoints differentiate through the search, and the factor is a constant.
+    if isinstance(settings.adjoint, optx.RecursiveCheckpointAdjoint):
+        reduced = observations
+    else:
+        reduced = compress(observations, settings.shift_shape)
+    size = _size(reduced)
+    # Optimistix takes no other dtype than the default (0.1.0).
+    working = jnp.result_type(float)
+
+    def residual(point, elimination):
+        inputs = elimination, args, reduced
+        theta = settings.theta(point.astype(start.dtype))
+        columns = residual_columns(theta, inputs, settings.exact)
+        flat = as_real(columns) / size.astype(jnp.finfo(columns.dtype).dtype)
+        flat = flat.astype(working)
+        if settings.progress is not None:
+            jax.debug.callback(settings.progress.show, jnp.linalg.norm(flat))
+        return flat
+
+    if settings.progress is not None:
+        jax.debug.callback(settings.progress.begin)
+    solution = optx.least_squares(
+        residual,
+        settings.optimiser,
+        start.astype(working),
+        elimination,
+        max_steps=settings.max_steps,
+        adjoint=settings.adjoint,
+        throw=False,
+    )
+    step = _GaussNewtonStep(elimination, args, reduced, size, settings)
+    point, polishing_steps, at = _polish(
+        step, solution.value.astype(start.dtype), while_loop
+    )
+    results = optx.RESULTS
+    result = results.where(
+        at.converged & (solution.result == results.nonlinear_max_steps_reached),
+        results.successful,
+        solution.result,
+    )
+    stopped = results.promote(lx.RESULTS.stagnation)
+    unknown = ~at.converged & (result == results.successful)
+    result = results.where(unknown, stopped, result)
+    num_steps = jnp.asarray(solution.stats["num_steps"])
+    return point, Outcome(result, num_steps, polishing_steps, at.relative_offset)
+
+
+class _State(eqx.Module):
+    """The Gauss–Newton step at some point, and what it would change."""
+
+    step: Float[Array, " q"]
+    norm: Float[Array, ""]  # ‖r‖
+    moved: Float[Array, ""]  # ‖J J†r‖
+    relative_offset: Float[Array, ""]
+    converged: Bool[Array, ""]
+
+
+class _GaussNewtonStep(eqx.Module):
+    elimination: Elimination
+    args: Any
+    observations: Observations
+    size: Float[Array, ""]
+    settings: Settings
+
+    def __call__(self, point: Float[Array, " q"]) -> _State:
+        theta = self.settings.theta(point)
+        at = self.elimination(theta, self.args, self.observations)
+        jacobian = self.elimination.jacobian(
+            theta, self.args, self.observations, at, exact=self.settings.exact
+        )
+        r = as_real(at.residual) / self.size
+        jacobian = jax.vmap(as_real, out_axes=1)(jacobian) / self.size
+        jacobian = jacobian * self.settings.scale.astype(jacobian.dtype)
+        # Columns of one length: none is lost for the scale of its parameter.
+        length = jnp.linalg.norm(jacobian, axis=0)
+        length = jnp.where(length > 0, length, 1)
+        operator = lx.MatrixLinearOperator(jacobian / length)
+        problem, _ = create_problem(operator, PivotedQR(), throw=False)
+        step, rest, _, _ = apply_pseudoinverse(problem, r, residual=True)
+        assert step is not None
+        assert rest is not None  # J has more rows than columns
+        moved, rest = jnp.linalg.norm(r - rest), jnp.linalg.norm(rest)
+        rows, cols = jacobian.shape
+        per_datum = rest * math.sqrt(cols / max(rows - cols, 1))
+        rounding = moved <= _ROUNDING * jnp.finfo(r.dtype).eps
+        offset = jnp.where(
+            rounding, 0, moved / jnp.where(per_datum > 0, per_datum, moved)
+        )
+        return _State(
+            (step / length).astype(point.dtype),
+            jnp.linalg.norm(r),
+            moved,
+            offset,
+            offset <= _LARGEST_OFFSET,
+        )
+
+
+def _polish(step: _GaussNewtonStep, point, while_loop):
+    """Gauss–Newton steps for as long as they bring r closer to orthogonal to J."""
+
+    def cond(carry):
+        return ~carry[-1]
+
+    def body(carry):
+        point, evaluations, at, _ = carry
+        new_point = point - at.step
+        new_at = step(new_point)
+        eps = jnp.finfo(at.norm.dtype).eps
+        better = (new_at.moved < at.moved) & (new_at.norm <= at.norm * (1 + eps**0.5))
+        point, at = jtu.tree_map(
+            lambda new, old: jnp.where(better, new, old), (new_point, new_at), (point, at)
+        )
+        return point, evaluations + better, at, ~better
+
+    # Before the first evaluation, at the point itself, all is as bad as can be.
+    structure = eqx.filter_eval_shape(step, point)
+    at = jtu.tree_map(lambda s: jnp.full(s.shape, jnp.inf, s.dtype), structure)
+    at = eqx.tree_at(
+        lambda at: (at.step, at.converged), at, (jnp.zeros_like(point), jnp.array(False))
+    )
+    carry = (point, jnp.array(0), at, jnp.array(False))
+    carry = while_loop(cond, body, carry, max_steps=1 + _POLISHING_STEPS)
+    point, evaluations, at, _ = carry
+    return point, jnp.maximum(evaluations - 1, 0), at
+
+
+def _stationarity(point, _, inputs):
+    """∂(½‖r‖²)/∂point, with c as a constant: r is orthogonal to what c changes."""
+    elimination, args, observations, _, settings, *_ = inputs
+    size = _size(observations)  # a constant factor, for the range of floating point
+    at = elimination(settings.theta(point), args, observations)
+
+    def fitted(point):
+        theta = settings.theta(point)
+        value = elimination.predict(theta, args, at.coefficients, observations.gain)
+        return observations.weigh(value) / size.astype(jnp.finfo(value.dtype).dtype)
+
+    value, pull = jax.vjp(fitted, point)
+    residual = at.residual / size.astype(jnp.finfo(at.residual.dtype).dtype)
+    (gradient,) = pull(-residual.conj().astype(value.dtype))
+    return gradient
+
+
+def _size(observations: Observations) -> Float[Array, ""]:
+    """‖W y‖, or 1 for zero, without overflow or underflow of its square."""
+    columns = jax.lax.stop_gradient(observations.weigh(observations.data))
+    largest = jnp.max(jnp.abs(columns))
+    largest = jnp.where(largest > 0, largest, 1)
+    size = largest * jnp.linalg.norm(columns / largest)
+    return jnp.where(size > 0, size, 1)

@@ -1,0 +1,10 @@
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+
+def as_real(columns: Inexact[Array, "..."]) -> Float[Array, " size"]:
+    """All entries in one real vector, real parts before imaginary ones."""
+    flat = columns.reshape(-1)
+    if jnp.iscomplexobj(flat):
+        return jnp.concatenate([flat.real, flat.imag])
+    return flat

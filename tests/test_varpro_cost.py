@@ -1,0 +1,116 @@
+"""What a Jacobian and a fit compute, read off the compiled programs."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import varpro_cases as cases
+from checks import assert_close
+
+import pseudojvp as pj
+
+
+Q, M, N = 7, 30, 5
+POINTS = jnp.linspace(0.0, 1.0, M)
+THETA = jnp.linspace(0.2, 1.4, Q)
+
+
+def wide_basis(theta, points):
+    """n columns of q parameters, all of which depend on all."""
+    phases = points[:, None] * jnp.arange(1, N + 1)
+    return sum(jnp.sin(rate * phases + i) for i, rate in enumerate(theta))
+
+
+def compiled(function, *inputs):
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(function).lower(*inputs).compile(compiler_options=options)
+
+
+def sizes(text):
+    """Numbers of entries of all floating-point arrays in a program."""
+    shapes = re.findall(r"[fc]\d+\[([\d,]+)\]", text)
+    return [math.prod(map(int, shape.split(","))) for shape in shapes]
+
+
+def factorisations(text):
+    """Calls of LAPACK: a pivoted QR, and what its solver makes of the factor."""
+    return re.findall(r'custom_call_target="lapack_d(geqrf|geqp3|gesdd)', text)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Of the residual, the exact Jacobian, and ∂Φ/∂θ as it must not be."""
+    data = jnp.asarray(cases.noise(M, 1.0, 8))
+    function = pj.projected_residual(wide_basis, data)
+    functions = function, function.jacobian, jax.jacfwd(wide_basis)
+    return [
+        compiled(lambda *inputs, f=f: f(*inputs), THETA, POINTS).as_text()
+        for f in functions
+    ]
+
+
+def test_jacobian_never_has_the_tangents_of_the_basis_at_once(programs):
+    _, jacobian, tensor = programs
+    assert max(sizes(tensor)) >= Q * M * N
+    assert max(sizes(jacobian)) < Q * M * N
+
+
+def test_jacobian_takes_one_factorisation(programs):
+    residual, jacobian, _ = programs
+    assert factorisations(residual).count("geqp3") == 1
+    assert sorted(factorisations(jacobian)) == sorted(factorisations(residual))
+
+
+COLUMNS = 40
+MANY = cases.columns(COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """The program of a fit to more columns than rows, and what it returns."""
+
+    def fit(data):
+        return cases.fit(data, cases.WEIGHTS)
+
+    program = compiled(fit, MANY)
+    return program.as_text(), program(MANY)
+
+
+def test_fit_of_many_columns_has_no_jacobian_of_all(many):
+    text, _ = many
+    assert max(sizes(text)) < 16 * COLUMNS * cases.SIZE
+
+
+def test_fit_of_many_columns_is_stationary_in_all(many):
+    """By dense pseudoinverses of all columns."""
+    _, fit = many
+    assert cases.successful(fit)
+
+    def cost(rate, width):
+        theta = {"rate": jnp.asarray(rate), "width": jnp.asarray([width])}
+        a = cases.WEIGHTS[:, None] * cases.basis(theta, cases.POINTS)
+        b = np.asarray(cases.WEIGHTS[:, None] * MANY)
+        return np.sum((b - a @ (np.linalg.pinv(a) @ b)) ** 2)
+
+    rate, width = cases.raveled(fit.theta)
+    step = 1e-3
+    least = cost(rate, width)
+    for move in ((step, 0), (0, step)):
+        up, down = (
+            cost(rate + move[0], width + move[1]),
+            cost(rate - move[0], width - move[1]),
+        )
+        # The minimum of the parabola through three points: off by step³.
+        assert abs((up - down) / (up + down - 2 * least)) * step / 2 < 1e-5
+    assert_close(fit.cost, least / 2, 1e-12)
+
+
+def test_fit_of_many_columns_has_the_coefficients_of_each(many):
+    _, fit = many
+    a = cases.WEIGHTS[:, None] * cases.basis(fit.theta, cases.POINTS)
+    want = np.linalg.pinv(a) @ np.asarray(cases.WEIGHTS[:, None] * MANY)
+    assert_close(fit.coefficients, want, 1e-12)
+    assert_close(fit.residual, cases.WEIGHTS[:, None] * MANY - a @ want, 1e-12)
