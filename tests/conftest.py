@@ -1,4 +1,24 @@
+import zlib
+
 import jax
+import pytest
 
 
 jax.config.update("jax_enable_x64", True)
+
+# Of a grid of cases, what part runs by default: one case in so many.
+_SAMPLE = 3
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items):
+    """Marks as slow what of a `grid` is not in the sample that runs by default.
+
+    The sample is drawn by the case (`[tall-real-QR]`), so that tests of one case, which
+    share what they compile, stay together; it is the same on every machine.
+    """
+    for item in items:
+        case = item.name.partition("[")[2]
+        in_sample = not case or zlib.crc32(case.encode()) % _SAMPLE == 0
+        if item.get_closest_marker("grid") and not in_sample:
+            item.add_marker(pytest.mark.slow)

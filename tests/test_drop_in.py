@@ -13,6 +13,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 4
 
 

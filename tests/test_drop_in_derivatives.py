@@ -13,6 +13,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 3
 TOL = 1e-13
 _SKIPPED = {"Auto(None)", "Auto(False)", "Neumann"}  # twins of the others here

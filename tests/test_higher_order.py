@@ -11,6 +11,9 @@ from problems import CORE, each, marking_slow, Problem, PROBLEMS
 from truth import loss_derivatives, solution_derivatives
 
 
+pytestmark = pytest.mark.grid
+
+
 # One with full rank of each orientation, and one deficient of each: third derivatives
 # of these are in the default run.
 THIRD = [

@@ -9,6 +9,9 @@ from problems import CORE, each, PROBLEMS
 from truth import central_difference, solution_derivatives
 
 
+pytestmark = pytest.mark.grid
+
+
 ALL = tuple(PROBLEMS)
 # b(t) leaves the range of A(t) unless both move.
 CORE_OF_ANY_VECTOR = [name for name in CORE if "consistent" not in name]

@@ -15,6 +15,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 3
 _MORE = {
     "Neumann-one-term": cases.Case(lambda tol: pj.Neumann(0), "near_identity"),

@@ -16,6 +16,9 @@ from pseudojvp._primitive import bind
 from pseudojvp._saddle_point import Blocks, Problem
 
 
+pytestmark = pytest.mark.grid
+
+
 PSD = lx.positive_semidefinite_tag
 NSD = lx.negative_semidefinite_tag
 TOL = 1e-12  # of the iterative solvers

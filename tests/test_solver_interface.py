@@ -11,6 +11,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 3
 TOL = 1e-12
 CASES = cases.params({**cases.OURS, **cases.AUTO}, "complex128")

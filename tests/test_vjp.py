@@ -15,6 +15,9 @@ from truth import pairing, path_tangents, solution_derivatives
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 ALL = tuple(PROBLEMS)
 # b(t) leaves the range of A(t) unless both move.
 OF_ANY_VECTOR = [name for name in ALL if "consistent" not in name]

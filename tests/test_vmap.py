@@ -14,6 +14,9 @@ from truth import loss_derivatives, solution_derivatives
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 TIMES = np.array([-0.02, 0.0, 0.03])
 BATCHED = [
     "tall-complex-QR",

@@ -11,6 +11,9 @@ from claims import CLAIMS
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 ANY_SHAPE = ("QR", "PivotedQR", "SVD", "Normal(Cholesky)", "Normal(CG)", "Auto(False)")
 SQUARE = [
     name
