@@ -1,5 +1,7 @@
+import gc
 import zlib
 
+import equinox as eqx
 import jax
 import pytest
 
@@ -7,7 +9,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 # Of a grid of cases, what part runs by default: one case in so many.
-_SAMPLE = 3
+_SAMPLE = 4
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
@@ -22,3 +24,12 @@ def pytest_collection_modifyitems(items):
         in_sample = not case or zlib.crc32(case.encode()) % _SAMPLE == 0
         if item.get_closest_marker("grid") and not in_sample:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_programs():
+    """Each takes memory maps, of which Linux allows a process 65,530."""
+    yield
+    jax.clear_caches()
+    eqx.clear_caches()
+    gc.collect()

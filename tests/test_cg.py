@@ -9,6 +9,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 PSD = lx.positive_semidefinite_tag
 NSD = lx.negative_semidefinite_tag
 SUCCESSFUL = lx.RESULTS.successful

@@ -11,6 +11,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE, COLUMNS = 8, 5
 SOLVERS = {
     "CG": pj.CG(1e-10),

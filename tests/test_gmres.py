@@ -8,6 +8,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 8
 SOLVERS = {
     "GMRES": pj.GMRES(),

@@ -9,6 +9,9 @@ import scipy.linalg
 from pseudojvp._solver.householder import Reflectors
 
 
+pytestmark = pytest.mark.grid
+
+
 DTYPES = ("float32", "float64", "complex64", "complex128")
 _dtypes = pytest.mark.parametrize("dtype", DTYPES)
 # Few vectors are reflected one by one, more in LAPACK's blocks.

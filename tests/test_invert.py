@@ -13,6 +13,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 3
 CASES = cases.params({**cases.FEW, "LU": cases.THEIRS["lx.LU"]}, "complex128")
 _SHAPES = pytest.mark.parametrize("shape", [(4, 2), (2, 4)], ids=["tall", "wide"])

@@ -11,6 +11,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 RTOL = 1e-12
 
 

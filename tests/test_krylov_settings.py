@@ -10,6 +10,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 6
 MAKE = {
     "CG": pj.CG,

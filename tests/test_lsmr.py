@@ -9,6 +9,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SHAPES = {"tall": (8, 5), "wide": (5, 8), "square": (6, 6)}
 FULL_RANK = pj.LSMR(1e-12, well_posed=True)
 

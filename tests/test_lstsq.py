@@ -10,6 +10,9 @@ from checks import jit
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SHAPES = {
     "tall": ((6, 3), [3.0, 2.0, 1.0]),
     "wide": ((3, 6), [3.0, 2.0, 1.0]),

@@ -9,6 +9,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 A = np.array([[2.0, 1.0], [1.0, 3.0], [0.0, 1.0]])
 B = np.array([1.0, 2.0, 3.0])
 DEFICIENT = np.ones((3, 2))

@@ -11,6 +11,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 INDEFINITE = [3.0, -2.0, 1.5, -1.0, 0.7, -0.5]
 SINGULAR = [3.0, -2.0, 1.0, 0.0, 0.0, -0.5]
 SIZE = len(INDEFINITE)

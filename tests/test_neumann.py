@@ -12,6 +12,9 @@ from pseudojvp._primitive import bind
 from pseudojvp._saddle_point import Blocks, Problem
 
 
+pytestmark = pytest.mark.grid
+
+
 SUCCESSFUL = lx.RESULTS.successful
 BREAKDOWN = lx.RESULTS.breakdown
 RNG = np.random.default_rng(11)

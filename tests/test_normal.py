@@ -10,6 +10,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SUCCESSFUL = lx.RESULTS.successful
 PSD = lx.positive_semidefinite_tag
 CG = pj.CG(1e-12, 1e-12, max_steps=200)

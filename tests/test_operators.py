@@ -12,6 +12,9 @@ from jax.flatten_util import ravel_pytree
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SIZE = 4
 F8 = jnp.dtype("float64")
 FLAT = jax.ShapeDtypeStruct((SIZE,), F8)

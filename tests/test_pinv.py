@@ -13,6 +13,9 @@ from problems import Path
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SHAPES = {
     "tall": ((6, 3), 3),
     "wide": ((3, 6), 3),

@@ -13,6 +13,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SHAPES = {"tall": (7, 4), "wide": (4, 7), "square": (5, 5)}
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 REAL_AND_COMPLEX = pytest.mark.parametrize("dtype", [float, complex])

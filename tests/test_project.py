@@ -14,6 +14,9 @@ from problems import each
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 _EXACT = ["wide-complex-QR", "square-real-QR", "square-complex-lineax.LU"]
 _NAMES = [
     "tall-complex-QR",

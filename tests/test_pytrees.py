@@ -15,6 +15,9 @@ from truth import loss_derivatives, solution_derivatives
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 # Seven and four numbers. `ravel_pytree` orders the leaves by key.
 TALL = {"a": jnp.zeros(3), "b": (jnp.zeros((2, 1)), jnp.zeros(2))}
 SHORT = {"c": jnp.zeros((1, 2)), "d": [jnp.zeros(()), jnp.zeros(1)]}

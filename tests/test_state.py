@@ -13,6 +13,9 @@ from truth import loss_derivatives, solution_derivatives
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 STATEFUL = [
     "tall-complex-QR",
     "wide-complex-QR",

@@ -10,6 +10,9 @@ import pytest
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 SUCCESSFUL = lx.RESULTS.successful
 dtypes = pytest.mark.parametrize("dtype", [float, complex], ids=["real", "complex"])
 

@@ -112,9 +112,10 @@ def test_oleary_and_rust_example():
 
 @pytest.mark.slow  # one more program
 def test_offset_of_one_column_is_fitted():
-    fit = cases.fit(offset=cases.offset)
+    data = cases.DATA + cases.offset({"rate": 0.8}, cases.POINTS)
+    fit = cases.fit(data, offset=cases.offset)
     full = cases.FullProblem(offset=cases.offset)
-    want = full.solve(FULL_START, cases.DATA, cases.WEIGHTS, cases.POINTS)
+    want = full.solve(FULL_START, data, cases.WEIGHTS, cases.POINTS)
     assert cases.successful(fit)
     assert_close(cases.unknowns(fit), want, 1e-9)
 

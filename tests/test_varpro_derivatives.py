@@ -11,6 +11,9 @@ from checks import assert_close, jit
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 INPUTS = cases.DATA, cases.WEIGHTS, cases.POINTS
 TRANSFORMS = {"forward": jax.jacfwd, "reverse": jax.jacrev}
 

@@ -14,6 +14,9 @@ from truth import central_difference
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.grid
+
+
 # Duplicated on purpose: rank 3 of 4 for every θ.
 def deficient_basis(theta, points):
     phi = cases.basis(theta, points)

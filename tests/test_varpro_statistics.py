@@ -12,6 +12,9 @@ import pseudojvp as pj
 from pseudojvp._varpro.statistics import student_quantile
 
 
+pytestmark = pytest.mark.grid
+
+
 Q = cases.SIZE
 DATA = cases.columns(2)
 # Seven data do not count.
