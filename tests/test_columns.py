@@ -19,7 +19,7 @@ SOLVERS = {
     "CG": pj.CG(1e-10),
     "MINRES": pj.MINRES(1e-10),
     "LSMR": pj.LSMR(1e-10),
-    "GMRES": pj.GMRES(1e-10),
+    "GMRES": pj.GMRES(1e-10, restart=6),  # its own arrays are not of the shape of A
     "BiCGStab": pj.BiCGStab(1e-10),
 }
 _BASIS = krylov.orthonormal(0, False, SIZE, SIZE)
@@ -61,9 +61,7 @@ def test_products_are_those_of_one_matrix_with_a_block_of_columns(name):
     text = _lowered(name).as_text()
     block = rf"tensor<{SIZE}x{SIZE}xf64>, tensor<{COLUMNS}x{SIZE}xf64>"
     assert re.search(block, text)
-    assert not re.search(rf"dot_general.*tensor<{COLUMNS}x{SIZE}x{SIZE}xf64>", text) or (
-        name == "GMRES"  # the basis of each column happens to have that shape
-    )
+    assert not re.search(rf"dot_general.*tensor<{COLUMNS}x{SIZE}x{SIZE}xf64>", text)
 
 
 @each

@@ -101,7 +101,7 @@ def _columns(operator: lx.AbstractLinearOperator):
         return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype
     if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
         matrix = operator.as_matrix()
-        adjoint_mv = lambda vector: matrix.conj().T @ vector
+        adjoint_mv = lambda vector: (vector.conj() @ matrix).conj()
         return largest_entries(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
     diagonal, lower, upper = lx.tridiagonal(operator)
     columns = jnp.stack([jnp.pad(upper, (1, 0)), diagonal, jnp.pad(lower, (0, 1))])

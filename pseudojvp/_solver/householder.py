@@ -33,7 +33,7 @@ class Reflectors(eqx.Module):
 
     @property
     def r(self) -> Inexact[Array, "short short"]:
-        return jnp.triu(self.rows[:, : self.taus.size].mT)
+        return jnp.tril(self.rows[:, : self.taus.size]).mT
 
     def mv(self, vector: Inexact[Array, " short"]) -> Inexact[Array, " long"]:
         """Q c."""

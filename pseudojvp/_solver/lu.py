@@ -6,6 +6,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .._misc import one_or_nan
+from .condition import largest_entries
 from .direct import AbstractDirectSolver
 
 
@@ -37,8 +38,9 @@ class LU(AbstractDirectSolver):
         factors, _, permutation = jll.lu(matrix)
         # The backward error is eps times the growth of the entries in U: some ten for
         # what people solve, 2^(n − 1) for Wilkinson's matrix.
-        largest = jnp.max(jnp.abs(matrix), initial=0)
-        grown = jnp.max(jnp.abs(jnp.triu(factors)), initial=0)
+        largest = jnp.max(largest_entries(matrix), initial=0)
+        # LAPACK's memory order: XLA would copy U to the other.
+        grown = jnp.max(jnp.abs(jnp.tril(factors.T)), initial=0)
         tame = grown <= _MOST_GROWTH * largest
         return factors, permutation, one_or_nan(tame).astype(factors.dtype)
 
