@@ -75,7 +75,7 @@ def sparse_solve(
             f"`sparse_solve(A=...)` got shape {(operator.out_size(), operator.in_size())}"
             ". Pass a square matrix; for others use `sparse_lstsq`."
         )
-    B = _right_hand_side(operator, B, "sparse_solve")
+    columns = _right_hand_side(operator, B, "sparse_solve")
     options = {} if options is None else options
     if solver is None:
         solver = _solver_by_tags(operator, options)
@@ -83,7 +83,7 @@ def sparse_solve(
     if transpose_solver is not None:
         check_solver(transpose_solver, "sparse_solve")
         solver = TransposePair(solver, transpose_solver)
-    return _solve_columns(operator, B, solver, options, throw, None)
+    return _solve_columns(operator, columns, solver, options, throw, None)
 
 
 def sparse_lstsq(
@@ -125,15 +125,15 @@ def sparse_lstsq(
     (1973), theorem 4.3, for the derivative.
     """
     operator = _as_sparse(A, tags, "sparse_lstsq")
-    B = _right_hand_side(operator, B, "sparse_lstsq")
+    columns = _right_hand_side(operator, B, "sparse_lstsq")
     options = {} if options is None else options
     number = isinstance(damp, int | float)
-    damp = None if number and damp == 0 else jnp.asarray(damp)
+    damping = None if number and damp == 0 else jnp.asarray(damp)
     if solver is None:
         # [A; damp I] has full rank for any damp but zero, and derivatives are cheaper.
-        solver = LSMR(well_posed=number and damp is not None)
+        solver = LSMR(well_posed=number and damping is not None)
     check_solver(solver, "sparse_lstsq")
-    return _solve_columns(operator, B, solver, options, throw, damp)
+    return _solve_columns(operator, columns, solver, options, throw, damping)
 
 
 @eqx.filter_jit
@@ -175,7 +175,9 @@ def _as_sparse(A: Any, tags: Any, caller: str) -> SparseLinearOperator:
     return SparseLinearOperator(A, tags)
 
 
-def _right_hand_side(operator: SparseLinearOperator, B: Any, caller: str):
+def _right_hand_side(
+    operator: SparseLinearOperator, B: Any, caller: str
+) -> Inexact[Array, "m *k"]:
     B = as_inexact(B, f"{caller}(B=...)")
     rows = operator.out_size()
     if B.ndim not in (1, 2) or B.shape[0] != rows:

@@ -93,7 +93,7 @@ class MINRES(AbstractKrylovSolver):
     """Solves real symmetric or complex Hermitian systems by minimal residuals.
 
     A may be indefinite and singular. It carries `lineax.symmetric_tag` if it is real,
-    [`pseudojvp.hermitian_tag`][] if it is complex, or a tag of definiteness. One product
+    `pseudojvp.hermitian_tag` if it is complex, or a tag of definiteness. One product
     with A a step, and two more in a run of one cycle: the residual that MINRES updates is
     replaced by b − A x before it counts, and the run begins another cycle if that is not
     small enough. For shifts, pass `A - sigma * lineax.IdentityLinearOperator(...)`.

@@ -49,7 +49,9 @@ class TransposePair(lx.AbstractLinearSolver[_PairState]):
         solver, _ = self._ordered(state)
         _, options = solver.transpose(state.states[0], options)
         swapped = eqxi.Static(not state.swapped.value)
-        return _PairState(state.operators[::-1], state.states[::-1], swapped), options
+        (operator, transpose), (forward, backward) = state.operators, state.states
+        state = _PairState((transpose, operator), (backward, forward), swapped)
+        return state, options
 
     def conj(self, state: _PairState, options: dict[str, Any]):
         first, second = self._ordered(state)
