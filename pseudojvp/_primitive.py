@@ -204,8 +204,8 @@ def _waiting_for(known: PyTree[Array], tangent: PyTree[Array]) -> PyTree[Array]:
     """
     zero = jnp.zeros((), jnp.float32)
     for leaf in jtu.tree_leaves(known):
-        first = jnp.abs(leaf.reshape(-1)[:1])
-        zero = zero + 0 * jnp.sum(first).astype(zero.dtype)
+        first = 0 * jnp.abs(leaf.reshape(-1)[:1])  # float32 need not hold the entry
+        zero = zero + jnp.sum(first).astype(zero.dtype)
     return jtu.tree_map(lambda leaf: leaf * (1 + zero).astype(leaf.dtype), tangent)
 
 
@@ -296,9 +296,13 @@ def _transpose(inputs, cts):
     ct_rhs = _derivative(problem, ct_out, linear)
 
     def keep(block, ct):
-        none = jtu.tree_map(lambda _: None, block, is_leaf=_is_undefined)
-        if ct is None:
-            return none
+        if ct is None:  # Equinox makes no zero of an undefined primal
+            zero = lambda b: jnp.zeros(b.aval.shape, b.aval.dtype)
+            return jtu.tree_map(
+                lambda b: zero(b) if _is_undefined(b) else None,
+                block,
+                is_leaf=_is_undefined,
+            )
         return jtu.tree_map(
             lambda b, c: c.conj() if _is_undefined(b) else None,
             block,

@@ -2,11 +2,15 @@
 
 import functools as ft
 
+import jax
+import lineax as lx
 import numpy as np
 import pytest
 from checks import assert_close, derivatives, jit
 from problems import CORE, each, PROBLEMS
 from truth import central_difference, solution_derivatives
+
+import pseudojvp as pj
 
 
 pytestmark = pytest.mark.grid
@@ -85,3 +89,21 @@ def test_tangents_with_respect_to_vector_alone(problem):
     got = jit(derivatives(lambda t: problem.solve(0.0, t), 2))(0.0)
     want = solution_derivatives(problem.path, operator_moves=False)[:3]
     assert_close(np.stack(got), want, problem.rtol)
+
+
+@pytest.mark.parametrize("solver", [pj.QR(), pj.SVD(), pj.PivotedQR()])
+def test_tangent_is_linear_in_a_vector_of_any_size(solver):
+    """1e170 is Inf in single precision, and its square is in double."""
+    problem = PROBLEMS["tall-real-QR"]
+
+    def tangent(scale):
+        def solution(t):
+            operator = lx.MatrixLinearOperator(problem.matrix(t))
+            return pj.linear_solve(operator, scale * problem.vector(t), solver).value
+
+        return jax.jvp(solution, (0.0,), (1.0,))[1]
+
+    tangent = jit(tangent)
+    want = solution_derivatives(problem.path)[1]
+    for scale in (1e-170, 1e170):
+        assert_close(np.asarray(tangent(scale)) / scale, want, 1e-12)
