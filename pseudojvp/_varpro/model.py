@@ -21,7 +21,7 @@ class Observations(eqx.Module):
     - `weights`: `None`, `(m,)` for all columns or `(m, k)`; real, and multiplied with
         the residual before it is squared.
     - `gain`: `(k,)`, how much of the offset is in each column: ones, until the columns
-        are compressed.
+        are scaled or compressed.
     """
 
     data: Inexact[Array, "m k"]
@@ -37,6 +37,15 @@ class Observations(eqx.Module):
             return columns
         weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
         return weights.astype(columns.dtype) * columns
+
+    def normalised(self) -> "Observations":
+        """In units of ‖W y‖: no square or product of residuals over- or underflows."""
+        columns = jax.lax.stop_gradient(self.weigh(self.data))
+        largest = jnp.max(jnp.abs(columns))
+        largest = jnp.where(largest > 0, largest, 1)
+        size = largest * jnp.linalg.norm(columns / largest)
+        size = jnp.where(size > 0, size, 1)
+        return Observations(self.data / size, self.weights, self.gain / size)
 
 
 class SeparableModel(eqx.Module):
@@ -145,9 +154,8 @@ def check_shapes(phi, shift, data, caller: str) -> None:
 
 def spread(shift, gain, dtype):
     """The offset in each column."""
-    if shift.ndim == 2:
-        return shift.astype(dtype)
-    return shift[:, None].astype(dtype) * gain.astype(dtype)
+    shift = shift[:, None] if shift.ndim == 1 else shift
+    return shift.astype(dtype) * gain.astype(dtype)
 
 
 def times(phi, columns: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:

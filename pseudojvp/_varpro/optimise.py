@@ -69,7 +69,7 @@ def optimise(
     settings: Settings,
 ) -> tuple[Float[Array, " q"], Outcome]:
     """Returns the point and the outcome, differentiable as the adjoint says."""
-    inputs = elimination, args, observations, start, settings
+    inputs = elimination, args, observations.normalised(), start, settings
     return settings.adjoint.apply(_search, _stationarity, inputs, frozenset())
 
 
@@ -80,7 +80,6 @@ def _search(inputs):
         reduced = observations
     else:
         reduced = compress(observations, settings.shift_shape)
-    size = _size(reduced)
     # Optimistix takes no other dtype than the default (0.1.0).
     working = jnp.result_type(float)
 
@@ -88,8 +87,7 @@ def _search(inputs):
         inputs = elimination, args, reduced
         theta = settings.theta(point.astype(start.dtype))
         columns = residual_columns(theta, inputs, settings.exact)
-        flat = as_real(columns) / size.astype(jnp.finfo(columns.dtype).dtype)
-        flat = flat.astype(working)
+        flat = as_real(columns).astype(working)
         if settings.progress is not None:
             jax.debug.callback(settings.progress.show, jnp.linalg.norm(flat))
         return flat
@@ -105,7 +103,7 @@ def _search(inputs):
         adjoint=settings.adjoint,
         throw=False,
     )
-    step = _GaussNewtonStep(elimination, args, reduced, size, settings)
+    step = _GaussNewtonStep(elimination, args, reduced, settings)
     point, polishing_steps, at = _polish(
         step, solution.value.astype(start.dtype), while_loop
     )
@@ -136,7 +134,6 @@ class _GaussNewtonStep(eqx.Module):
     elimination: Elimination
     args: Any
     observations: Observations
-    size: Float[Array, ""]
     settings: Settings
 
     def __call__(self, point: Float[Array, " q"]) -> _State:
@@ -145,8 +142,8 @@ class _GaussNewtonStep(eqx.Module):
         jacobian = self.elimination.jacobian(
             theta, self.args, self.observations, at, exact=self.settings.exact
         )
-        r = as_real(at.residual) / self.size
-        jacobian = jax.vmap(as_real, out_axes=1)(jacobian) / self.size
+        r = as_real(at.residual)
+        jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
         jacobian = jacobian * self.settings.scale.astype(jacobian.dtype)
         # Columns of one length: none is lost for the scale of its parameter.
         length = jnp.linalg.norm(jacobian, axis=0)
@@ -204,24 +201,13 @@ def _polish(step: _GaussNewtonStep, point, while_loop):
 def _stationarity(point, _, inputs):
     """∂(½‖r‖²)/∂point, with c as a constant: r is orthogonal to what c changes."""
     elimination, args, observations, _, settings, *_ = inputs
-    size = _size(observations)  # a constant factor, for the range of floating point
     at = elimination(settings.theta(point), args, observations)
 
     def fitted(point):
         theta = settings.theta(point)
         value = elimination.predict(theta, args, at.coefficients, observations.gain)
-        return observations.weigh(value) / size.astype(jnp.finfo(value.dtype).dtype)
+        return observations.weigh(value)
 
     value, pull = jax.vjp(fitted, point)
-    residual = at.residual / size.astype(jnp.finfo(at.residual.dtype).dtype)
-    (gradient,) = pull(-residual.conj().astype(value.dtype))
+    (gradient,) = pull(-at.residual.conj().astype(value.dtype))
     return gradient
-
-
-def _size(observations: Observations) -> Float[Array, ""]:
-    """‖W y‖, or 1 for zero, without overflow or underflow of its square."""
-    columns = jax.lax.stop_gradient(observations.weigh(observations.data))
-    largest = jnp.max(jnp.abs(columns))
-    largest = jnp.where(largest > 0, largest, 1)
-    size = largest * jnp.linalg.norm(columns / largest)
-    return jnp.where(size > 0, size, 1)
