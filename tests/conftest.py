@@ -9,7 +9,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 # Of a grid of cases, what part runs by default: one case in so many.
-_SAMPLE = 4
+_SAMPLE = 8
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks

@@ -47,7 +47,19 @@ _PAGES = [
 ]
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+# Pages of fifteen seconds and more, nearly all of it compiling.
+_SLOW = ("faq.md", "other_libraries.md", "preconditioners.md", "varpro.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=pytest.mark.slow)
+        if page.name in _SLOW
+        else pytest.param(page, id=page.name)
+        for page in _PAGES
+    ],
+)
 def test_code_blocks_of_a_page_run_in_order_and_print_what_they_say(page):
     namespace = {"__name__": page.stem}
     printed, promised = io.StringIO(), []

@@ -105,6 +105,7 @@ def test_cost_moves_as_the_full_problem(derivatives, total_derivatives, index):
 
 
 @pytest.mark.slow  # two more programs
+@pytest.mark.slow  # two more programs
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_derivatives_do_not_depend_on_the_jacobian(truth, transform):
     def kaufman(*inputs):
