@@ -263,3 +263,11 @@ def test_operator_and_array_have_the_same_jacobian(jacobian):
         for basis in (operator, cases.basis)
     )
     assert_close(got, want, 1e-12)
+
+
+def test_jit_takes_the_function_and_its_methods():
+    """As of a plain function: a module with arrays would have no hash."""
+    residual = pj.projected_residual(cases.basis, cases.DATA)
+    for function in (residual, residual.coefficients, residual.jacobian):
+        got = jax.jit(function)(cases.START, cases.POINTS)
+        assert_close(got, function(cases.START, cases.POINTS), 1e-12)

@@ -70,6 +70,10 @@ class ProjectedResidual(eqx.Module):
     _exact: bool = eqx.field(static=True)
     _vector: bool = eqx.field(static=True)
 
+    # By identity, as of any function, so that `jax.jit` takes it.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
     def __call__(self, theta: PyTree[Array], args: Any = None) -> Inexact[Array, "m *k"]:
         theta = check_theta(theta, self._elimination.caller)
         inputs = self._elimination.closed(theta, args), args, self._observations
@@ -114,7 +118,8 @@ def projected_residual(
     For an optimiser of your own: SciPy's `least_squares`, Optimistix, optax. Call it as
     `residual(theta, args=None)`; it is the `fn(y, args)` of Optimistix as it stands.
     `residual.coefficients(theta, args)` returns c, and `residual.jacobian(theta, args)`
-    the whole ∂r/∂θ, `(m, q)` or `(m, k, q)`.
+    the whole ∂r/∂θ, `(m, q)` or `(m, k, q)`. `jax.jit` takes all three, with the data as
+    constants; `equinox.filter_jit` compiles once for all data of a shape.
 
     **Arguments:** as for [`pseudojvp.varpro`][].
 
