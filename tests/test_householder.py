@@ -14,7 +14,7 @@ pytestmark = pytest.mark.grid
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 _dtypes = pytest.mark.parametrize("dtype", DTYPES)
-# Few vectors are reflected one by one, more in LAPACK's blocks.
+# Few vectors are reflected one by one, more by LAPACK.
 _counts = pytest.mark.parametrize("count", [1, 8, 9])
 
 
@@ -35,13 +35,14 @@ def _hostile(dtype):
     return np.stack(matrices).astype(dtype)
 
 
-@jax.jit
-@jax.vmap
-def _applied(matrix, short, long):
+def _apply(matrix, short, long):
     """R, and Q c and Q^H v for the rows of `short` and `long`."""
     reflectors = Reflectors.of(matrix)
     q_short, qh_long = jax.vmap(reflectors.mv), jax.vmap(reflectors.adjoint_mv)
     return reflectors.r, q_short(short), qh_long(long)
+
+
+_applied = jax.jit(jax.vmap(_apply))
 
 
 def _applied_to_hostile(dtype, count):
@@ -59,6 +60,19 @@ def test_products_are_those_of_lapacks_q(dtype, count):
     bound = 50 * np.finfo(dtype).eps
     assert np.abs(q_short - short @ q.mT).max() <= bound
     assert np.abs(qh_long - long @ q.conj()).max() <= bound
+
+
+@_dtypes
+def test_many_products_with_one_factorisation_are_those_of_lapacks_q(dtype):
+    """As many vectors as columns: Q itself is formed."""
+    matrices, short, long, *_ = _applied_to_hostile(dtype, 9)
+    applied = jax.jit(_apply)
+    for i, matrix in enumerate(matrices):
+        q = scipy.linalg.qr(matrix, mode="economic")[0]
+        _, q_short, qh_long = applied(matrix, short[i], long[i])
+        bound = 50 * np.finfo(dtype).eps
+        assert np.abs(q_short - short[i] @ q.T).max() <= bound
+        assert np.abs(qh_long - long[i] @ q.conj()).max() <= bound
 
 
 @_dtypes

@@ -16,8 +16,10 @@ import pseudojvp as pj
 
 A = cases.random_array((6, 3), float, 1)
 B = cases.random_array((6,), float, 2)
-# So many that the reflectors are applied by the library and not one by one.
-COLUMNS = cases.random_array((6, 12), float, 3)
+# So many that the reflectors are applied by the library and not one by one, and fewer
+# than those of `LARGE`.
+COLUMNS = cases.random_array((20, 12), float, 3)
+LARGE = cases.random_array((20, 15), float, 4)
 METHODS = ("pivoted_qr", "svd", "qr")
 
 
@@ -69,15 +71,15 @@ def test_svd_computes_everything_from_one_decomposition():
 @pytest.mark.parametrize("throw", [True, False])
 def test_solution_and_residuals_share_one_solve(throw):
     both = lambda a, b: pj.lstsq(a, b, method="qr", throw=throw)[:2]
-    assert library_calls("ormqr", both, A, COLUMNS) == 2  # Q^H b and Q c
-    assert library_calls("ormqr", part(0, "qr", throw), A, COLUMNS) == 1
+    assert library_calls("ormqr", both, LARGE, COLUMNS) == 2  # Q^H b and Q c
+    assert library_calls("ormqr", part(0, "qr", throw), LARGE, COLUMNS) == 1
     calls = [library_calls("trsm", f, A, B) for f in (both, part(0, "qr", throw))]
     assert calls[0] == calls[1]
 
 
 def test_columns_share_one_factorisation():
-    assert library_calls("geqrf", part(0, "qr"), A, COLUMNS) == 1
-    assert library_calls("ormqr", part(0, "qr"), A, COLUMNS) == 1
+    assert library_calls("geqrf", part(0, "qr"), LARGE, COLUMNS) == 1
+    assert library_calls("ormqr", part(0, "qr"), LARGE, COLUMNS) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -77,50 +77,67 @@ def test_cg_has_four_products_with_the_operator(well_posed):
     assert len(re.findall(r"\bstablehlo\.tan\b|\bchlo\.tan\b", text)) == 4
 
 
-def ormqr_operands(function, *args):
-    """The shapes of (reflectors, taus, columns) of each `ormqr` compiled."""
+# More columns than tangents, vectors or cotangents: with fewer, Q itself is formed.
+TALL = np.random.default_rng(0).standard_normal((50, 40))
+MANY = 32
+_shapes = pytest.mark.parametrize("matrix", [TALL, TALL.T], ids=["tall", "wide"])
+
+
+def library_operands(name, function, *args):
+    """The shapes of the operands of each LAPACK call of that name that is compiled."""
     text = jax.jit(function).lower(*args).compile().as_text()
     shapes = []
     for line in text.splitlines():
-        if "ormqr_ffi" in line:
+        if f"{name}_ffi" in line:
             operands = line.split("operand_layout_constraints=")[1]
             shapes.append(re.findall(r"f64\[([\d,]*)\]\{", operands)[:3])
     return shapes
 
 
-@pytest.mark.parametrize("name", ["tall-real-QR", "wide-real-QR"])
-def test_qr_factors_are_not_copied_per_tangent(name):
-    matrix, vector = arrays(PROBLEMS[name])
-    tangents = np.random.default_rng(0).standard_normal((32, *matrix.shape))
+def solve_by_qr(matrix, vector):
+    return pj.linear_solve(lx.MatrixLinearOperator(matrix), vector, pj.QR()).value
 
+
+def random_array(*shape):
+    return np.random.default_rng(1).standard_normal(shape)
+
+
+@_shapes
+def test_qr_factors_are_not_copied_per_tangent(matrix):
     def push_forward(matrix, vector, tangent):
-        solve = lambda matrix: PROBLEMS[name].solve_arrays(matrix, vector)
+        solve = lambda matrix: solve_by_qr(matrix, vector)
         return jax.jvp(solve, (matrix,), (tangent,))[1]
 
     many = jax.vmap(push_forward, in_axes=(None, None, 0))
-    operands = ormqr_operands(many, matrix, vector, tangents)
-    assert {reflectors for reflectors, _, _ in operands} == {"7,4"}
-    assert {columns for _, _, columns in operands} == {"7,32"}
+    vector, tangents = random_array(len(matrix)), random_array(MANY, *matrix.shape)
+    operands = library_operands("ormqr", many, matrix, vector, tangents)
+    assert {reflectors for reflectors, _, _ in operands} == {"50,40"}
+    assert {columns for _, _, columns in operands} == {"50,32"}
 
 
-@pytest.mark.parametrize("name", ["tall-real-QR", "wide-real-QR"])
-def test_qr_factors_are_not_copied_per_vector(name):
-    matrix, vector = arrays(PROBLEMS[name])
-    vectors = np.random.default_rng(0).standard_normal((64, *vector.shape))
-    many = jax.vmap(PROBLEMS[name].solve_arrays, in_axes=(None, 0))
-    operands = ormqr_operands(many, matrix, vectors)
-    assert operands == [["7,4", "4", "7,64"]]
+@_shapes
+def test_qr_factors_are_not_copied_per_vector(matrix):
+    many = jax.vmap(solve_by_qr, in_axes=(None, 0))
+    operands = library_operands("ormqr", many, matrix, random_array(MANY, len(matrix)))
+    assert operands == [["50,40", "40", "50,32"]]
 
 
-@pytest.mark.parametrize("name", ["tall-real-QR", "wide-real-QR"])
-def test_qr_factors_are_not_copied_per_cotangent(name):
-    matrix, vector = arrays(PROBLEMS[name])
-    cotangents = np.random.default_rng(0).standard_normal((32, matrix.shape[1]))
-
+@_shapes
+def test_qr_factors_are_not_copied_per_cotangent(matrix):
     def pull_back(matrix, vector, cotangent):
-        return jax.vjp(PROBLEMS[name].solve_arrays, matrix, vector)[1](cotangent)
+        return jax.vjp(solve_by_qr, matrix, vector)[1](cotangent)
 
     many = jax.vmap(pull_back, in_axes=(None, None, 0))
-    operands = ormqr_operands(many, matrix, vector, cotangents)
-    assert {reflectors for reflectors, _, _ in operands} == {"7,4"}
-    assert {columns for _, _, columns in operands} == {"7,32"}
+    rows, cols = matrix.shape
+    vector, cotangents = random_array(rows), random_array(MANY, cols)
+    operands = library_operands("ormqr", many, matrix, vector, cotangents)
+    assert {reflectors for reflectors, _, _ in operands} == {"50,40"}
+    assert {columns for _, _, columns in operands} == {"50,32"}
+
+
+@_shapes
+def test_q_is_formed_once_for_as_many_vectors_as_it_has_columns(matrix):
+    many = jax.vmap(solve_by_qr, in_axes=(None, 0))
+    vectors = random_array(40, len(matrix))
+    assert library_operands("orgqr", many, matrix, vectors) == [["50,40", "40"]]
+    assert library_operands("ormqr", many, matrix, vectors) == []
