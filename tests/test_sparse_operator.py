@@ -199,19 +199,6 @@ def test_vmap_over_traced_patterns():
     np.testing.assert_allclose(jit(jax.vmap(run))(*stacked), want, atol=1e-13)
 
 
-def test_operator_made_under_jit_from_known_indices_keeps_them_known():
-    data, row, col, shape = cases.CASES["square"]
-
-    @jit
-    def run(data, vector):
-        operator = pj.SparseLinearOperator((data, row, col, shape))
-        assert operator.sparsity.bandwidths is not None
-        return operator.mv(vector)
-
-    want = cases.dense(data, row, col, shape) @ np.arange(5.0)
-    np.testing.assert_allclose(run(data, np.arange(5.0)), want, atol=1e-13)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_entry_that_is_not_finite_reaches_its_row_and_no_other(value):
     operator = pj.SparseLinearOperator(cases.CASES["empty_rows"])

@@ -24,9 +24,11 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
     """A sparse matrix: only its stored entries take memory, in derivatives as well.
 
     Where the entries are is sorted once, when the operator is built, by rows for A v and
-    by columns for A^T v. Build it outside of `jax.jit` or from indices that are known
-    there (NumPy arrays, SciPy matrices, constants): from traced indices the products are
-    several times slower, and many columns at once ten times.
+    by columns for A^T v. Build it outside of `jax.jit`, or there from indices that are
+    known while it traces: NumPy arrays, SciPy matrices, JAX arrays made outside. (Those
+    of a `BCOO` or `BCSR` made there from NumPy arrays are not.) From traced indices the
+    products are several times slower, and many columns at once ten times; what rests on
+    the pattern, such as seeing that it is triangular, is not done.
 
     **Arguments:**
 
@@ -133,6 +135,13 @@ def _check_tags(sparsity: Sparsity, tags: frozenset[object]) -> None:
             "`SparseLinearOperator(tags=...)` got `unit_diagonal_tag` for a matrix that "
             "does not store each entry of its diagonal. Store the ones."
         )
+
+
+def untagged(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """What is within any number of `lineax.TaggedLinearOperator`."""
+    while isinstance(operator, lx.TaggedLinearOperator):
+        operator = operator.operator
+    return operator
 
 
 def is_sparse(matrix: Any) -> bool:

@@ -1,13 +1,14 @@
 """Where the entries of a sparse matrix are, sorted for all three faces of its product."""
 
 import equinox as eqx
+import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .row_sums import AbstractRowSums, GroupedRowSums, SegmentRowSums
-from .substitution import Substitution
+from .substitution import create_triangle_pattern, TrianglePattern
 
 
 class Sparsity(eqx.Module):
@@ -21,15 +22,15 @@ class Sparsity(eqx.Module):
         `None` if the pattern is traced.
     - `padded`: whether an entry is or may be padding.
     - `full_diagonal`: whether each entry of the diagonal is stored; `None` if traced.
-    - `substitutions`: what solves with a square triangular matrix, and with its
-        transpose; `None` if the pattern is another, or traced.
+    - `triangle`: for substitution in a square triangular matrix; `None` if the pattern
+        is another, or traced.
     """
 
     row: Int[Array, " nse"]
     col: Int[Array, " nse"]
     by_row: AbstractRowSums
     by_col: AbstractRowSums
-    substitutions: tuple[Substitution, Substitution] | None
+    triangle: TrianglePattern | None
     shape: tuple[int, int] = eqx.field(static=True)
     bandwidths: tuple[int, int] | None = eqx.field(static=True)
     padded: bool = eqx.field(static=True)
@@ -46,7 +47,7 @@ class Sparsity(eqx.Module):
             self.row,
             self.by_col,
             self.by_row,
-            swap(self.substitutions),
+            None if self.triangle is None else self.triangle.transpose(),
             (self.shape[1], self.shape[0]),
             swap(self.bandwidths),
             self.padded,
@@ -80,24 +81,23 @@ def create_sparsity(
     kept_row, kept_col = row[kept], col[kept]
     below = kept_row - kept_col
     bandwidths = int(np.max(below, initial=0)), int(np.max(-below, initial=0))
-    substitutions = None
-    if shape[0] == shape[1] and 0 in bandwidths:
-        lower = bandwidths[1] == 0
-        substitutions = (
-            Substitution(kept_row, kept_col, shape[0], kept, nse, lower=lower),
-            Substitution(kept_col, kept_row, shape[0], kept, nse, lower=not lower),
+    full_diagonal = np.unique(kept_row[below == 0]).size == min(shape)
+    triangle = None
+    # What is known stays known under `jax.jit`.
+    with jax.ensure_compile_time_eval():
+        if shape[0] == shape[1] and 0 in bandwidths:
+            triangle = create_triangle_pattern(kept_row, kept_col, shape[0], kept, nse)
+        sparsity = Sparsity(
+            jnp.asarray(row, jnp.int32),
+            jnp.asarray(col, jnp.int32),
+            GroupedRowSums(kept_row, kept_col, shape[0], nse, kept),
+            GroupedRowSums(kept_col, kept_row, shape[1], nse, kept),
+            triangle,
+            shape,
+            bandwidths,
+            padded=kept.size < nse,
+            full_diagonal=full_diagonal,
         )
-    sparsity = Sparsity(
-        jnp.asarray(row, jnp.int32),
-        jnp.asarray(col, jnp.int32),
-        GroupedRowSums(kept_row, kept_col, shape[0], nse, kept),
-        GroupedRowSums(kept_col, kept_row, shape[1], nse, kept),
-        substitutions,
-        shape,
-        bandwidths,
-        padded=kept.size < nse,
-        full_diagonal=np.unique(kept_row[below == 0]).size == min(shape),
-    )
     return sparsity, None
 
 

@@ -6,6 +6,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .._operator import SparseLinearOperator
+from .._operator.sparse import untagged
 from .jacobi import inverse_entries
 from .operator import (
     AbstractPreconditioner,
@@ -13,7 +14,6 @@ from .operator import (
     conj_arrays,
     constant_square_operator,
     symmetry_tags,
-    untagged,
 )
 
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
 
+from .._operator.substitution import in_steps
+
 
 class Updates(eqx.Module):
     """c_target −= c_left c_right / c_pivot, in steps of which each reads none of its own.
@@ -135,21 +137,3 @@ def levels(count: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         ready = reached[waiting[reached] == 0]
         number += 1
     return level
-
-
-def in_steps(level, padding: int, *columns) -> list[np.ndarray]:
-    """The columns as (steps, width) tables, by level; a step holds one level only."""
-    order = np.argsort(level, kind="stable")
-    counts = np.bincount(level)
-    counts = counts[counts > 0]
-    # About twice as many steps as levels, at most half of them padding.
-    width = max(1, -(-level.size // max(counts.size, 1)))
-    steps = -(-counts // width)
-    slot = np.arange(level.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    slot += np.repeat((np.cumsum(steps) - steps) * width, counts)
-    tables = []
-    for column in columns:
-        table = np.full(steps.sum() * width, padding, np.int32)
-        table[slot] = column[order]
-        tables.append(table.reshape(-1, width))
-    return tables

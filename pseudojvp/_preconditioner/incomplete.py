@@ -7,9 +7,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
-from .elimination import AbstractUnitTriangleInverse, unit_triangle_inverse
+from .._operator import SparseLinearOperator
+from .._operator.substitution import create_triangle_pattern, Substitution
 from .fill_pattern import FillPattern, full_pattern, lower_pattern
 from .operator import AbstractPreconditioner, check_count, conj_arrays, sparse_entries
+from .truncated_series import TruncatedSeries
 
 
 # Shifts in units of the sum of a row: none, then these times 4 each. By the last, A is
@@ -24,9 +26,9 @@ class IncompletePreconditioner(AbstractPreconditioner):
     `shift` is α ≥ 0, of the factorised A + α diag(Σ_j |a_ij|); 0 unless that of A failed.
     """
 
-    lower: AbstractUnitTriangleInverse
+    lower: Substitution | TruncatedSeries
     pivots: Inexact[Array, " n"]
-    upper: AbstractUnitTriangleInverse
+    upper: Substitution | TruncatedSeries
     shift: Real[Array, ""]
 
     def apply(self, flat: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
@@ -159,11 +161,17 @@ def incomplete_lu(
     )
 
 
-def _inverse(pattern: FillPattern, used, entries, sweeps):
+def _inverse(pattern: FillPattern, used, entries, sweeps: int | None):
+    """Of the unit triangle with `entries` off the diagonal, where `used`."""
     used = np.flatnonzero(used)
-    return unit_triangle_inverse(
-        pattern.row[used], pattern.col[used], entries[used], pattern.size, sweeps
-    )
+    row, col, entries = pattern.row[used], pattern.col[used], entries[used]
+    size = pattern.size
+    if sweeps is not None:
+        strict = SparseLinearOperator((entries, row, col, (size, size)))
+        return TruncatedSeries(strict, sweeps)
+    number = np.arange(row.size)
+    triangle = create_triangle_pattern(row, col, size, number, row.size)
+    return triangle.substitution(entries)
 
 
 @eqx.filter_jit

@@ -77,9 +77,7 @@ def sparse_entries(
                 "`SparseLinearOperator`, a BCOO, a BCSR or a SciPy sparse matrix: this "
                 "works on the stored entries of A."
             )
-        # Known indices stay known under `jax.jit`.
-        with jax.ensure_compile_time_eval():
-            operator = SparseLinearOperator(operator)
+        operator = SparseLinearOperator(operator)
     row, col = operator.sparsity.row, operator.sparsity.col
     operator, structure = constant_square_operator(operator, caller)
     if isinstance(row, jax.core.Tracer) or isinstance(col, jax.core.Tracer):
@@ -91,12 +89,6 @@ def sparse_entries(
     tags = operator.tags | tags
     operator = SparseLinearOperator((operator.data, operator.sparsity), tags)
     return operator, np.asarray(row), np.asarray(col), structure
-
-
-def untagged(operator: Any) -> Any:
-    while isinstance(operator, lx.TaggedLinearOperator):
-        operator = operator.operator
-    return operator
 
 
 def check_count(value: Any, name: str, caller: str, least: int = 1) -> None:

@@ -3,14 +3,21 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
+import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._misc import check_options, tree_conj
+from .._misc import check_options
+from .._operator.sparse import SparseLinearOperator, untagged
+from .bicgstab import BiCGStab
+from .cg import CG
 from .cholesky import Cholesky
+from .lsmr import LSMR
 from .lu import LU
+from .minres import is_hermitian, MINRES
 from .pivoted_qr import PivotedQR
 from .qr import QR
+from .sparse_triangular import SparseTriangular
 from .svd import SVD
 from .triangular import Triangular
 from .tridiagonal import Tridiagonal
@@ -18,6 +25,9 @@ from .tridiagonal import Tridiagonal
 
 # Backends with a pivoted QR factorisation in JAX.
 _PIVOTING = ("cpu", "gpu", "cuda", "rocm")
+# Entries of a sparse operator, zeros counted, up to which it is solved as a dense matrix:
+# in double precision 8 MB, and some 50 ms for LU on two CPU cores.
+_DENSE_ENTRIES = 1_000_000
 
 
 class AutoState(eqx.Module):
@@ -36,15 +46,27 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.PivotedQR`][]
         ([`pseudojvp.SVD`][] on a backend without it, the TPU). Any shape, any rank.
 
-    The choice is that of `lineax.AutoLinearSolver`, but for pivoted QR in the place of
-    the SVD; unlike there, the statistics of the chosen solver (`stats["rank"]`,
-    `stats["rcond"]`) are passed on, and derivatives take the rules of the chosen solver.
+    A sparse operator that is triangular gets [`pseudojvp.SparseTriangular`][] in the
+    place of `Triangular`. One of more than a million entries, zeros counted, is never
+    made dense: unless diagonal, tridiagonal or triangular, it gets an iterative solver
+    with its default tolerances.
+
+    - `well_posed=True`: [`pseudojvp.CG`][] if tagged definite, [`pseudojvp.MINRES`][] if
+        symmetric or Hermitian, else [`pseudojvp.BiCGStab`][].
+    - `well_posed=None`: [`pseudojvp.LSMR`][] if not square, else as for `True`; both take
+        the operator for one of full rank.
+    - `well_posed=False`: `MINRES` if symmetric or Hermitian, else `LSMR`.
+
+    For dense operators the choice is that of `lineax.AutoLinearSolver`, but for pivoted
+    QR in the place of the SVD; unlike there, the statistics of the chosen solver
+    (`stats["rank"]`, `stats["rcond"]`) are passed on, and derivatives take the rules of
+    the chosen solver.
 
     **Arguments:**
 
     - `well_posed`: `True`, `False` or `None`, as above; no default.
 
-    Takes no `options`, as none of these solvers does.
+    Takes no `options`: for a preconditioner, name the solver.
 
     **Raises:** `ValueError` for any other value, a non-square operator under
     `well_posed=True`, or an option.
@@ -75,17 +97,29 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         single = self.well_posed is False and operator.in_size() <= 1
         if lx.is_diagonal(operator) and square and not single:
             return lx.Diagonal(well_posed=self.well_posed is True)
+        large = operator.in_size() * operator.out_size() > _DENSE_ENTRIES
+        iterative = large and _is_sparse(operator)
         if self.well_posed is False:
+            if iterative:
+                return MINRES() if square and is_hermitian(operator) else LSMR()
             return PivotedQR() if jax.default_backend() in _PIVOTING else SVD()
         if not square:
-            return QR()
+            return LSMR(well_posed=True) if iterative else QR()
         if lx.is_tridiagonal(operator):
             return Tridiagonal()
-        if lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator):
+        triangular = lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator)
+        if triangular and isinstance(untagged(operator), SparseLinearOperator):
+            return SparseTriangular()
+        definite = lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(
+            operator
+        )
+        if iterative and definite:
+            return CG()
+        if iterative:
+            return MINRES(well_posed=True) if is_hermitian(operator) else BiCGStab()
+        if triangular:
             return Triangular()
-        if lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(operator):
-            return Cholesky()
-        return LU()
+        return Cholesky() if definite else LU()
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -105,11 +139,17 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         return AutoState(state.solver, transposed), options
 
     def conj(self, state: AutoState, options: dict[str, Any]):
-        # Entry by entry, as each state it may hold allows. Not by `solver.conj`: that of
-        # `lineax.LU` flips its transpose flag (lineax 0.1.1).
-        arrays, rest = eqx.partition(state.state, eqx.is_inexact_array)
-        conjugated = eqx.combine(tree_conj(arrays), rest)
+        conjugated, options = state.solver.value.conj(state.state, options)
         return AutoState(state.solver, conjugated), options
 
     def assume_full_rank(self) -> bool:
         return self.well_posed is not False
+
+
+def _is_sparse(operator: lx.AbstractLinearOperator) -> bool:
+    """Whether it is a sparse matrix, or made of some without a dense one."""
+    stored = SparseLinearOperator, lx.MatrixLinearOperator
+    parts = jtu.tree_leaves(operator, is_leaf=lambda part: isinstance(part, stored))
+    parts = [part for part in parts if isinstance(part, stored)]
+    sparse = [isinstance(part, SparseLinearOperator) for part in parts]
+    return any(sparse) and all(sparse)

@@ -9,7 +9,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._misc import check_options, check_square
-from .._operator.sparse import SparseLinearOperator
+from .._operator.sparse import SparseLinearOperator, untagged
 from .condition import (
     after_estimate,
     full_rank_result,
@@ -93,9 +93,7 @@ def check_tagged(
 
 def _columns(operator: lx.AbstractLinearOperator):
     """(sizes of the columns, A v, A^H v, dtype), without a matrix if A is sparse."""
-    bare = (
-        operator.operator if isinstance(operator, lx.TaggedLinearOperator) else operator
-    )
+    bare = untagged(operator)
     if isinstance(bare, SparseLinearOperator):
         adjoint_mv = lx.conj(bare.transpose()).mv
         return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype

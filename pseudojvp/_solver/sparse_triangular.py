@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .._operator.sparse import SparseLinearOperator
+from .._operator.sparse import SparseLinearOperator, untagged
+from .._operator.substitution import Substitution
 from .direct import AbstractDirectSolver, check_tagged
 
 
@@ -37,9 +38,8 @@ class SparseTriangular(AbstractDirectSolver):
     Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> "_Triangle":
-        tagged = isinstance(operator, lx.TaggedLinearOperator)
-        sparse = operator.operator if tagged else operator
+    def factorise(self, operator: lx.AbstractLinearOperator) -> "_Substituted | _Swept":
+        sparse = untagged(operator)
         if not isinstance(sparse, SparseLinearOperator):
             raise ValueError(
                 "`SparseTriangular` takes a `pseudojvp.SparseLinearOperator`, but got a "
@@ -52,43 +52,59 @@ class SparseTriangular(AbstractDirectSolver):
         diagonal = lx.diagonal(sparse)
         if lx.has_unit_diagonal(operator):
             diagonal = jnp.ones_like(diagonal)
-        return _Triangle(sparse, diagonal, eqxi.Static(lower))
+        sparsity = sparse.sparsity
+        if sparsity.triangle is None:
+            return _Swept(sparse, diagonal, eqxi.Static(lower))
+        scaled = sparse.data / diagonal.at[sparsity.col].get(mode="clip")
+        return _Substituted(sparsity.triangle.substitution(scaled), diagonal)
 
     def solve_columns(
-        self, factors: "_Triangle", columns: Inexact[Array, "n k"], transposed: bool
+        self,
+        factors: "_Substituted | _Swept",
+        columns: Inexact[Array, "n k"],
+        transposed: bool,
     ) -> Inexact[Array, "n k"]:
-        sparse, diagonal = factors.operator, factors.diagonal
-        if sparse.sparsity.substitutions is None:
-            return _sweep(factors, columns, transposed)
-        substitute = sparse.sparsity.substitutions[1 if transposed else 0]
-        return substitute(sparse.data, diagonal, columns)
+        return factors.solve(columns, transposed)
 
 
-class _Triangle(eqx.Module):
+class _Substituted(eqx.Module):
+    """A = T D with a unit triangular T."""
+
+    inverse: Substitution
+    diagonal: Inexact[Array, " n"]
+
+    def solve(self, columns, transposed: bool):
+        pivots = self.diagonal[:, None]
+        if transposed:
+            return self.inverse.transpose()(columns / pivots)
+        return self.inverse(columns) / pivots
+
+
+class _Swept(eqx.Module):
+    """x ← D⁻¹(b − N x), until x is what it was: N is nilpotent, so it ends there."""
+
     operator: SparseLinearOperator
     diagonal: Inexact[Array, " n"]
     lower: eqxi.Static
 
+    def solve(self, columns, transposed: bool):
+        sparsity = self.operator.sparsity
+        below = sparsity.row - sparsity.col
+        beside = below > 0 if self.lower.value else below < 0
+        data = jnp.where(beside, self.operator.data, 0)
+        rest = SparseLinearOperator((data, sparsity))
+        if transposed:
+            rest = rest.transpose()
+        pivots = self.diagonal[:, None]
 
-def _sweep(factors: _Triangle, columns, transposed: bool):
-    """x ← D⁻¹(b − N x), until x is what it was: N is nilpotent, so it ends there."""
-    sparsity = factors.operator.sparsity
-    below = sparsity.row - sparsity.col
-    beside = below > 0 if factors.lower.value else below < 0
-    data = jnp.where(beside, factors.operator.data, 0)
-    rest = SparseLinearOperator((data, sparsity))
-    if transposed:
-        rest = rest.transpose()
-    pivots = factors.diagonal[:, None]
+        def sweep(state):
+            count, x, _ = state
+            swept = (columns - jax.vmap(rest.mv, 1, 1)(x)) / pivots
+            return count + 1, swept, jnp.all((swept == x) | jnp.isnan(swept))
 
-    def sweep(state):
-        count, x, _ = state
-        swept = (columns - jax.vmap(rest.mv, 1, 1)(x)) / pivots
-        return count + 1, swept, jnp.all((swept == x) | jnp.isnan(swept))
+        def going(state):
+            count, _, still = state
+            return ~still & (count < sparsity.shape[0])
 
-    def going(state):
-        count, _, still = state
-        return ~still & (count < sparsity.shape[0])
-
-    start = 0, columns / pivots, jnp.array(False)
-    return jax.lax.while_loop(going, sweep, start)[1]
+        start = 0, columns / pivots, jnp.array(False)
+        return jax.lax.while_loop(going, sweep, start)[1]

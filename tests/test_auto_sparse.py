@@ -1,0 +1,174 @@
+"""Which solver `AutoLinearSolver` picks for a sparse operator, and that none is dense."""
+
+import jax
+import jax.experimental.sparse as jsparse
+import jax.extend.core as jex
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from checks import jit
+
+import pseudojvp as pj
+
+
+LARGE = 1001  # the square of it is more than a million
+_POSITIVE = lx.positive_semidefinite_tag
+
+
+def _sparse(rows, cols, tags=()):
+    """Ones on both sides of the diagonal, some of them far."""
+    ends = np.array([0, 1]), np.array([cols - 1, 0])
+    return pj.SparseLinearOperator((np.ones(2), *ends, (rows, cols)), tags)
+
+
+def _banded(size, *offsets, dtype=float):
+    row = np.concatenate([np.arange(size - k) for k in offsets])
+    col = np.concatenate([np.arange(k, size) for k in offsets])
+    return pj.SparseLinearOperator((np.ones(row.size, dtype), row, col, (size, size)))
+
+
+def _tagged(operator, *tags):
+    for tag in tags:
+        operator = lx.TaggedLinearOperator(operator, tag)
+    return operator
+
+
+SQUARE = {
+    "small": (_sparse(4, 4), pj.LU),
+    "small-definite": (_sparse(4, 4, _POSITIVE), pj.Cholesky),
+    "small-triangular": (_banded(4, 0, 3), pj.SparseTriangular),
+    "diagonal": (_banded(LARGE, 0), lx.Diagonal),
+    "tridiagonal": (_banded(LARGE, 0, 1), pj.Tridiagonal),
+    "triangular": (_banded(LARGE, 0, 3), pj.SparseTriangular),
+    "tagged-triangular": (
+        _tagged(_banded(LARGE, 0, 3), _POSITIVE, lx.upper_triangular_tag),
+        pj.SparseTriangular,
+    ),
+    "definite": (_sparse(LARGE, LARGE, _POSITIVE), pj.CG),
+    "negative": (_sparse(LARGE, LARGE, lx.negative_semidefinite_tag), pj.CG),
+    "symmetric": (_sparse(LARGE, LARGE, lx.symmetric_tag), pj.MINRES),
+    "general": (_sparse(LARGE, LARGE), pj.BiCGStab),
+    "sum": (_sparse(LARGE, LARGE) + _banded(LARGE, 0, 3), pj.BiCGStab),
+    "with-a-dense-one": (
+        _sparse(LARGE, LARGE) @ lx.MatrixLinearOperator(jnp.ones((LARGE, LARGE))),
+        pj.LU,
+    ),
+}
+
+
+@pytest.mark.parametrize(("operator", "expected"), SQUARE.values(), ids=SQUARE.keys())
+@pytest.mark.parametrize("well_posed", [True, None])
+def test_square_operator_gets_the_solver_of_its_size_and_tags(
+    operator, expected, well_posed
+):
+    solver = pj.AutoLinearSolver(well_posed).select_solver(operator)
+    assert type(solver) is expected
+
+
+ANY_SHAPE = {
+    "small": ((4, 3), (), pj.QR, pj.PivotedQR),
+    "tall": ((LARGE + 1, LARGE), (), pj.LSMR, pj.LSMR),
+    "wide": ((LARGE, LARGE + 1), (), pj.LSMR, pj.LSMR),
+    "general": ((LARGE, LARGE), (), pj.BiCGStab, pj.LSMR),
+    "symmetric": ((LARGE, LARGE), lx.symmetric_tag, pj.MINRES, pj.MINRES),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "tags", "of_full_rank", "of_any_rank"),
+    ANY_SHAPE.values(),
+    ids=ANY_SHAPE.keys(),
+)
+def test_solver_of_any_shape_allows_the_rank_it_should(
+    shape, tags, of_full_rank, of_any_rank
+):
+    operator = _sparse(*shape, tags)
+    picked = [pj.AutoLinearSolver(w).select_solver(operator) for w in (None, False)]
+    assert [type(solver) for solver in picked] == [of_full_rank, of_any_rank]
+    assert [solver.assume_full_rank() for solver in picked] == [True, False]
+
+
+def test_hermitian_operator_of_complex_entries_gets_minres():
+    operator = _banded(LARGE, 0, 3, dtype=complex)
+    operator = pj.SparseLinearOperator(
+        (operator.data, operator.sparsity), pj.hermitian_tag
+    )
+    operator = operator + lx.conj(operator.T)
+    tagged = lx.TaggedLinearOperator(operator, pj.hermitian_tag)
+    assert type(pj.AutoLinearSolver(True).select_solver(tagged)) is pj.MINRES
+
+
+def _largest_array(jaxpr):
+    """The number of elements of the largest array that is computed."""
+    sizes = [v.aval.size for equation in jaxpr.eqns for v in equation.outvars]
+    for equation in jaxpr.eqns:
+        for leaf in jax.tree.leaves(
+            equation.params, is_leaf=lambda x: isinstance(x, jex.Jaxpr)
+        ):
+            if isinstance(leaf, jex.ClosedJaxpr | jex.Jaxpr):
+                sizes.append(_largest_array(getattr(leaf, "jaxpr", leaf)))
+    return max(sizes, default=0)
+
+
+def _diagonally_dominant(size):
+    ends = np.arange(size)
+    row = np.concatenate([ends, ends, ends])
+    col = np.concatenate([ends, (ends + 7) % size, (ends + 100) % size])
+    rng = np.random.default_rng(0)
+    data = np.concatenate([np.full(size, 4.0), rng.uniform(-1, 1, 2 * size)])
+    indices = jnp.asarray(np.stack([row, col], axis=1))
+    return jsparse.BCOO((jnp.asarray(data), indices), shape=(size, size))
+
+
+@pytest.mark.parametrize("well_posed", [True, False])
+def test_large_sparse_solve_and_its_gradient_make_nothing_dense(well_posed):
+    matrix = _diagonally_dominant(LARGE)
+
+    def loss(data):
+        moved = jsparse.BCOO((data, matrix.indices), shape=matrix.shape)
+        solver = pj.AutoLinearSolver(well_posed)
+        return jnp.sum(pj.linear_solve(moved, jnp.ones(LARGE), solver).value)
+
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(matrix.data)
+    assert _largest_array(jaxpr.jaxpr) <= 8 * matrix.nse  # eight columns of the estimate
+
+
+def test_default_solve_of_a_large_bcoo_and_its_gradient_are_those_of_the_matrix():
+    matrix = _diagonally_dominant(LARGE)
+    vector = np.random.default_rng(1).standard_normal(LARGE)
+
+    @jit
+    def run(data):
+        def loss(data):
+            moved = jsparse.BCOO((data, matrix.indices), shape=matrix.shape)
+            x = pj.linear_solve(moved, vector).value
+            return jnp.sum(x**2), x
+
+        return jax.grad(loss, has_aux=True)(data)
+
+    slope, x = run(matrix.data)
+    dense = np.zeros(matrix.shape)
+    row, col = np.asarray(matrix.indices).T
+    np.add.at(dense, (row, col), np.asarray(matrix.data))
+    want = np.linalg.solve(dense, vector)
+    np.testing.assert_allclose(x, want, atol=1e-9)
+    adjoint = np.linalg.solve(dense.T, 2 * want)
+    np.testing.assert_allclose(slope, -adjoint[row] * want[col], atol=1e-8)
+
+
+def test_conjugate_state_of_an_iterative_choice_solves_with_the_conjugate():
+    matrix = _diagonally_dominant(LARGE)
+    rotated = matrix.data * np.exp(1j * np.linspace(0, 1, matrix.nse))
+    operator = pj.SparseLinearOperator(
+        jsparse.BCOO((rotated, matrix.indices), shape=matrix.shape)
+    )
+    solver = pj.AutoLinearSolver(True)
+
+    @jit
+    def run(operator, vector):
+        state, options = solver.conj(solver.init(operator, {}), {})
+        return solver.compute(state, vector, options)[0]
+
+    x = run(operator, jnp.ones(LARGE, complex))
+    np.testing.assert_allclose(lx.conj(operator).mv(x), np.ones(LARGE), atol=1e-8)
