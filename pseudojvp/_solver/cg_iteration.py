@@ -11,11 +11,10 @@ from jaxtyping import Array, Bool, Integer, PyTree, Real, Scalar
 
 from .._misc import is_zero, tree_add, tree_scale, tree_sub, tree_where
 from .preconditioner import promoting
-from .tolerance import Tolerance, two_norm
+from .tolerance import max_norm, Tolerance, two_norm
 
 
 _dot = promoting(lxi.tree_dot)
-_max_norm = promoting(lxi.max_norm)
 
 
 class System(eqx.Module):
@@ -222,5 +221,5 @@ def _residual(system: System, iterate: Iterate) -> PyTree[Array]:
 
 def unit_of(vector: PyTree[Array]) -> Scalar:
     """The largest entry, or one if that is no scale."""
-    largest = _max_norm(vector)
+    largest = max_norm(vector)
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)

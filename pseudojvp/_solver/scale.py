@@ -8,18 +8,22 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._misc import Structure, tree_scale
-from .tolerance import two_norm
+from .tolerance import max_norm, two_norm
 
 
 class Divided(lx.AbstractLinearOperator):
-    """A / root², divided once before the product and once after: neither overflows."""
+    """A / root², divided once before the product and once after, of a vector near one:
+    nothing in between over- or underflows.
+    """
 
     operator: lx.AbstractLinearOperator
     root: Real[Array, ""]
 
     def mv(self, vector: PyTree[Array]) -> PyTree[Array]:
         factor = 1 / self.root
-        return tree_scale(factor, self.operator.mv(tree_scale(factor, vector)))
+        size = power_of_two(max_norm(vector)).astype(factor.dtype)
+        image = self.operator.mv(tree_scale(factor, tree_scale(1 / size, vector)))
+        return tree_scale(size, tree_scale(factor, image))
 
     def as_matrix(self) -> Inexact[Array, "rows cols"]:
         matrix = self.operator.as_matrix()

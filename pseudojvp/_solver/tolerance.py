@@ -12,7 +12,7 @@ from .._misc import first_failure, tree_sub
 from .preconditioner import promoting
 
 
-_max_norm = promoting(lxi.max_norm)
+max_norm = promoting(lxi.max_norm)
 
 
 def resolve_rtol(rtol: Any, dtype) -> Real[Array, ""]:
@@ -24,7 +24,7 @@ def resolve_rtol(rtol: Any, dtype) -> Real[Array, ""]:
 
 def two_norm(vector: PyTree[Array]) -> Real[Array, ""]:
     """Without under- or overflow of the squares."""
-    largest = _max_norm(vector)
+    largest = max_norm(vector)
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     squares = [
         jnp.sum((jnp.abs(leaf).astype(unit.dtype) / unit) ** 2)
