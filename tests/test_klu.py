@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+import scipy.sparse
 from checks import assert_close, jit
 
 import pseudojvp as pj
@@ -90,16 +91,16 @@ def test_second_derivatives_are_those_of_the_dense_formula():
 
 
 @pytest.mark.parametrize(("dtype", "probes"), [(float, SIZE), (complex, 8)])
-def test_a_batch_of_vectors_is_one_factorisation(dtype, probes):
+def test_a_batch_of_vectors_is_two_factorisations(dtype, probes):
     data, row, col, _ = _system(dtype)
     vectors = _numbers(np.random.default_rng(3), (5, SIZE), dtype)
     solve = jax.vmap(lambda vector: _solution(data, row, col, vector).value)
     want = np.linalg.solve(_dense(data, row, col), vectors.T).T
     np.testing.assert_allclose(jit(solve)(vectors), want, rtol=1e-11)
-    # One call, with the vectors and those of the estimate as columns.
+    # The vectors and those of the estimate as columns, and one step of refinement.
     program = jax.jit(solve).lower(vectors).as_text()
     calls = re.findall(r"custom_call @solve_c128.*-> tensor<1x\d+x(\d+)xcomp", program)
-    assert calls == [str(len(vectors) + probes)]
+    assert calls == [str(len(vectors) + probes), str(len(vectors))]
 
 
 @dtypes
@@ -252,3 +253,16 @@ def test_without_klujax_the_error_names_the_command():
     assert _run(_WITHOUT) == [
         '`KLU()` needs the package klujax: `pip install "pseudojvp[klu]"`.'
     ]
+
+
+@pytest.mark.slow  # ten seconds of compiling: the sort of 6e4 indices
+def test_pivots_on_a_large_mesh_lose_no_digits():
+    """2-D Poisson, 10,000 unknowns: without refinement the residual was 2.5e-8."""
+    line = scipy.sparse.diags_array(
+        [-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(100, 100)
+    )
+    matrix = scipy.sparse.csr_array(scipy.sparse.kronsum(line, line))
+    vector = np.random.default_rng(0).standard_normal(10_000)
+    solution = pj.linear_solve(matrix, vector, pj.KLU())
+    residual = vector - matrix @ np.asarray(solution.value)
+    assert np.linalg.norm(residual) <= 1e-13 * np.linalg.norm(vector)
