@@ -67,14 +67,11 @@ def test_sums_of_many_scales_fit_alike(fitted):
 
 
 def test_scale_of_the_weights_does_not_matter(fitted):
-    for scale in (1e-150, 1e150):
+    """1e±200: their squares over- and underflow."""
+    for scale in (1e-200, 1e-150, 1e150, 1e200):
         fit = cases.fit(weights=scale * cases.WEIGHTS)
         assert cases.successful(fit)
         assert_close(cases.unknowns(fit), cases.unknowns(fitted), 1e-10)
-
-
-def test_weights_whose_square_overflows_are_no_success():
-    assert not cases.successful(cases.fit(weights=1e200 * cases.WEIGHTS))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-20, 1e-15, 1e-6, 100.0])
