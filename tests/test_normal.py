@@ -282,3 +282,22 @@ def test_inner_gmres_that_is_content_with_a_large_residual_is_told(shape):
         throw=False,
     )
     assert solution.result == lx.RESULTS.stagnation
+
+
+@pytest.mark.parametrize("inner", [CG, lx.GMRES(1e-10, 1e-10)], ids=["CG", "GMRES"])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lx.MatrixLinearOperator(np.array([[2.0 - 4.0j]])),
+        lx.DiagonalLinearOperator(np.array([2.0, 3.0, 4.0])),
+        lx.TridiagonalLinearOperator(np.arange(3.0, 7), np.ones(3), np.ones(3)),
+        lx.MatrixLinearOperator(2 * np.eye(3), lx.diagonal_tag),
+    ],
+    ids=["one", "diagonal", "tridiagonal", "tagged"],
+)
+def test_operators_with_a_structure_are_solved(operator, inner):
+    vector = jnp.arange(1, 1 + operator.out_size(), dtype=operator.out_structure().dtype)
+    got = pj.linear_solve(operator, vector, pj.Normal(inner)).value
+    np.testing.assert_allclose(
+        got, np.linalg.solve(operator.as_matrix(), vector), rtol=1e-9
+    )

@@ -26,9 +26,11 @@ class Divided(lx.AbstractLinearOperator):
         return tree_scale(size, tree_scale(factor, image))
 
     def as_matrix(self) -> Inexact[Array, "rows cols"]:
-        matrix = self.operator.as_matrix()
-        root = self.root.astype(matrix.dtype)
-        return matrix / root / root
+        return self.divide(self.operator.as_matrix())
+
+    def divide(self, entries: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+        root = self.root.astype(entries.dtype)
+        return entries / root / root
 
     def transpose(self) -> "Divided":
         return Divided(self.operator.transpose(), self.root)
@@ -49,6 +51,8 @@ def _register(function, with_result):
 
 for _function in (lx.conj, lx.linearise, lx.materialise):
     _register(_function, lambda divided, operator: Divided(operator, divided.root))
+_register(lx.diagonal, Divided.divide)
+_register(lx.tridiagonal, lambda divided, bands: tuple(map(divided.divide, bands)))
 for _function in (
     lx.is_diagonal,
     lx.is_lower_triangular,
