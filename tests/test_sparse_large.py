@@ -202,7 +202,7 @@ def test_unknowns_are_at_least_1e5(name):
 def test_relative_residual_of_a_large_system_is_1e8_at_most(name, record_property):
     problem, solved = _problem(name), _solved(name)
     residual = problem.vector - problem.matrix @ solved.solution
-    record_property("relative_residual", _relative(residual, problem.vector))
+    record_property("relative_residual", float(_relative(residual, problem.vector)))
     assert solved.successful
     assert _relative(residual, problem.vector) <= 1e-8
 
@@ -211,7 +211,7 @@ def test_relative_residual_of_a_large_system_is_1e8_at_most(name, record_propert
 def test_relative_residual_of_the_adjoint_system_is_1e8_at_most(name, record_property):
     problem, solved = _problem(name), _solved(name)
     residual = problem.weights - problem.matrix.T @ solved.of_vector
-    record_property("relative_residual", _relative(residual, problem.weights))
+    record_property("relative_residual", float(_relative(residual, problem.weights)))
     assert _relative(residual, problem.weights) <= 1e-8
 
 
