@@ -91,16 +91,19 @@ def test_second_derivatives_are_those_of_the_dense_formula():
 
 
 @pytest.mark.parametrize(("dtype", "probes"), [(float, SIZE), (complex, 8)])
-def test_a_batch_of_vectors_is_two_factorisations(dtype, probes):
+def test_a_batch_of_vectors_is_one_factorisation_and_one_to_refine(dtype, probes):
     data, row, col, _ = _system(dtype)
     vectors = _numbers(np.random.default_rng(3), (5, SIZE), dtype)
     solve = jax.vmap(lambda vector: _solution(data, row, col, vector).value)
     want = np.linalg.solve(_dense(data, row, col), vectors.T).T
     np.testing.assert_allclose(jit(solve)(vectors), want, rtol=1e-11)
-    # The vectors and those of the estimate as columns, and one step of refinement.
-    program = jax.jit(solve).lower(vectors).as_text()
-    calls = re.findall(r"custom_call @solve_c128.*-> tensor<1x\d+x(\d+)xcomp", program)
-    assert calls == [str(len(vectors) + probes), str(len(vectors))]
+    # The vectors and those of the estimate as columns; a step of refinement in a branch.
+    program = jax.jit(solve).lower(vectors).compile().as_text()
+    found = re.findall(r"= c128\[1,\d+,(\d+)\].*solve_c128.*op_name=\"(.*?)\"", program)
+    calls = [(int(columns), "cond" in name) for columns, name in found]
+    assert calls.count((len(vectors) + probes, False)) == 1
+    assert calls.count((len(vectors), True)) == 1
+    assert len(calls) == 2
 
 
 @dtypes
@@ -201,6 +204,22 @@ def test_a_batch_of_patterns_is_refused():
         solve(rows)
 
 
+def test_a_permuted_triangle_without_a_diagonal_is_solved():
+    """Each pivot is off the diagonal, and none of it is stored."""
+    rng = np.random.default_rng(4)
+    row, col = np.nonzero(np.roll(np.tril(np.ones((SIZE, SIZE))), 1, axis=0))
+    row, col = row[row != col], col[row != col]
+    data = 1 + rng.uniform(size=row.size)
+    sparsity = pj.SparseLinearOperator((data, row, col, (SIZE, SIZE))).sparsity
+    assert sparsity.nonsingular
+    assert not sparsity.full_diagonal
+    vector = rng.standard_normal(SIZE)
+    solution = _solution(data, row, col, vector)
+    assert solution.result == SUCCESSFUL
+    want = np.linalg.solve(_dense(data, row, col), vector)
+    np.testing.assert_allclose(solution.value, want, rtol=1e-11)
+
+
 _SETTINGS = """
 import sys, warnings
 import jax, lineax, optimistix
@@ -255,14 +274,19 @@ def test_without_klujax_the_error_names_the_command():
     ]
 
 
-@pytest.mark.slow  # ten seconds of compiling: the sort of 6e4 indices
-def test_pivots_on_a_large_mesh_lose_no_digits():
+@pytest.mark.parametrize("repeated", [False, True], ids=["once", "twice"])
+def test_pivots_on_a_large_mesh_lose_no_digits(repeated):
     """2-D Poisson, 10,000 unknowns: without refinement the residual was 2.5e-8."""
     line = scipy.sparse.diags_array(
         [-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(100, 100)
     )
     matrix = scipy.sparse.csr_array(scipy.sparse.kronsum(line, line))
     vector = np.random.default_rng(0).standard_normal(10_000)
-    solution = pj.linear_solve(matrix, vector, pj.KLU())
+    row, col = matrix.tocoo().coords
+    data = matrix.data
+    if repeated:
+        row, col, data = np.tile(row, 2), np.tile(col, 2), np.tile(data / 2, 2)
+    operator = pj.SparseLinearOperator((data, row, col, matrix.shape))
+    solution = pj.linear_solve(operator, vector, pj.KLU())
     residual = vector - matrix @ np.asarray(solution.value)
     assert np.linalg.norm(residual) <= 1e-13 * np.linalg.norm(vector)

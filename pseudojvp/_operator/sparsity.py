@@ -22,6 +22,10 @@ class Sparsity(eqx.Module):
         `None` if the pattern is traced.
     - `padded`: whether an entry is or may be padding.
     - `full_diagonal`: whether each entry of the diagonal is stored; `None` if traced.
+    - `distinct`: whether no entry is padding or in the place of another; `None` if
+        traced.
+    - `nonsingular`: whether a permutation of the columns, of a square matrix, has a full
+        diagonal; `None` if traced.
     - `triangle`: for substitution in a square triangular matrix; `None` if the pattern
         is another, or traced.
     """
@@ -35,6 +39,8 @@ class Sparsity(eqx.Module):
     bandwidths: tuple[int, int] | None = eqx.field(static=True)
     padded: bool = eqx.field(static=True)
     full_diagonal: bool | None = eqx.field(static=True)
+    distinct: bool | None = eqx.field(static=True)
+    nonsingular: bool | None = eqx.field(static=True)
 
     @property
     def nse(self) -> int:
@@ -52,6 +58,8 @@ class Sparsity(eqx.Module):
             swap(self.bandwidths),
             self.padded,
             self.full_diagonal,
+            self.distinct,
+            self.nonsingular,
         )
 
 
@@ -82,10 +90,12 @@ def create_sparsity(
     below = kept_row - kept_col
     bandwidths = int(np.max(below, initial=0)), int(np.max(-below, initial=0))
     full_diagonal = np.unique(kept_row[below == 0]).size == min(shape)
+    positions = np.unique(kept_row * np.int64(shape[1]) + kept_col)
+    square = shape[0] == shape[1]
     triangle = None
     # What is known stays known under `jax.jit`.
     with jax.ensure_compile_time_eval():
-        if shape[0] == shape[1] and 0 in bandwidths:
+        if square and 0 in bandwidths:
             triangle = create_triangle_pattern(kept_row, kept_col, shape[0], kept, nse)
         sparsity = Sparsity(
             jnp.asarray(row, jnp.int32),
@@ -97,8 +107,19 @@ def create_sparsity(
             bandwidths,
             padded=kept.size < nse,
             full_diagonal=full_diagonal,
+            distinct=positions.size == nse,
+            nonsingular=square
+            and (full_diagonal or _full_rank(kept_row, kept_col, shape)),
         )
     return sparsity, None
+
+
+def _full_rank(row, col, shape: tuple[int, int]) -> bool:
+    """Whether any choice of the entries has full rank."""
+    import scipy.sparse.csgraph
+
+    pattern = scipy.sparse.csr_array((np.ones(row.size), (row, col)), shape)
+    return bool(scipy.sparse.csgraph.structural_rank(pattern) == min(shape))
 
 
 def _traced(row, col, shape, allow_padding: bool):
@@ -118,5 +139,7 @@ def _traced(row, col, shape, allow_padding: bool):
         None,
         padded=True,
         full_diagonal=None,
+        distinct=None,
+        nonsingular=None,
     )
     return sparsity, valid
