@@ -1,5 +1,7 @@
 """Where the entries of a sparse matrix are, sorted for all three faces of its product."""
 
+import importlib
+
 import equinox as eqx
 import jax
 import jax.core
@@ -116,10 +118,11 @@ def create_sparsity(
 
 def _full_rank(row, col, shape: tuple[int, int]) -> bool:
     """Whether any choice of the entries has full rank."""
-    import scipy.sparse.csgraph
-
-    pattern = scipy.sparse.csr_array((np.ones(row.size), (row, col)), shape)
-    return bool(scipy.sparse.csgraph.structural_rank(pattern) == min(shape))
+    # Of SciPy, which JAX needs as well; not at the top, for it takes 0.2 s.
+    csr_array = importlib.import_module("scipy.sparse").csr_array
+    csgraph = importlib.import_module("scipy.sparse.csgraph")
+    pattern = csr_array((np.ones(row.size), (row, col)), shape)
+    return bool(csgraph.structural_rank(pattern) == min(shape))
 
 
 def _traced(row, col, shape, allow_padding: bool):
