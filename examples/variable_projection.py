@@ -37,9 +37,9 @@ import pseudojvp as pj
 SELECTED = ("Lanczos2", "Lanczos3", "Gauss1", "Gauss2", "Gauss3", "Roszman1", "MGH09")
 CERTIFIED_DIGITS = 11  # NIST prints no more
 REQUIRED_DIGITS = 6
-# The residual of Lanczos1 is 1e-13 of its data. Rounding these to float64, before any
-# computation, leaves 3 digits of it, and so of the standard deviations.
-REQUIRED_DEVIATION_DIGITS = {"Lanczos1": 3}
+# The residual of Lanczos1 is 1e-13 of its data. Rounding these to float64, and what is
+# computed from them, leaves two to three digits of it, and so of the deviations.
+REQUIRED_DEVIATION_DIGITS = {"Lanczos1": 2.5}
 
 
 class Fit(NamedTuple):
