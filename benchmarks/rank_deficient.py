@@ -17,7 +17,7 @@ def _problem():
 
 
 _solvers = {
-    "ours": pseudojvp.SVD(),
+    "ours": pseudojvp.PivotedQR(),
     "same": lx.SVD(),
     "others": (lx.Normal(lx.SVD()),),
 }

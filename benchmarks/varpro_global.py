@@ -16,7 +16,7 @@ from scipy.optimize import least_squares
 
 import pseudojvp as pj
 
-from .varpro_timing import parse, print_header
+from .turns import parse, print_header
 
 
 _RATES = np.array([0.1, 0.5, 2.0, 8.0])

@@ -18,7 +18,7 @@ import optimistix as optx
 
 import pseudojvp as pj
 
-from .varpro_timing import print_header
+from .turns import print_header
 
 
 _TIMES = np.linspace(0, 12, 64)

@@ -22,7 +22,7 @@ from scipy.optimize import approx_fprime
 import pseudojvp as pj
 
 from .harness import relative_error
-from .varpro_timing import parse, print_header, take_turns
+from .turns import parse, print_header, take_turns
 
 
 @dataclasses.dataclass(frozen=True)

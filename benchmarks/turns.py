@@ -1,4 +1,4 @@
-"""Times the contenders of a variable projection benchmark in turns and prints them."""
+"""Times the contenders of a benchmark in turns, and prints them in a table."""
 
 import argparse
 import time
