@@ -218,7 +218,11 @@ def varpro(
     options = _Options(optimiser, adjoint, max_steps, exact, progress)
     args = as_arrays(args)
     closed = elimination.closed(theta0, args)
-    fit = _fit(closed, elimination, args, observations, theta0, scale, options)
+    fields = _fit(closed, args, observations, theta0, scale, options)
+    # `elimination` as given, for `args` of any shape; and not out of a compiled program,
+    # which would copy the data.
+    arrays, functions = context_of((elimination, args, observations))
+    fit = VarProFit(*fields, _arrays=arrays, _functions=functions)
     if np.ndim(data) == 1:
         fit = eqx.tree_at(
             lambda fit: (fit.coefficients, fit.residual),
@@ -237,8 +241,8 @@ class _Options(eqx.Module):
 
 
 @eqx.filter_jit
-def _fit(elimination, as_given, args, observations, theta0, scale, options) -> VarProFit:
-    """`elimination` fits; `as_given`, for `args` of any shape, goes into the fit."""
+def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
+    """The public fields of the `VarProFit`."""
     flat, unravel = jfu.ravel_pytree(theta0)
     _check_counts(
         eqx.filter_eval_shape(elimination, theta0, args, observations), flat.size
@@ -269,7 +273,7 @@ def _fit(elimination, as_given, args, observations, theta0, scale, options) -> V
         "polishing_steps": outcome.polishing_steps,
         "relative_offset": outcome.relative_offset,
     }
-    return VarProFit(
+    return (
         theta,
         at.coefficients,
         at.residual,
@@ -277,7 +281,6 @@ def _fit(elimination, as_given, args, observations, theta0, scale, options) -> V
         at.rank,
         _result(outcome, at, theta, sound_input),
         eqxi.nondifferentiable_backward(stats),
-        *context_of((as_given, args, observations)),
     )
 
 
