@@ -25,6 +25,7 @@ THIRD = [
     "definite-complex-CG",
 ]
 THIRD_REVERSE = ["tall-complex-QR", "wide-deficient-real-SVD"]
+THRICE_REVERSE = [*THIRD, "wide-deficient-complex-PivotedQR"]
 
 
 def weights(problem: Problem):
@@ -65,7 +66,7 @@ def test_second_derivative_by(problem, mix):
     assert got == pytest.approx(want, rel=problem.rtol)
 
 
-@marking_slow(lambda problem: problem.name not in THIRD)
+@marking_slow(lambda problem: problem.name not in THIRD, names=CORE)
 def test_third_tangent(problem):
     got = jit(derivatives(lambda t: problem.solve(t, t), 3))(0.0)[3]
     assert_close(got, solution_derivatives(problem.path)[3], 10 * problem.rtol)
@@ -79,7 +80,7 @@ def test_third_derivative_by_jvp_of_vjp_of_jvp(problem):
 
 
 @pytest.mark.slow  # three reverse passes: up to a minute of compiling each
-@each(CORE)
+@each(THRICE_REVERSE)
 def test_third_derivative_by_vjp_of_vjp_of_vjp(problem):
     got = jit(reverse(reverse(reverse(loss(problem)))))(0.0)
     want = loss_derivatives(problem.path, weights(problem))[3]
