@@ -2,7 +2,9 @@
 
 import math
 
+import jax.lax as lax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Real
@@ -21,7 +23,7 @@ class Divided(lx.AbstractLinearOperator):
 
     def mv(self, vector: PyTree[Array]) -> PyTree[Array]:
         factor = 1 / self.root
-        size = power_of_two(max_norm(vector)).astype(factor.dtype)
+        size = power_of_two(_largest_part(vector)).astype(factor.dtype)
         image = self.operator.mv(tree_scale(factor, tree_scale(1 / size, vector)))
         return tree_scale(size, tree_scale(factor, image))
 
@@ -71,8 +73,19 @@ def _(operator):
     return False
 
 
+def _largest_part(vector: PyTree[Array]) -> Real[Array, ""]:
+    """The largest real or imaginary part.
+
+    Without rounding: XLA may compute it twice, for a division and the multiplication that
+    undoes it, and a modulus near a power of two could be on either side of it.
+    """
+    parts = [(leaf.real, leaf.imag) for leaf in jtu.tree_leaves(vector)]
+    return max_norm(parts)
+
+
 def power_of_two(largest: Real[Array, ""]) -> Real[Array, ""]:
-    """An even one near `largest`, with a finite inverse."""
+    """An even one near `largest`, with a finite inverse; a constant to derivatives."""
+    largest = lax.stop_gradient(largest)
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
     limit = -jnp.finfo(largest.dtype).minexp
     half = jnp.clip(exponent - 1, -limit, limit) // 2
