@@ -14,6 +14,10 @@ import numpy as np
 import pseudojvp
 
 
+# Those of OpenBLAS, of which SciPy and NumPy bring one each, wait for some milliseconds.
+_PAUSE_S = 0.02
+
+
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """One row of the table: one program, run by ours and by lineax's solvers.
@@ -91,12 +95,12 @@ def measure(workload: Workload, rounds: int) -> Row:
         *(_compile(program, arguments) for program in programs), strict=True
     )
     errors = [relative_error(call(*arguments), reference) for call in compiled]
-    calls_a_sample = [_calls_a_sample(call, arguments) for call in compiled]
+    counts = [calls_a_sample(call, arguments) for call in compiled]
     milliseconds = np.array(
         [
             [
-                _sample(call, arguments, calls)
-                for call, calls in zip(compiled, calls_a_sample, strict=True)
+                sample(call, arguments, calls)
+                for call, calls in zip(compiled, counts, strict=True)
             ]
             for _ in range(rounds)
         ]
@@ -127,17 +131,23 @@ def _compile(program: Callable, arguments: tuple) -> tuple[Callable, float]:
     return compiled, min(seconds)
 
 
-def _sample(call: Callable, arguments: tuple, calls: int) -> float:
-    """The time of one call in milliseconds, averaged over `calls` calls on end."""
+def sample(call: Callable, arguments: tuple, calls: int) -> float:
+    """The time of one call in milliseconds, averaged over `calls` calls on end.
+
+    After a pause, in which the threads that the last contender left waiting in a busy
+    loop fall asleep, and a call that is not counted.
+    """
+    time.sleep(_PAUSE_S)
+    jax.block_until_ready(call(*arguments))
     start = time.perf_counter()
     for _ in range(calls):
         jax.block_until_ready(call(*arguments))
     return 1e3 * (time.perf_counter() - start) / calls
 
 
-def _calls_a_sample(call: Callable, arguments: tuple) -> int:
+def calls_a_sample(call: Callable, arguments: tuple) -> int:
     """Enough calls for a sample of 3 ms, well above what the clock and a switch cost."""
-    warm = min(_sample(call, arguments, 1) for _ in range(3))
+    warm = min(sample(call, arguments, 1) for _ in range(3))
     return min(max(math.ceil(3 / warm), 1), 50)
 
 

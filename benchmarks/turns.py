@@ -1,14 +1,13 @@
 """Times the contenders of a benchmark in turns, and prints them in a table."""
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from . import report
+from .harness import calls_a_sample, sample
 
 
 def parse(question: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -30,15 +29,15 @@ def take_turns(
     errors: Mapping[str, float],
     rounds: int,
 ) -> None:
-    """Prints a table: each contender is called once a round, after one call unmeasured.
+    """Prints a table of samples, one of each contender a round.
 
     The ratio is its time over that of the first, the median over the rounds: above 1, the
     first is faster.
     """
-    for call in contenders.values():
-        jax.block_until_ready(call())
+    counts = [calls_a_sample(call, ()) for call in contenders.values()]
+    turn = list(zip(contenders.values(), counts, strict=True))
     milliseconds = np.array(
-        [[_milliseconds(call) for call in contenders.values()] for _ in range(rounds)]
+        [[sample(call, (), calls) for call, calls in turn] for _ in range(rounds)]
     )
     ratios = np.median(milliseconds / milliseconds[:, :1], axis=0)
     lower, median, upper = np.percentile(milliseconds, [25, 50, 75], axis=0)
@@ -52,9 +51,3 @@ def take_turns(
             f"{errors[name]:.1e} |",
             flush=True,
         )
-
-
-def _milliseconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return 1e3 * (time.perf_counter() - start)
