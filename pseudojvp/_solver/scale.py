@@ -2,7 +2,6 @@
 
 import math
 
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -84,8 +83,7 @@ def _largest_part(vector: PyTree[Array]) -> Real[Array, ""]:
 
 
 def power_of_two(largest: Real[Array, ""]) -> Real[Array, ""]:
-    """An even one near `largest`, with a finite inverse; a constant to derivatives."""
-    largest = lax.stop_gradient(largest)
+    """An even one near `largest`, with a finite inverse."""
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
     limit = -jnp.finfo(largest.dtype).minexp
     half = jnp.clip(exponent - 1, -limit, limit) // 2
