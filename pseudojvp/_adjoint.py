@@ -11,7 +11,7 @@ import optimistix as optx
 from jaxtyping import Array, PyTree
 
 from ._linear_solve import apply_pseudoinverse, create_problem, nondifferentiable
-from ._misc import check_solver, tree_neg
+from ._misc import after, check_solver, tree_neg
 from ._solver import AutoLinearSolver
 
 
@@ -125,15 +125,16 @@ def _root_jvp(primals, tangents):
     perturbed = jtu.tree_map(lambda t: t is not None, t_inputs, is_leaf=is_none)
     theta, others = eqx.partition(inputs, perturbed)
 
-    def of_root(root, _):
-        return equation.function(root, rest, inputs)
-
-    def of_theta(theta):
+    def function(root, theta):
         return equation.function(root, rest, eqx.combine(theta, others))
 
-    jacobian = lx.JacobianLinearOperator(of_root, root, tags=equation.tags)
-    _, t_function = jax.jvp(of_theta, (theta,), (t_inputs,))
+    _, push = jax.linearize(function, root, theta)
+    by_root = lambda t_root: push(t_root, jtu.tree_map(jnp.zeros_like, theta))
+    structure = jax.eval_shape(lambda: root)
+    jacobian = lx.FunctionLinearOperator(by_root, structure, equation.tags)
     problem, _ = create_problem(jacobian, solver, throw=equation.throw)
+    root, t_theta = after(problem.state, (root, t_inputs))
+    t_function = push(jtu.tree_map(jnp.zeros_like, root), t_theta)
     # As a derivative: if the solve fails, tangents and cotangents are NaN.
     t_root, *_ = apply_pseudoinverse(problem.for_derivative(), tree_neg(t_function))
     return (root, rest), (t_root, _zero_tangent(rest, t_root))

@@ -35,6 +35,7 @@ from jaxtyping import Array, PyTree
 
 from ._failure import raise_if_failed
 from ._misc import (
+    after,
     all_finite,
     nan_after_failure,
     nan_unless,
@@ -145,7 +146,7 @@ def _jvp(primals, tangents):
     else:
         out, result, stats = bind(problem, rhs, wanted)
         # Before and after, so that tangent and adjoint solves wait for the primal: see
-        # `_after` in `_saddle_point.py`.
+        # `after`.
         if not problem.derivative:
             t_rhs = nan_after_failure(result, t_rhs)
         t_out = _derivative(problem, t_rhs, wanted)
@@ -184,9 +185,11 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
         if wanted.unknown and x is not None:
             u = _adjoint_pseudoinverse(problem, x)
             z = t_adjoint(u)
+        # Before and after, so that neither tangents nor cotangents are solved for
+        # before u is there: see `after`.
+        t_v, t_w = after(u, (t_v, t_w))
         t_r, t_x = _derivative_with_null_part(problem, t_v, t_w, z, wanted)
-        if u is not None:
-            t_r, t_x = _waiting_for(u, (t_r, t_x))
+        t_r, t_x = after(u, (t_r, t_x))
         if rhs.unknown is not None:
             more = _outside_row_space(problem, t_forward, rhs.unknown, wanted)
             t_r, t_x = tree_add(t_r, more.data), tree_add(t_x, more.unknown)
@@ -195,18 +198,6 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
             problem, t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
         )
     return out, result, stats, Blocks(t_r, t_x, t_p)
-
-
-def _waiting_for(known: PyTree[Array], tangent: PyTree[Array]) -> PyTree[Array]:
-    """`tangent`; its cotangent is not solved for before `known` is there.
-
-    For `_after` in `_saddle_point.py` says why.
-    """
-    zero = jnp.zeros((), jnp.float32)
-    for leaf in jtu.tree_leaves(known):
-        first = 0 * jnp.abs(leaf.reshape(-1)[:1])  # float32 need not hold the entry
-        zero = zero + jnp.sum(first).astype(zero.dtype)
-    return jtu.tree_map(lambda leaf: leaf * (1 + zero).astype(leaf.dtype), tangent)
 
 
 def _derivative_with_null_part(problem: Problem, v, w, z, wanted: Blocks):

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
 from ._misc import (
     adjoint,
+    after,
     check_options,
     first_failure,
     tree_add,
@@ -163,26 +163,16 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     v = None if rhs.data is None else data.ravel(rhs.data)
     w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
     qh_v = None if v is None else state.qh_mv(v)
-    rh_w = None if w is None else state.r_solve(_after(qh_v, w), adjoint=True)
+    rh_w = None if w is None else state.r_solve(after(qh_v, w), adjoint=True)
     c = tree_sub(qh_v, rh_w)
     x = state.r_solve(c) if wanted.unknown else None
     r = None
     if wanted.data and problem.independent_rows:
-        r = data.unravel(state.q_mv(_after(x, rh_w)))
+        r = data.unravel(state.q_mv(after(x, rh_w)))
     elif wanted.data:
-        r = data.unravel(tree_sub(v, state.q_mv(_after(x, c))))
+        r = data.unravel(tree_sub(v, state.q_mv(after(x, c))))
     x = None if x is None else unknown.unravel(x)
     return Blocks(r, x, None), solver.result(state), solver.stats(state)
-
-
-def _after(other: Array | None, array):
-    """`array`, with a data dependency on `other`.
-
-    Batched LAPACK calls without one can wait for each other for ever on the CPU, when
-    they are as many as the threads (jaxlib 0.10.2). XLA cannot fold the zero: x may be
-    NaN, and then so is the solve.
-    """
-    return array if other is None else array + 0 * jnp.sum(other[:1])
 
 
 def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: Blocks):
@@ -195,20 +185,20 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     qh_v = None if v is None else state.qh_mv(v)
     th_w = None
     if w is not None:
-        th_w = state.t_solve(state.zh_mv(_after(qh_v, w)), adjoint=True)
+        th_w = state.t_solve(state.zh_mv(after(qh_v, w)), adjoint=True)
     c = tree_sub(qh_v, th_w)
     x = r = p = None
     last = c
     if wanted.unknown:
         last = x = state.z_mv(state.t_solve(c))
     if wanted.data:
-        last = r = tree_sub(v, state.q_mv(_after(last, c)))
+        last = r = tree_sub(v, state.q_mv(after(last, c)))
     if wanted.projection:
         y = unknown.ravel(rhs.projection)
-        last = p = state.z_mv(state.zh_mv(_after(last, y)))
+        last = p = state.z_mv(state.zh_mv(after(last, y)))
     # Whoever needs one of them waits for all.
-    x = None if x is None else unknown.unravel(_after(last, x))
-    r = None if r is None else data.unravel(_after(last, r))
+    x = None if x is None else unknown.unravel(after(last, x))
+    r = None if r is None else data.unravel(after(last, r))
     p = None if p is None else unknown.unravel(p)
     return Blocks(r, x, p), solver.result(state), solver.stats(state)
 

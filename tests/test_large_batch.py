@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import pytest
 
 import pseudojvp as pj
@@ -48,18 +50,25 @@ def _compiled_gradient(name, power):
 
 
 def _computations(text):
-    """For each computation of an HLO module: instruction to (operands, LAPACK call?)."""
-    current = None
-    computations = []
+    """For each computation of an HLO module: instruction to (operands, LAPACK call?).
+
+    A loop with a LAPACK call in it counts as one.
+    """
+    computations, calling = [], set()
     for line in text.splitlines():
-        if re.match(r"^(ENTRY )?%?[\w.\-]+ .*\{$", line):
-            current = {}
-            computations.append(current)
+        header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if header:
+            computations.append({})
         instruction = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line)
-        if instruction:
+        if header:
+            computation = header.group(1)
+        elif instruction:
             name, rest = instruction.groups()
-            is_call = 'custom_call_target="lapack' in rest
-            current[name] = (re.findall(r"%([\w.\-]+)", rest), is_call)
+            operands = re.findall(r"%([\w.\-]+)", rest)
+            is_call = 'custom_call_target="lapack' in rest or calling & set(operands)
+            if is_call:
+                calling.add(computation)
+            computations[-1][name] = (operands, bool(is_call))
     return computations
 
 
@@ -87,10 +96,38 @@ _each_power = pytest.mark.parametrize(
 @_each_power
 @pytest.mark.parametrize("name", SOLVERS)
 def test_library_calls_of_a_batched_gradient_have_an_order(name, power):
-    found = map(_unordered_calls, _computations(_compiled_gradient(name, power)))
+    _check_order(_compiled_gradient(name, power))
+
+
+def _check_order(text):
+    found = map(_unordered_calls, _computations(text))
     counts, pairs = zip(*found, strict=True)
     assert sum(counts) > 0
     assert not any(pairs)
+
+
+def _fits(data):
+    x = np.linspace(0, 3, data.shape[1])
+
+    def decays(theta, _):
+        decay = jnp.exp(-x[:, None] * jnp.exp(theta))
+        return jnp.concatenate([decay, jnp.ones((x.size, 1))], axis=1)
+
+    return pj.varpro_batch(decays, data, jnp.array([0.0, 1.0]), chunk_size=100)
+
+
+@pytest.mark.parametrize("shape", [(250, 20), (250, 20, 30)], ids=["own", "shared"])
+def test_library_calls_of_the_statistics_of_many_fits_have_an_order(shape):
+    fits = eqx.filter_eval_shape(_fits, jax.ShapeDtypeStruct(shape, float))
+    statistics = jax.jit(lambda fits: fits.statistics())
+    _check_order(statistics.lower(fits).compile().as_text())
+
+
+@pytest.mark.slow
+def test_library_calls_of_the_gradient_of_many_fits_have_an_order():
+    gradient = jax.jit(jax.grad(lambda data: jnp.sum(_fits(data).coefficients)))
+    data = jax.ShapeDtypeStruct((250, 20), float)
+    _check_order(gradient.lower(data).compile().as_text())
 
 
 # 10,000 problems, in a subprocess, so that a deadlock is a failure.

@@ -57,15 +57,6 @@ def reciprocal_condition(
     return jnp.where(jnp.isfinite(rcond), rcond, 0)
 
 
-def after_estimate(rcond: Real[Array, ""], vector: Inexact[Array, "..."]):
-    """`vector`, with a data dependency on the estimate.
-
-    Batched LAPACK calls without one can wait for each other for ever on the CPU, when
-    they are as many as the threads (jaxlib 0.10.2).
-    """
-    return vector + (0 * rcond).astype(vector.dtype)
-
-
 def full_rank_result(rcond: Real[Array, ""], rows: int, cols: int) -> lx.RESULTS:
     """`singular` if the estimate is at most eps max(rows, cols)."""
     cutoff = jnp.finfo(rcond.dtype).eps * max(rows, cols)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
-from .._misc import check_options, check_square
+from .._misc import after, check_options, check_square
 from .._operator.sparse import SparseLinearOperator, untagged
 from .condition import (
-    after_estimate,
     full_rank_result,
     largest_entries,
     reciprocal_condition,
@@ -63,7 +62,7 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         check_options(self, options)
         out_structure, in_structure = state.structures.value
-        flat = after_estimate(state.rcond, out_structure.ravel(vector))
+        flat = after(state.rcond, out_structure.ravel(vector))
         columns = self.solve_columns(state.factors, flat[:, None], state.transposed.value)
         result = full_rank_result(state.rcond, flat.size, flat.size)
         return in_structure.unravel(columns[:, 0]), result, {"rcond": state.rcond}

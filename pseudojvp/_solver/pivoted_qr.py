@@ -9,9 +9,8 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
-from .._misc import check_options
+from .._misc import after, check_options
 from .condition import (
-    after_estimate,
     reciprocal_condition,
     resolve_rcond,
 )
@@ -52,7 +51,7 @@ class PivotedQRState(eqx.Module):
     def t_solve(
         self, c: Inexact[Array, " k"], *, adjoint: bool = False
     ) -> Inexact[Array, " k"]:
-        c = after_estimate(self.rcond, c)
+        c = after(self.rcond, c)
         trans = "N" if adjoint != self.wide.value else "C"
         return jsl.solve_triangular(self.t_adjoint, c, trans=trans)
 
@@ -62,14 +61,14 @@ class PivotedQRState(eqx.Module):
 
     def _long_h_mv(self, vector):
         if self.outer is not None:
-            vector = self.outer.adjoint_mv(after_estimate(self.rcond, vector))
+            vector = self.outer.adjoint_mv(after(self.rcond, vector))
         return self._kept(_matmul(self.inner.conj().T, vector))
 
     def _short_mv(self, c):
         return self.z.mv(c)[self.permutation[1]]
 
     def _short_h_mv(self, vector):
-        vector = after_estimate(self.rcond, vector[self.permutation[0]])
+        vector = after(self.rcond, vector[self.permutation[0]])
         return self._kept(self.z.adjoint_mv(vector))
 
     def _kept(self, c):
@@ -148,8 +147,8 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         rank = jnp.sum(pivots / unit > cutoff * largest)
         kept = jnp.arange(r.shape[0]) < rank
 
-        # R = Q₁^H A P is T Z^H P. It waits for Q₁: see `after_estimate`.
-        r = jnp.where(kept[:, None], r, 0) + 0 * jnp.sum(inner[:1, :1])
+        # R = Q₁^H A P is T Z^H P.
+        r = after(inner[:1, :1], jnp.where(kept[:, None], r, 0))
         z = Reflectors.of(r.conj().T)
         t_adjoint = z.r + jnp.diag(jnp.where(kept, 0, unit).astype(r.dtype))
         # Pivots above the cutoff do not prove that singular values are.

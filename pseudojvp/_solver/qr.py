@@ -6,9 +6,8 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
-from .._misc import check_options
+from .._misc import after, check_options
 from .condition import (
-    after_estimate,
     full_rank_result,
     largest_entries,
     reciprocal_condition,
@@ -29,13 +28,13 @@ class QRState(eqx.Module):
         return self.reflectors.mv(short)
 
     def qh_mv(self, long: Inexact[Array, " long"]) -> Inexact[Array, " short"]:
-        return self.reflectors.adjoint_mv(after_estimate(self.rcond, long))
+        return self.reflectors.adjoint_mv(after(self.rcond, long))
 
     def r_solve(
         self, short: Inexact[Array, " short"], *, adjoint: bool = False
     ) -> Inexact[Array, " short"]:
         r = self.reflectors.rows[:, : short.size].mT
-        short = after_estimate(self.rcond, short)
+        short = after(self.rcond, short)
         return jsl.solve_triangular(r, short, trans="C" if adjoint else "N")
 
 

@@ -97,9 +97,13 @@ class Elimination(eqx.Module):
     caller: str = eqx.field(static=True)
 
     def __call__(
-        self, theta: PyTree[Array], args: Any, observations: Observations
+        self,
+        theta: PyTree[Array],
+        args: Any,
+        observations: Observations,
+        factors: Factors | None = None,
     ) -> Eliminated:
-        """Factorises A and solves for c."""
+        """Factorises A, or takes its factors, and solves for c."""
         phi = self.model.matrix(theta, args, self.caller)
         shift = self.model.shift(theta, args, self.caller)
         check_shapes(phi, shift, observations.data, self.caller)
@@ -107,7 +111,8 @@ class Elimination(eqx.Module):
         b = observations.data.astype(dtype)
         if shift is not None:
             b = b - spread(shift, observations.gain, dtype)
-        factors = Factors.create(phi, observations, self.solver, dtype)
+        if factors is None:
+            factors = Factors.create(phi, observations, self.solver, dtype)
         both = Blocks(True, True, False)
         (r, c, _), result, stats = factors.apply(observations.weigh(b), None, both)
         if r is None:  # the solver takes square A for regular: nothing is left

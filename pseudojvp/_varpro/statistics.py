@@ -10,6 +10,7 @@ import lineax as lx
 from jaxtyping import Array, Float, Inexact, Integer
 
 from .._linear_solve import create_problem
+from .._misc import after
 from .._primitive import bind
 from .._saddle_point import Blocks
 from .._solver import PivotedQR
@@ -141,10 +142,20 @@ def predict(
 
 def _errors(fit, context, absolute_weights: bool) -> _Errors:
     elimination, args, observations = context
-    at = elimination(fit.theta, args, observations)
-    theta_covariance, theta_rank = _gram_inverse_of_theta(
-        elimination, fit.theta, args, observations
+    shift = eqx.filter_eval_shape(
+        elimination.model.shift, fit.theta, args, elimination.caller
     )
+    reduced = compress(observations, None if shift is None else shift.shape)
+    theta = fit.theta if reduced is observations else after(reduced, fit.theta)
+    at = elimination(theta, args, reduced)
+    theta_covariance, theta_rank = _gram_inverse_of_theta(
+        elimination, theta, args, reduced, at
+    )
+    if reduced is not observations:
+        observations = after(theta_covariance, observations)
+        at = elimination(theta, args, observations, at.factors)
+    gram_inverse = _gram_inverse(at, theta_covariance)
+    gain = _gain(elimination, after(gram_inverse, theta), args, observations, at)
     ways = 2 if jnp.iscomplexobj(at.residual) else 1
     k = at.residual.shape[1]
     rank = k * at.rank if at.rank.ndim == 0 else jnp.sum(at.rank)
@@ -157,8 +168,8 @@ def _errors(fit, context, absolute_weights: bool) -> _Errors:
         chi_square,
         freedom,
         scale.astype(theta_covariance.dtype) * theta_covariance,
-        _gram_inverse(at),
-        _gain(elimination, fit.theta, args, observations, at),
+        gram_inverse,
+        gain,
     )
 
 
@@ -171,14 +182,9 @@ def _count(observations: Observations) -> Integer[Array, ""]:
     return times * jnp.count_nonzero(observations.weights)
 
 
-def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations):
+def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations, at):
     """(JᵀJ)⁻¹ for J = −(I − A A†) D, or NaN, and the rank of J."""
-    shift = eqx.filter_eval_shape(
-        elimination.model.shift, theta, args, elimination.caller
-    )
-    reduced = compress(observations, None if shift is None else shift.shape)
-    at = elimination(theta, args, reduced)
-    jacobian = elimination.jacobian(theta, args, reduced, at, exact=False)
+    jacobian = elimination.jacobian(theta, args, observations, at, exact=False)
     jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
     # Columns of one length, so that the rank does not depend on the units of θ.
     size = jnp.linalg.norm(jacobian, axis=0)
@@ -199,10 +205,11 @@ def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations):
     return jnp.where(determined, inverse, jnp.nan), ranks[0]
 
 
-def _gram_inverse(at: Eliminated) -> Inexact[Array, "k n n"]:
+def _gram_inverse(at: Eliminated, earlier) -> Inexact[Array, "k n n"]:
     """(AᴴA)†, one for all columns or one for each."""
     n, k = at.coefficients.shape
-    identity = jnp.eye(n, dtype=at.coefficients.dtype)
+    earlier = earlier, at.coefficients
+    identity = after(earlier, jnp.eye(n, dtype=at.coefficients.dtype))
     wanted = Blocks(False, True, False)
     if at.factors.shared:
         (_, x, _), _, _ = at.factors.apply(None, identity, wanted)
