@@ -138,7 +138,7 @@ def varpro_batch(
     offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
-        optx.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
+        optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)
     ),
     jacobian: str = "exact",
     theta_scale: PyTree[ArrayLike] | None = None,

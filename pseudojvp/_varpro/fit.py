@@ -132,7 +132,7 @@ def varpro(
     offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
-        optx.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
+        optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)
     ),
     jacobian: str = "exact",
     theta_scale: PyTree[ArrayLike] | None = None,
@@ -169,8 +169,9 @@ def varpro(
         on; `QR()` is faster, and a Φ without full rank fails.
     - `optimiser`: a least-squares solver or minimiser of Optimistix, for
         θ / `theta_scale` and the residual over ‖W data‖. Defaults to
-        `optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)`. At most ten undamped
-        Gauss–Newton steps follow, while they bring r closer to orthogonal to ∂r/∂θ.
+        `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`, which starts with a damping
+        of 1e-3 of the largest diagonal entry of JᵀJ. At most twenty undamped Gauss–Newton
+        steps follow, while they bring r closer to orthogonal to ∂r/∂θ.
     - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part
         within the range of Φ: the same gradient, a little cheaper, slower convergence
         where residuals are large. Defaults to `"exact"`.
@@ -205,7 +206,8 @@ def varpro(
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973); Kaufman, BIT 15 (1975);
     O'Leary & Rust, Comput. Optim. Appl. 54 (2013); Bates & Watts, Technometrics 23
-    (1981), for the relative offset.
+    (1981), for the relative offset; Madsen, Nielsen & Tingleff, *Methods for Non-Linear
+    Least Squares Problems* (2004), (3.14), for the first damping.
     """
     elimination, observations, exact = prepare(
         "varpro", basis, data, weights, offset, solver, jacobian
@@ -358,7 +360,7 @@ def _check_types(optimiser, adjoint, max_steps) -> None:
     ):
         raise TypeError(
             f"`varpro(optimiser=...)` got {optimiser!r}. Pass a least-squares solver or "
-            "a minimiser of Optimistix, as `optimistix.LevenbergMarquardt(1e-8, 1e-8)`."
+            "a minimiser of Optimistix, as `optimistix.LevenbergMarquardt(1e-5, 1e-5)`."
         )
     if adjoint is not None and not isinstance(adjoint, optx.AbstractAdjoint):
         raise TypeError(

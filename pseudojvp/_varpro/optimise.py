@@ -24,9 +24,15 @@ from .residual import residual_columns
 
 # Undamped steps after the optimiser. Levenberg–Marquardt compares sums of squares, in
 # which a change of θ by √eps is lost in rounding; a Gauss–Newton step has no such floor.
-_POLISHING_STEPS = 10
+_POLISHING_STEPS = 20
+# What Levenberg–Marquardt first adds to the diagonal of JᵀJ, over its largest entry:
+# Madsen, Nielsen & Tingleff, Methods for Non-Linear Least Squares Problems (2004),
+# (3.14).
+_FIRST_DAMPING = 1e-3
 # Bates & Watts (1981): below it, what is left to gain is lost in the statistical error.
 _LARGEST_OFFSET = 1e-3
+# θ is then known to 1e-10 of its standard deviation, and a batch waits for its slowest.
+_NEGLIGIBLE_OFFSET = 1e-10
 # Residuals below this multiple of eps ‖W y‖ are rounding.
 _ROUNDING = 1e2
 
@@ -80,8 +86,10 @@ def _search(inputs):
         reduced = observations
     else:
         reduced = compress(observations, settings.shift_shape)
+    step = _GaussNewtonStep(elimination, args, reduced, settings)
     # Optimistix takes no other dtype than the default (0.1.0).
     working = jnp.result_type(float)
+    unit = _first_unit(step, start).astype(working)
 
     def residual(point, elimination):
         inputs = elimination, args, reduced
@@ -90,7 +98,7 @@ def _search(inputs):
         flat = as_real(columns).astype(working)
         if settings.progress is not None:
             jax.debug.callback(settings.progress.show, jnp.linalg.norm(flat))
-        return flat
+        return flat / unit
 
     if settings.progress is not None:
         jax.debug.callback(settings.progress.begin)
@@ -103,7 +111,6 @@ def _search(inputs):
         adjoint=settings.adjoint,
         throw=False,
     )
-    step = _GaussNewtonStep(elimination, args, reduced, settings)
     point, polishing_steps, at = _polish(
         step, solution.value.astype(start.dtype), while_loop
     )
@@ -118,6 +125,16 @@ def _search(inputs):
     result = results.where(unknown, stopped, result)
     num_steps = jnp.asarray(solution.stats["num_steps"])
     return point, Outcome(result, num_steps, polishing_steps, at.relative_offset)
+
+
+def _first_unit(step: "_GaussNewtonStep", start: Float[Array, " q"]) -> Float[Array, ""]:
+    """In which r is measured so that the I of JᵀJ + I damps as `_FIRST_DAMPING` says."""
+    if isinstance(step.settings.optimiser, optx.AbstractMinimiser):
+        return jnp.ones((), start.dtype)
+    _, jacobian = step.linearised(start)
+    longest = jnp.max(jnp.linalg.norm(jacobian, axis=0))
+    unit = jax.lax.stop_gradient(math.sqrt(_FIRST_DAMPING) * longest)
+    return jnp.where(jnp.isfinite(unit) & (unit > 0), unit, 1)
 
 
 class _State(eqx.Module):
@@ -136,15 +153,18 @@ class _GaussNewtonStep(eqx.Module):
     observations: Observations
     settings: Settings
 
-    def __call__(self, point: Float[Array, " q"]) -> _State:
+    def linearised(self, point: Float[Array, " q"]):
+        """r and ∂r/∂point, as real numbers."""
         theta = self.settings.theta(point)
         at = self.elimination(theta, self.args, self.observations)
         jacobian = self.elimination.jacobian(
             theta, self.args, self.observations, at, exact=self.settings.exact
         )
-        r = as_real(at.residual)
         jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
-        jacobian = jacobian * self.settings.scale.astype(jacobian.dtype)
+        return as_real(at.residual), jacobian * self.settings.scale.astype(jacobian.dtype)
+
+    def __call__(self, point: Float[Array, " q"]) -> _State:
+        r, jacobian = self.linearised(point)
         # Columns of one length: none is lost for the scale of its parameter.
         length = jnp.linalg.norm(jacobian, axis=0)
         length = jnp.where(length > 0, length, 1)
@@ -184,7 +204,8 @@ def _polish(step: _GaussNewtonStep, point, while_loop):
         point, at = jtu.tree_map(
             lambda new, old: jnp.where(better, new, old), (new_point, new_at), (point, at)
         )
-        return point, evaluations + better, at, ~better
+        negligible = at.relative_offset <= _NEGLIGIBLE_OFFSET
+        return point, evaluations + better, at, ~better | negligible
 
     # Before the first evaluation, at the point itself, all is as bad as can be.
     structure = eqx.filter_eval_shape(step, point)
