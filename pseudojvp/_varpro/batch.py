@@ -14,7 +14,8 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Re
 from .._adjoint import PseudoinverseAdjoint
 from .._operator.as_operator import as_inexact
 from .._solver import PivotedQR
-from .fit import as_arrays, context_of, raise_if_failed, varpro, VarProFit
+from .failure import raise_if_failed
+from .fit import as_arrays, context_of, varpro, VarProFit
 from .progress import ChunkBar
 from .residual import check_theta, prepare
 from .statistics import VarProPrediction, VarProStatistics

@@ -16,8 +16,9 @@ from .._adjoint import PseudoinverseAdjoint
 from .._misc import all_finite
 from .._solver import PivotedQR
 from .elimination import Eliminated, Elimination
+from .failure import raise_if_failed, result_of
 from .model import Observations
-from .optimise import optimise, Outcome, Settings
+from .optimise import optimise, Settings
 from .progress import EvaluationLine
 from .real import as_real
 from .residual import check_theta, prepare
@@ -281,7 +282,7 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         at.residual,
         0.5 * jnp.sum(as_real(at.residual) ** 2),
         at.rank,
-        _result(outcome, at, theta, sound_input),
+        result_of(outcome, at, theta, sound_input),
         eqxi.nondifferentiable_backward(stats),
     )
 
@@ -289,63 +290,6 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
 def context_of(context: tuple[Elimination, Any, Observations]):
     """The last two fields of a `VarProFit`."""
     return eqxi.hashable_partition(context, eqx.is_array)
-
-
-def _result(outcome: Outcome, at: Eliminated, theta, sound_input) -> optx.RESULTS:
-    """The first of: unusable input, a failed elimination, a failed search."""
-    results = optx.RESULTS
-    result = outcome.result
-    sound = all_finite((theta, at.residual, at.coefficients))
-    result = results.where(sound, result, results.nonfinite)
-    # Of a basis that is not finite, a solver may say that it is singular.
-    model, _ = eqx.partition(at.factors.problem.operator, eqx.is_inexact_array)
-    eliminated = results.where(
-        all_finite(model), results.promote(at.result), results.nonfinite
-    )
-    result = results.where(eliminated == results.successful, result, eliminated)
-    unusable = results.promote(lx.RESULTS.nonfinite_input)
-    return results.where(sound_input, result, unusable)
-
-
-def raise_if_failed(fit: PyTree) -> PyTree:
-    """Returns `fit`, with a run-time error if it failed, or one member of a batch did."""
-    results = optx.RESULTS
-    kinds = [
-        (
-            results.nonfinite_input,
-            "got NaN, Inf or a negative weight among `data`, `weights` and `theta0`. "
-            "Give unusable data the weight zero and any finite value.",
-        ),
-        (
-            results.nonlinear_max_steps_reached,
-            "reached `max_steps` before the residual was stationary. Raise `max_steps`, "
-            "or start closer; `fit.stats['relative_offset']` tells how far it is.",
-        ),
-        (
-            results.stagnation,
-            "stopped at a point where the residual is not stationary in theta. Try "
-            "another start, another `theta_scale`, or smaller tolerances of `optimiser`.",
-        ),
-        (
-            results.nonfinite,
-            "met NaN or Inf: the basis or the offset is not finite at `theta0`, or the "
-            "search left the range where it is. Start elsewhere, or fit a "
-            "transformed parameter, such as the logarithm of a positive one.",
-        ),
-        (
-            results.singular,
-            "ended where the basis has no full rank. Use `solver=PivotedQR()`, which "
-            "truncates it, or fewer columns.",
-        ),
-    ]
-    messages = ["`varpro` failed. Pass `throw=False` and look at `result`."]
-    index = jnp.array(0)
-    for kind, saw in kinds:
-        index = jnp.where(fit.result == kind, len(messages), index)
-        messages.append(f"`varpro` {saw} With `throw=False` this is `result` instead.")
-    failed = fit.result != results.successful
-    index = jnp.max(jnp.where(failed, index, 0))  # of a batch, one message
-    return eqx.branched_error_if(fit, jnp.any(failed), index, messages)
 
 
 def as_arrays(args: Any) -> Any:
