@@ -13,6 +13,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._linear_solve import apply_pseudoinverse, create_problem
+from .._misc import after
 from .._solver import PivotedQR
 from .compression import compress
 from .elimination import Elimination
@@ -90,6 +91,7 @@ def _search(inputs):
     # Optimistix takes no other dtype than the default (0.1.0).
     working = jnp.result_type(float)
     unit = _first_unit(step, start).astype(working)
+    start = after(unit, start)
 
     def residual(point, elimination):
         inputs = elimination, args, reduced
@@ -204,7 +206,8 @@ def _polish(step: _GaussNewtonStep, point, while_loop):
         point, at = jtu.tree_map(
             lambda new, old: jnp.where(better, new, old), (new_point, new_at), (point, at)
         )
-        negligible = at.relative_offset <= _NEGLIGIBLE_OFFSET
+        offset = at.relative_offset  # zero where r is rounding: unknown
+        negligible = (offset > 0) & (offset <= _NEGLIGIBLE_OFFSET)
         return point, evaluations + better, at, ~better | negligible
 
     # Before the first evaluation, at the point itself, all is as bad as can be.
