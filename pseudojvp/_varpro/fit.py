@@ -169,10 +169,12 @@ def varpro(
         a rank-deficient Φ, in residual, Jacobian and coefficients alike, and the fit goes
         on; `QR()` is faster, and a Φ without full rank fails.
     - `optimiser`: a least-squares solver or minimiser of Optimistix, for
-        θ / `theta_scale` and the residual over ‖W data‖. Defaults to
-        `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`, which starts with a damping
-        of 1e-3 of the largest diagonal entry of JᵀJ. At most twenty undamped Gauss–Newton
-        steps follow, while they bring r closer to orthogonal to ∂r/∂θ.
+        θ / `theta_scale` and the residual in a unit of its own: a minimiser sees it over
+        ‖W data‖, a least-squares solver in the unit in which the largest diagonal entry
+        of JᵀJ at the start is 1000. Defaults to
+        `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`, which in that unit starts
+        with a damping of one. At most twenty undamped Gauss–Newton steps follow, while
+        they bring r closer to orthogonal to ∂r/∂θ.
     - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part
         within the range of Φ: the same gradient, a little cheaper, slower convergence
         where residuals are large. Defaults to `"exact"`.

@@ -145,6 +145,7 @@ def _errors(fit, context, absolute_weights: bool) -> _Errors:
     shift = eqx.filter_eval_shape(
         elimination.model.shift, fit.theta, args, elimination.caller
     )
+    # Each `after` here is for the order of the library calls of many fits.
     reduced = compress(observations, None if shift is None else shift.shape)
     theta = fit.theta if reduced is observations else after(reduced, fit.theta)
     at = elimination(theta, args, reduced)
