@@ -129,6 +129,7 @@ _ours = ft.partial(_by_solver, pseudojvp.linear_solve)
 _lineax = ft.partial(_by_solver, lx.linear_solve)
 _any_shape = {
     "ours `QR`": _ours(pseudojvp.QR()),
+    "ours `CholeskyQR`": _ours(pseudojvp.CholeskyQR()),
     "ours `PivotedQR`": _ours(pseudojvp.PivotedQR()),
     "ours `SVD`": _ours(pseudojvp.SVD()),
     "ours `Normal(Cholesky)`": _ours(pseudojvp.Normal(pseudojvp.Cholesky())),

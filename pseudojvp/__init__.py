@@ -21,6 +21,7 @@ from ._solver import (
     BiCGStab as BiCGStab,
     CG as CG,
     Cholesky as Cholesky,
+    CholeskyQR as CholeskyQR,
     GMRES as GMRES,
     hermitian_tag as hermitian_tag,
     KLU as KLU,

@@ -8,7 +8,7 @@ import lineax as lx
 from jaxtyping import PyTree
 
 from ._saddle_point import Problem
-from ._solver import CG, Neumann, Normal, PivotedQR, SVD
+from ._solver import CG, CholeskyQR, Neumann, Normal, PivotedQR, smallest_rcond, SVD
 
 
 _RESULTS = lx.RESULTS
@@ -17,6 +17,7 @@ _RESULTS = lx.RESULTS
 # is for each rank, up to a limit.
 _SMALLEST_DECADE = 40
 _LARGEST_RANK = 200
+_NOT_SQUARED = "`QR()` does not square the condition number."
 _ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
 
 
@@ -41,15 +42,21 @@ def raise_if_failed(
         size, whose, advice = max(rows, cols), "A", _ANY_RANK
         if isinstance(problem.solver, Normal):
             size, whose = min(rows, cols), "its Gram matrix"
-            advice = f"`QR()` does not square the condition number. {advice}"
+            advice = f"{_NOT_SQUARED} {advice}"
         limit = float(jnp.finfo(rcond.dtype).eps) * size
+        zero = "is zero, or an entry is non-finite (NaN or Inf)"
+        if isinstance(problem.solver, CholeskyQR):
+            limit, advice = smallest_rcond(rcond.dtype), f"{_NOT_SQUARED} {advice}"
+            zero = (
+                "is too small for its Gram matrix, or an entry is non-finite (NaN or Inf)"
+            )
         decade = jnp.round(-jnp.log10(jnp.where(rcond > 0, rcond, 1)))
         decade = jnp.where(rcond > 0, decade, _SMALLEST_DECADE)
         decade = jnp.clip(decade, 0, _SMALLEST_DECADE)
         seen = (result == _RESULTS.singular) & (rcond <= limit)
         index = jnp.where(seen, len(messages) + decade.astype(index.dtype), index)
         estimates = [f"is about 1e-{decade}" for decade in range(_SMALLEST_DECADE)]
-        estimates.append("is zero, or an entry is non-finite (NaN or Inf)")
+        estimates.append(zero)
         messages += [
             f"{subject} needs full rank, but the reciprocal condition number of {whose} "
             f"{estimate}; at most {limit:.0e} counts as singular. {advice}"

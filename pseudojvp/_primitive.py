@@ -44,7 +44,15 @@ from ._misc import (
     tree_sub,
 )
 from ._saddle_point import apply_saddle_point, Blocks, Problem
-from ._solver import AbstractDirectSolver, CG, Neumann, PivotedQR, QR, SVD
+from ._solver import (
+    AbstractDirectSolver,
+    CG,
+    CholeskyQR,
+    Neumann,
+    PivotedQR,
+    QR,
+    SVD,
+)
 
 
 def bind(
@@ -94,7 +102,7 @@ def _operator_is_finite(problem: Problem, out: Blocks):
     Those named look at their factors or at the residual themselves.
     """
     reads_all = isinstance(
-        problem.solver, AbstractDirectSolver | CG | PivotedQR | QR | SVD
+        problem.solver, AbstractDirectSolver | CG | CholeskyQR | PivotedQR | QR | SVD
     )
     if reads_all or problem.operator.in_size() == 0:
         return True

@@ -33,6 +33,7 @@ from ._solver import (
     AutoLinearSolver,
     CG,
     Cholesky,
+    CholeskyQR,
     MINRES,
     Neumann,
     Normal,
@@ -131,6 +132,8 @@ def apply_saddle_point(
     wanted = _without_zeros(problem, rhs, wanted)
     if isinstance(solver, QR):
         return _qr(solver, problem, rhs, wanted)
+    if isinstance(solver, CholeskyQR):
+        return _cholesky_qr(solver, problem, rhs, wanted)
     if isinstance(solver, PivotedQR | SVD):
         return _orthogonal(solver, problem, rhs, wanted)
     if isinstance(solver, Normal):
@@ -172,6 +175,23 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     elif wanted.data:
         r = data.unravel(tree_sub(v, state.q_mv(after(x, c))))
     x = None if x is None else unknown.unravel(x)
+    return Blocks(r, x, None), solver.result(state), solver.stats(state)
+
+
+def _cholesky_qr(solver: CholeskyQR, problem: Problem, rhs: Blocks, wanted: Blocks):
+    """B = A or A^H: r + B x = v, B^H r = w, by the Gram matrix, refined."""
+    check_options(solver, problem.options)
+    state = problem.state
+    data, unknown = state.structures.value
+    if problem.from_adjoint:
+        data, unknown = unknown, data
+    v = None if rhs.data is None else data.ravel(rhs.data)
+    w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
+    x = r = None
+    if wanted.data or wanted.unknown:
+        x, r = state.solve(v, w, residual=wanted.data)
+        x = unknown.unravel(x) if wanted.unknown else None
+        r = data.unravel(r) if wanted.data else None
     return Blocks(r, x, None), solver.result(state), solver.stats(state)
 
 

@@ -27,6 +27,7 @@ class Claim(NamedTuple):
     - `deficient`: takes any rank, else full rank only.
     - `consistent`: takes b in the range only.
     - `power`: its error grows with this power of the condition number.
+    - `squares`: it forms the Gram matrix, whose condition number limits it.
     - `tolerance`: it iterates to a tolerance, absolute too, so that it knows a scale.
     - `twice`: two runs, of which the second amplifies the rounding of the first again.
     """
@@ -37,6 +38,7 @@ class Claim(NamedTuple):
     deficient: bool = False
     consistent: bool = False
     power: int = 1
+    squares: bool = False
     tolerance: bool = False
     twice: bool = False
 
@@ -70,7 +72,7 @@ class Claim(NamedTuple):
         """Up to which the rank is beyond doubt, and the solution has correct digits."""
         if claimed and self.tolerance:
             return 30.0
-        power = self.power if claimed else 1
+        power = max(self.power, 2 if self.squares else 1) if claimed else 1
         return float((1e-2 / np.finfo(dtype).eps) ** (0.75 / power))
 
 
@@ -81,6 +83,7 @@ _singular_cg = lambda tol: pj.CG(tol, tol, well_posed=False)
 _auto = lambda well_posed: lambda tol: pj.AutoLinearSolver(well_posed)
 CLAIMS = {
     "QR": Claim(lambda tol: pj.QR()),
+    "CholeskyQR": Claim(lambda tol: pj.CholeskyQR(), squares=True),
     "PivotedQR": Claim(lambda tol: pj.PivotedQR(), **_ANY),
     "SVD": Claim(lambda tol: pj.SVD(), **_ANY),
     "LU": Claim(lambda tol: pj.LU(), square=True),

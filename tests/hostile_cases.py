@@ -56,6 +56,7 @@ _singular_cg = lambda rtol: pj.CG(rtol, 0.0, well_posed=False)
 # The same solver under another name: one kind of system is enough.
 CASES = {
     "QR": Case(lambda _: pj.QR(), ANY, _full_rank),
+    "CholeskyQR": Case(lambda _: pj.CholeskyQR(), ANY, _full_rank),
     "PivotedQR": Case(lambda _: pj.PivotedQR(), f"{ANY} definite", _any_rank),
     "SVD": Case(lambda _: pj.SVD(), ANY, ft.partial(_any_rank, cutoff=2)),
     "LU": Case(lambda _: pj.LU(), "square", _full_rank),

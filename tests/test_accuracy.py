@@ -59,6 +59,7 @@ _ten = {8: 10.0, 4: 10.0}
 
 SOLVERS = {
     "QR": Solver(lambda eps: pj.QR()),
+    "CholeskyQR": Solver(lambda eps: pj.CholeskyQR(), reach={8: 1e6, 4: 1e2}),
     "SVD": Solver(lambda eps: pj.SVD(), **_any_rank),
     "PivotedQR": Solver(lambda eps: pj.PivotedQR(), **_any_rank),
     "LU": Solver(lambda eps: pj.LU()),
@@ -79,6 +80,7 @@ SOLVERS = {
 DEFAULT = {
     "float64": {
         "QR": "tall tall-residual wide square",
+        "CholeskyQR": "tall-residual wide",
         "SVD": "tall-deficient",
         "PivotedQR": "wide-deficient",
         "LU": "square",
@@ -91,11 +93,17 @@ DEFAULT = {
         "Normal(CG)": "tall",
         "Neumann": "definite",
     },
-    "float32": {"QR": "tall", "LU": "square", "Normal(Cholesky)": "tall"},
+    "float32": {
+        "QR": "tall",
+        "CholeskyQR": "tall",
+        "LU": "square",
+        "Normal(Cholesky)": "tall",
+    },
     "complex128": {"QR": "wide"},
 }
 SLOW = {  # some forty programs, of two to six seconds of compiling each
     "float64": {
+        "CholeskyQR": "tall square",
         "SVD": "tall tall-residual wide wide-deficient",
         "PivotedQR": "tall tall-residual wide tall-deficient",
         "Diagonal": "diagonal",
@@ -108,6 +116,7 @@ SLOW = {  # some forty programs, of two to six seconds of compiling each
     },
     "float32": {
         "QR": "tall-residual wide",
+        "CholeskyQR": "tall-residual wide",
         "SVD": "tall tall-deficient wide-deficient",
         "PivotedQR": "wide tall-deficient wide-deficient",
         "Cholesky": "definite",
@@ -120,6 +129,7 @@ SLOW = {  # some forty programs, of two to six seconds of compiling each
     },
     "complex128": {
         "QR": "tall-residual square",
+        "CholeskyQR": "tall-residual",
         "SVD": "tall wide-deficient",
         "PivotedQR": "tall-deficient",
         "LU": "square",

@@ -202,6 +202,13 @@ _SAID = {
         (),
         r"`Normal\(Cholesky\(\)\)` .*condition number of its Gram matrix.*`QR\(\)`",
     ),
+    "CholeskyQR": (
+        pj.CholeskyQR(),
+        np.array([[1.0, 1], [1, 1 + 5e-8], [1, 1]]),
+        (),
+        r"`CholeskyQR\(\)` .* of A is about 1e-\d+; at most 6e-08 counts .*`QR\(\)` does",
+    ),
+    "CholeskyQR-far": (pj.CholeskyQR(), _EQUAL_COLUMNS, (), "too small for its Gram"),
     "PivotedQR": (pj.PivotedQR(), _NAN, (), r"`PivotedQR\(\)` .* found no rank.* \(NaN"),
     "SVD": (pj.SVD(), _NAN, (), r"`SVD\(\)` .*: an entry of A is NaN or Inf"),
     "CG": (

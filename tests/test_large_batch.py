@@ -21,6 +21,8 @@ import pseudojvp as pj
 SOLVERS = {
     "QR-tall": (pj.QR(), (32, 8), ()),
     "QR-wide": (pj.QR(), (8, 32), ()),
+    "CholeskyQR-tall": (pj.CholeskyQR(), (32, 8), ()),
+    "CholeskyQR-wide": (pj.CholeskyQR(), (8, 32), ()),
     "PivotedQR-tall": (pj.PivotedQR(), (32, 8), ()),
     "PivotedQR-wide": (pj.PivotedQR(), (8, 32), ()),
     "PivotedQR-square": (pj.PivotedQR(), (8, 8), ()),
@@ -146,6 +148,7 @@ import pseudojvp as pj
 rng = np.random.default_rng(0)
 for solver, (m, n), tag in [
     (pj.QR(), (32, 8), ()),
+    (pj.CholeskyQR(), (32, 8), ()),
     (pj.SVD(), (32, 8), ()),
     (pj.PivotedQR(), (8, 32), ()),
     (pj.LU(), (8, 8), ()),

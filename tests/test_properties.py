@@ -15,7 +15,16 @@ import pseudojvp as pj
 
 
 CORE = [
-    *("QR", "PivotedQR", "SVD", "LU", "Cholesky", "Triangular", "Tridiagonal"),
+    *(
+        "QR",
+        "CholeskyQR",
+        "PivotedQR",
+        "SVD",
+        "LU",
+        "Cholesky",
+        "Triangular",
+        "Tridiagonal",
+    ),
     *("Normal(Cholesky)", "Normal(PivotedQR)", "Normal(CG)", "CG", "CG-consistent"),
     *("CG-singular", "Neumann", "Auto(None)", "Auto(False)", "Auto(False)-diagonal"),
 ]

@@ -15,7 +15,17 @@ import pseudojvp as pj
 
 # With b in the range only, a derivative is not that of A†b: the tangent leaves the range.
 DIFFERENTIABLE = [name for name in CLAIMS if not CLAIMS[name].consistent]
-CORE = ("QR", "PivotedQR", "SVD", "LU", "Cholesky", "Normal(Cholesky)", "CG", "Neumann")
+CORE = (
+    "QR",
+    "CholeskyQR",
+    "PivotedQR",
+    "SVD",
+    "LU",
+    "Cholesky",
+    "Normal(Cholesky)",
+    "CG",
+    "Neumann",
+)
 each_differentiable_cell = each_cell(DIFFERENTIABLE, seldom=1, core=CORE)
 
 

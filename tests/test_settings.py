@@ -20,6 +20,7 @@ REST = (
     "Triangular",
     "Tridiagonal",
     "Normal(Cholesky)",
+    "CholeskyQR",
     "Normal(PivotedQR)",
     "Normal(CG)",
     "CG-singular",

@@ -14,7 +14,10 @@ import pseudojvp as pj
 pytestmark = pytest.mark.grid
 
 
-ANY_SHAPE = ("QR", "PivotedQR", "SVD", "Normal(Cholesky)", "Normal(CG)", "Auto(False)")
+ANY_SHAPE = (
+    *("QR", "CholeskyQR", "PivotedQR", "SVD", "Normal(Cholesky)", "Normal(CG)"),
+    "Auto(False)",
+)
 SQUARE = [
     name
     for name, claim in CLAIMS.items()
@@ -70,7 +73,7 @@ def test_derivatives_of_an_empty_system_are_zero(name, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["QR", "PivotedQR", "SVD"])
+@pytest.mark.parametrize("name", ["QR", "CholeskyQR", "PivotedQR", "SVD"])
 def test_batch_of_empty_systems(name, shape):
     matrix, vector = _arrays(shape)
     batched = jax.vmap(lambda m, v: _solve(name)(m, v).value)
@@ -78,7 +81,7 @@ def test_batch_of_empty_systems(name, shape):
     np.testing.assert_array_equal(got, np.zeros((2, shape[1])))
 
 
-@pytest.mark.parametrize("name", ["QR", "PivotedQR", "SVD"])
+@pytest.mark.parametrize("name", ["QR", "CholeskyQR", "PivotedQR", "SVD"])
 def test_empty_batch_of_systems(name):
     batched = jax.vmap(lambda m, v: _solve(name)(m, v).value)
     assert jit(batched)(jnp.zeros((0, 4, 3)), jnp.zeros((0, 4))).shape == (0, 3)

@@ -2,6 +2,7 @@ from .auto import AutoLinearSolver as AutoLinearSolver
 from .bicgstab import BiCGStab as BiCGStab
 from .cg import CG as CG
 from .cholesky import Cholesky as Cholesky
+from .cholesky_qr import CholeskyQR as CholeskyQR, smallest_rcond as smallest_rcond
 from .direct import AbstractDirectSolver as AbstractDirectSolver
 from .gmres import GMRES as GMRES
 from .klu import KLU as KLU

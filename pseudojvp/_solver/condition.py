@@ -39,22 +39,33 @@ def reciprocal_condition(
     size = scale.size
     if size == 0:
         return jnp.ones((), scale.dtype)
-    if size <= _PROBES:
-        probes = np.eye(size)
-    else:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], (size, _PROBES))
-        probes = signs / math.sqrt(size)
-    probes = jnp.asarray(probes, scale.dtype)
-
-    divisor = scale.astype(dtype)
-    image = mv(probes[:, 0].astype(dtype) / divisor)
-    back = adjoint_mv(image) / divisor
-    largest = jnp.maximum(jnp.linalg.norm(back) / jnp.linalg.norm(image), 1)
-
-    solved = adjoint_solve((scale[:, None] * probes).astype(dtype))
-    inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / probes.shape[1])
+    vectors = probes(size, _PROBES, scale.dtype)
+    largest = largest_singular_value(scale, mv, adjoint_mv, vectors.astype(dtype))
+    solved = adjoint_solve((scale[:, None] * vectors).astype(dtype))
+    inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / vectors.shape[1])
     rcond = 1 / (largest * inverse_norm)
     return jnp.where(jnp.isfinite(rcond), rcond, 0)
+
+
+def probes(size: int, count: int, dtype) -> Real[Array, "size k"]:
+    """`count` fixed vectors of norm one, of random signs; those of a basis if they do."""
+    if size <= count:
+        return jnp.eye(size, dtype=dtype)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (size, count))
+    return jnp.asarray(signs / math.sqrt(size), dtype)
+
+
+def largest_singular_value(
+    scale: Real[Array, " n"],
+    mv: Callable[[Array], Array],
+    adjoint_mv: Callable[[Array], Array],
+    vectors: Inexact[Array, "n k"],
+) -> Real[Array, ""]:
+    """An estimate of that of A D⁻¹, at least one, by one and a half power steps."""
+    divisor = scale.astype(vectors.dtype)
+    image = mv(vectors[:, 0] / divisor)
+    back = adjoint_mv(image) / divisor
+    return jnp.maximum(jnp.linalg.norm(back) / jnp.linalg.norm(image), 1)
 
 
 def full_rank_result(rcond: Real[Array, ""], rows: int, cols: int) -> lx.RESULTS:

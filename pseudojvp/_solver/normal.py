@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree, Real
 from .._misc import adjoint, check_options, tree_scale
 from .auto import AutoLinearSolver
 from .cg import CG
+from .cholesky_qr import CholeskyQR
 from .direct import AbstractDirectSolver
 from .pivoted_qr import PivotedQR
 from .qr import QR
@@ -23,6 +24,7 @@ from .tolerance import verified
 _DENSE_SOLVERS = (
     AbstractDirectSolver,
     AutoLinearSolver,
+    CholeskyQR,
     PivotedQR,
     QR,
     SVD,

@@ -2,7 +2,6 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax as lax
 import jax.lax.linalg as jll
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
@@ -15,6 +14,7 @@ from .condition import (
     resolve_rcond,
 )
 from .householder import Reflectors
+from .products import matmul
 from .state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -56,13 +56,13 @@ class PivotedQRState(eqx.Module):
         return jsl.solve_triangular(self.t_adjoint, c, trans=trans)
 
     def _long_mv(self, c):
-        vector = _matmul(self.inner, c)
+        vector = matmul(self.inner, c)
         return vector if self.outer is None else self.outer.mv(vector)
 
     def _long_h_mv(self, vector):
         if self.outer is not None:
             vector = self.outer.adjoint_mv(after(self.rcond, vector))
-        return self._kept(_matmul(self.inner.conj().T, vector))
+        return self._kept(matmul(self.inner.conj().T, vector))
 
     def _short_mv(self, c):
         return self.z.mv(c)[self.permutation[1]]
@@ -73,10 +73,6 @@ class PivotedQRState(eqx.Module):
 
     def _kept(self, c):
         return jnp.where(jnp.arange(c.size) < self.rank, c, 0)
-
-
-def _matmul(matrix, vector):
-    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
 def _largest_singular_value(r: Inexact[Array, "n n"]) -> Real[Array, ""]:
