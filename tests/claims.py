@@ -132,7 +132,7 @@ def each_cell(names=tuple(CLAIMS), *, often=1, seldom=0, core=tuple(CLAIMS)):
     """Parametrises a test by solver, shape and dtype.
 
     Each solver takes part in `often` cells, if it is one of `core`, and in `seldom` more
-    that are slow; shapes and dtypes come in turn.
+    that are slow, of which CI runs two; shapes and dtypes come in turn.
     """
     params = []
     for start, name in enumerate(names):
@@ -146,7 +146,9 @@ def each_cell(names=tuple(CLAIMS), *, often=1, seldom=0, core=tuple(CLAIMS)):
         for turn, cell in enumerate(turns[: often + seldom]):
             rows, cols = cell.shape
             # Hundreds of cells with a compilation each.
-            marks = () if turn < often and name in core else pytest.mark.slow
+            marks = [] if turn < often and name in core else [pytest.mark.slow]
+            if turn >= often + 2:
+                marks.append(pytest.mark.exhaustive)
             label = f"{name}-{rows}x{cols}-{cell.dtype}"
             params.append(pytest.param(cell, id=label, marks=marks))
     return pytest.mark.parametrize("cell", params)

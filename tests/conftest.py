@@ -8,22 +8,28 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 
-# Of a grid of cases, what part runs by default: one case in so many.
-_SAMPLE = 8
+# Of eight cases of a grid, how many run by default, and how many more with the slow tests
+# in CI, where all of them would take three quarters of an hour.
+_BY_DEFAULT, _IN_CI = 1, 2
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items):
-    """Marks as slow what of a `grid` is not in the sample that runs by default.
+    """Marks as `slow` what of a `grid` is not in the sample that runs by default, and as
+    `exhaustive` what is not in CI's either.
 
-    The sample is drawn by the case (`[tall-real-QR]`), so that tests of one case, which
-    share what they compile, stay together; it is the same on every machine.
+    The samples are drawn by the case (`[tall-real-QR]`), so that tests of one case, which
+    share what they compile, stay together; they are the same on every machine.
     """
     for item in items:
         case = item.name.partition("[")[2]
-        in_sample = not case or zlib.crc32(case.encode()) % _SAMPLE == 0
-        if item.get_closest_marker("grid") and not in_sample:
+        if not case or not item.get_closest_marker("grid"):
+            continue
+        turn = zlib.crc32(case.encode()) % 8
+        if turn >= _BY_DEFAULT:
             item.add_marker(pytest.mark.slow)
+        if turn >= _BY_DEFAULT + _IN_CI:
+            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope="module", autouse=True)
