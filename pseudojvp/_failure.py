@@ -37,7 +37,8 @@ def raise_if_failed(
     for kind, saw in _kinds(problem.solver):
         index = jnp.where(result == kind, len(messages), index)
         messages.append(f"{subject} {saw}")
-    if "rcond" in stats:
+    # The primal has said what is wrong with A, before any derivative.
+    if "rcond" in stats and not problem.derivative:
         rcond = stats["rcond"]
         size, whose, advice = max(rows, cols), "A", _ANY_RANK
         if isinstance(problem.solver, Normal):
