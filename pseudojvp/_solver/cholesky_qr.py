@@ -75,7 +75,7 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
     refinement with the same R multiplies it by eps κ² again, κ being the condition number
     of A with its columns (its rows, if A is wide) scaled to norm one. There are as many
     steps as that takes: one for κ up to 1e5, two up to 1e6, five at 1e7 (single
-    precision: one up to 10, two up to 100, five at 500).
+    precision: one up to 200, two up to 500).
 
     `stats["rcond"]` is an estimate of 1/κ, from the products of A with the vectors that R
     shrinks most, which unlike R itself are not taken in by the rounding of A^H A. If it
