@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -13,6 +14,7 @@ import scipy.sparse
 from checks import jit
 
 import pseudojvp as pj
+from pseudojvp._preconditioner.padded_rows import padded_operator
 
 
 pytestmark = pytest.mark.grid
@@ -55,20 +57,59 @@ def test_cycle_of_a_definite_operator_is_definite(method, steps):
     assert lx.is_positive_semidefinite(operator)
 
 
-def test_cycle_is_the_product_of_smoothings_and_coarse_correction():
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_cycle_is_the_product_of_smoothings_and_coarse_correction(steps):
     matrix = _poisson(6)
-    operator = _amg(matrix, smoothing_steps=1, max_levels=2)
+    operator = _amg(matrix, smoothing_steps=steps, max_levels=2)
     (level,) = operator.levels
     a = matrix.toarray()
     prolongation = np.asarray(level.prolongation.as_matrix())
     coarse = prolongation @ np.linalg.inv(prolongation.T @ a @ prolongation)
-    # One step of Chebyshev iteration on [ρ/4, ρ], ρ = 2 the largest row sum of |D⁻¹A|.
-    smoothing = np.eye(36) / 4 / (5 / 8 * 2)
-    left_over = np.eye(36) - smoothing @ a
+    # T_k((θ − D⁻¹A) / δ) / T_k(θ / δ), the Chebyshev polynomial on [ρ / (k + 1)², ρ] for
+    # the largest row sum ρ = 2 of |D⁻¹A|; D = 4.
+    lower, upper = 2 / (steps + 1) ** 2, 2
+    middle, half = (upper + lower) / 2, (upper - lower) / 2
+    polynomial = np.polynomial.Chebyshev.basis(steps).convert(
+        kind=np.polynomial.Polynomial
+    )
+    argument = (middle * np.eye(36) - a / 4) / half
+    powers = [np.linalg.matrix_power(argument, k) for k in range(steps + 1)]
+    left_over = sum(c * power for c, power in zip(polynomial.coef, powers, strict=True))
+    left_over = left_over / polynomial(middle / half)
     error = left_over @ (np.eye(36) - coarse @ prolongation.T @ a) @ left_over
     want = np.linalg.solve(a.T, (np.eye(36) - error).T).T
     got = jit(lambda operator: operator.as_matrix())(operator)
     np.testing.assert_allclose(got, want, atol=1e-13)
+
+
+def _operations(jaxpr, name):
+    """How often a primitive stands in a program, those in its loops once."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name == name
+        for inside in jax.tree.leaves(
+            equation.params, is_leaf=lambda x: isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)
+        ):
+            if isinstance(inside, jex.Jaxpr | jex.ClosedJaxpr):
+                count += _operations(getattr(inside, "jaxpr", inside), name)
+    return count
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_a_level_compiles_four_products_whatever_the_smoothing_steps(steps):
+    operator = _amg(_poisson(), smoothing_steps=steps)
+    jaxpr = jax.make_jaxpr(operator.mv)(jnp.ones(SIDE**2)).jaxpr
+    assert _operations(jaxpr, "sparse_product") == 4 * len(operator.levels)
+
+
+def test_a_product_is_no_larger_a_program_for_longer_rows():
+    def program(width):
+        diagonals = scipy.sparse.diags_array(np.ones((width, 50)), offsets=range(width))
+        operator = padded_operator(diagonals.tocsr(), float)
+        multiply = jax.jit(lambda vector: operator.mv(vector))
+        return multiply.lower(jnp.ones(operator.in_size())).as_text()
+
+    assert len(program(40).splitlines()) == len(program(4).splitlines())
 
 
 def test_cycle_of_a_hermitian_operator_is_hermitian_with_the_right_transpose():
@@ -105,7 +146,7 @@ def test_iterations_hardly_grow_with_the_number_of_unknowns(method):
     for side in (12, 36):
         operator = pj.SparseLinearOperator(_poisson(side), PSD)
         vector = np.random.default_rng(0).standard_normal(side**2)
-        solution, taken = solve(operator, pj.amg(operator, method=method), vector)
+        solution, taken = solve(operator, _amg(_poisson(side), method=method), vector)
         assert np.abs(_poisson(side) @ np.asarray(solution) - vector).max() < 1e-8
         steps.append(int(taken))
     assert steps[0] <= 11

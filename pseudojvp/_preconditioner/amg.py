@@ -4,6 +4,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.core
+import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -11,7 +12,6 @@ from jaxtyping import Array, Inexact, Real
 
 from .._operator import SparseLinearOperator
 from .._optional import import_optional
-from .chebyshev import chebyshev_iteration
 from .operator import (
     AbstractPreconditioner,
     check_count,
@@ -19,10 +19,12 @@ from .operator import (
     sparse_entries,
     symmetry_tags,
 )
+from .padded_rows import padded_operator
 
 
-# The largest matrix that PyAMG may leave for the dense inverse.
-_COARSEST = 64
+# The largest matrix that PyAMG may leave for the dense inverse: 1 MB, and some levels
+# less to compile.
+_COARSEST = 400
 
 
 class _Level(eqx.Module):
@@ -34,15 +36,46 @@ class _Level(eqx.Module):
     restriction: SparseLinearOperator
     prolongation: SparseLinearOperator
 
-    def smooth(self, vector, steps: int):
-        """S v for a polynomial S = p(D^-1 A) D^-1, symmetric if A is."""
-        return chebyshev_iteration(
-            lambda v: self.inverse_diagonal * self.operator.mv(v),
-            self.inverse_diagonal * vector,
-            self.largest / (steps + 1) ** 2,
-            self.largest,
-            steps - 1,
-        )
+    def smoothed(self, vector, steps: int):
+        """x = S b and b − A x, for a polynomial S = p(D^-1 A) D^-1, symmetric if A is."""
+        first, *later = self._weights(steps)
+        change = first[1] * self.inverse_diagonal * vector
+        start = jnp.zeros_like(vector), change, vector
+        solution, _, residual = self._passes(vector, start, [*later, (0.0, 0.0)])
+        return solution, residual
+
+    def corrected(self, vector, solution, steps: int):
+        """x + S (b − A x)."""
+        start = solution, jnp.zeros_like(solution), vector
+        solution, change, _ = self._passes(vector, start, self._weights(steps))
+        return solution + change
+
+    def _passes(self, vector, start, weights):
+        """Adds the change to x, and takes the next one from b − A x: a product a pass."""
+
+        def advance(carry, weight):
+            solution, change, _ = carry
+            solution = solution + change
+            residual = vector - self.operator.mv(solution)
+            momentum, length = weight
+            change = momentum * change + length * self.inverse_diagonal * residual
+            return (solution, change, residual), None
+
+        momenta, lengths = zip(*weights, strict=True)
+        stacked = jnp.stack(momenta), jnp.stack(lengths)
+        return lax.scan(advance, start, stacked, unroll=2)[0]
+
+    def _weights(self, steps: int):
+        """Those of the last change and of D^-1 r in each step of Chebyshev iteration."""
+        lower = self.largest / (steps + 1) ** 2
+        middle, half = (self.largest + lower) / 2, (self.largest - lower) / 2
+        rho = half / middle
+        weights = [(jnp.zeros_like(rho), 1 / middle)]
+        for _ in range(steps - 1):
+            new_rho = 1 / (2 * middle / half - rho)
+            weights.append((new_rho * rho, 2 * new_rho / half))
+            rho = new_rho
+        return weights
 
     def transpose(self) -> "_Level":
         return _Level(
@@ -68,12 +101,10 @@ class AMGPreconditioner(AbstractPreconditioner):
         if not levels:
             return self.coarsest @ vector
         level, *rest = levels
-        solution = level.smooth(vector, self.steps)
-        residual = vector - level.operator.mv(solution)
+        solution, residual = level.smoothed(vector, self.steps)
         correction = self._cycle(rest, level.restriction.mv(residual))
         solution = solution + level.prolongation.mv(correction)
-        residual = vector - level.operator.mv(solution)
-        return solution + level.smooth(residual, self.steps)
+        return level.corrected(vector, solution, self.steps)
 
     def transpose(self) -> "AMGPreconditioner":
         return AMGPreconditioner(
@@ -109,7 +140,8 @@ def amg(
     gain nothing.
 
     Cost: PyAMG's set-up, O(n); `2 * smoothing_steps` products with A an application, some
-    one and a half times that with all levels.
+    one and a half times that with all levels. Of each level four products are compiled,
+    some seconds in all for a program of two solves.
 
     **Arguments:**
 
@@ -161,7 +193,7 @@ def amg(
         structure,
         symmetry_tags(operator),
         tuple(_level(level, dtype) for level in finer),
-        jnp.asarray(np.linalg.pinv(coarsest.A.toarray()), dtype),
+        jnp.asarray(_pinv(coarsest.A.toarray()), dtype),
         smoothing_steps,
     )
 
@@ -200,20 +232,21 @@ def _with_fixed_seed(build: Callable, matrix, options: dict[str, Any]):
         np.random.set_state(before)  # noqa: NPY002
 
 
+def _pinv(matrix: np.ndarray) -> np.ndarray:
+    """A† where A may be singular up to rounding: a Laplacian without a boundary."""
+    return np.linalg.pinv(matrix, rcond=len(matrix) * np.finfo(float).eps)
+
+
 def _level(level, dtype) -> _Level:
     matrix = level.A.tocsr()
     diagonal = matrix.diagonal()
     diagonal = np.where(diagonal == 0, 1, diagonal)
     # Gershgorin's bound of the eigenvalues of D^-1 A.
     largest = np.max(abs(matrix).sum(axis=1) / np.abs(diagonal))
-    operators = (
-        SparseLinearOperator(part.astype(dtype)) for part in (matrix, level.R, level.P)
-    )
-    matrix, restriction, prolongation = operators
     return _Level(
-        matrix,
+        padded_operator(matrix, dtype),
         jnp.asarray(1 / diagonal, dtype),
         jnp.asarray(largest, jnp.finfo(dtype).dtype),
-        restriction,
-        prolongation,
+        padded_operator(level.R.tocsr(), dtype),
+        padded_operator(level.P.tocsr(), dtype),
     )
