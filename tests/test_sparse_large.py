@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-import scipy.fft
 import scipy.sparse
 import scipy.sparse.linalg
-import scipy.spatial
 
 import pseudojvp as pj
+from benchmarks import sparse_problems
 
 
 # Each solves 10^5 unknowns to the end, forward and backward: 10 to 60 s a problem.
@@ -41,30 +40,8 @@ class Problem(NamedTuple):
     tags: object = ()
 
 
-def _line(side):
-    values = [-np.ones(side - 1), 2 * np.ones(side), -np.ones(side - 1)]
-    return scipy.sparse.diags_array(values, offsets=[-1, 0, 1])
-
-
 def _vectors(size):
     return np.random.default_rng(0).standard_normal((2, size))
-
-
-def _poisson(side, dimension, preconditioner):
-    """-Δu on a cube, u = 0 around it: by finite differences, times the mesh width²."""
-    matrix = _line(side)
-    for _ in range(dimension - 1):
-        matrix = scipy.sparse.kronsum(matrix, _line(side))
-    eigenvalues = 4 * np.sin(np.pi * np.arange(1, side + 1) / (2 * side + 2)) ** 2
-    grids = np.meshgrid(*[eigenvalues] * dimension, indexing="ij")
-
-    def exact(vector, transposed):
-        modes = scipy.fft.dstn(vector.reshape([side] * dimension), type=1)
-        return scipy.fft.idstn(modes / sum(grids), type=1).ravel()
-
-    vectors = _vectors(side**dimension)
-    matrix = scipy.sparse.csr_array(matrix)
-    return Problem(matrix, *vectors, exact, pj.CG(), preconditioner, _DEFINITE)
 
 
 def _by_splu(matrix):
@@ -72,40 +49,23 @@ def _by_splu(matrix):
     return lambda vector, transposed: factors.solve(vector, "T" if transposed else "N")
 
 
-def _convection_diffusion(side=317, peclet=100.0):
-    """-Δu + v·∇u with a wind v in a circle; upwind differences, so not symmetric."""
-    place = np.linspace(0, 1, side + 2)[1:-1]
-    x, y = np.meshgrid(place, place, indexing="ij")
-    wind = 4 * peclet / (side + 1) * np.stack([x * (x - 1) * (1 - 2 * y)] * 2)
-    wind[1] = -4 * peclet / (side + 1) * y * (y - 1) * (1 - 2 * x)
-    backward = scipy.sparse.eye_array(side) - scipy.sparse.eye_array(side, k=-1)
-    matrix = scipy.sparse.kronsum(_line(side), _line(side))
-    identity = scipy.sparse.eye_array(side)
-    along = (
-        lambda d: scipy.sparse.kron(d, identity),
-        lambda d: scipy.sparse.kron(identity, d),
-    )
-    for v, difference in zip(wind, along, strict=True):
-        rightward = scipy.sparse.diags_array(np.maximum(v, 0).ravel())
-        leftward = scipy.sparse.diags_array(np.maximum(-v, 0).ravel())
-        matrix = matrix + rightward @ difference(backward)
-        matrix = matrix + leftward @ difference(backward.T)
-    matrix = scipy.sparse.csr_array(matrix)
-    vectors = _vectors(side**2)
+def _poisson(side, dimension, preconditioner):
+    exact = lambda vector, _: sparse_problems.solve_poisson(side, dimension, vector)
+    vectors = _vectors(side**dimension)
+    matrix = sparse_problems.poisson(side, dimension)
+    return Problem(matrix, *vectors, exact, pj.CG(), preconditioner, _DEFINITE)
+
+
+def _convection_diffusion():
+    matrix = sparse_problems.convection_diffusion(317, 100.0)
+    vectors = _vectors(317**2)
     return Problem(matrix, *vectors, _by_splu(matrix), pj.BiCGStab(), pj.incomplete_lu)
 
 
 def _graph_laplacian(size=100_000):
-    """Of the six nearest neighbours of random points: singular. Sums are zero."""
-    rng = np.random.default_rng(0)
-    points = rng.random((size, 2))
-    _, neighbours = scipy.spatial.cKDTree(points).query(points, 7)
-    row, col = np.repeat(np.arange(size), 6), neighbours[:, 1:].ravel()
-    entries = rng.uniform(0.5, 1.5, row.size), (row, col)
-    weights = scipy.sparse.csr_array(entries, shape=(size, size))
-    weights = weights.maximum(weights.T)
-    assert scipy.sparse.csgraph.connected_components(weights)[0] == 1
-    matrix = scipy.sparse.csr_array(scipy.sparse.csgraph.laplacian(weights))
+    """Singular: the sums of vectors and solution are zero."""
+    matrix = sparse_problems.graph_laplacian(size)
+    assert scipy.sparse.csgraph.connected_components(matrix)[0] == 1
     grounded = _by_splu(matrix[1:, 1:])
 
     def exact(vector, transposed):
@@ -117,30 +77,10 @@ def _graph_laplacian(size=100_000):
     return Problem(matrix, *vectors, exact, pj.MINRES(rtol=1e-9), None, lx.symmetric_tag)
 
 
-def _two_materials(side=317, contrast=1e6):
-    """-div(κ ∇u) with κ of 1 or `contrast` in squares like those of a chessboard."""
-    tile = np.arange(side) // 16
-    conductivity = np.where((tile[:, None] + tile) % 2 == 0, 1.0, contrast)
-    number = np.arange(side**2).reshape(side, side)
-    row, col, data = [], [], []
-    for axis in range(2):
-        one, other = np.arange(side - 1), np.arange(1, side)
-        pair = [number.take(index, axis).ravel() for index in (one, other)]
-        sides = [conductivity.take(index, axis).ravel() for index in (one, other)]
-        between = 2 / (1 / sides[0] + 1 / sides[1])
-        row += [pair[0], pair[1], pair[0], pair[1]]
-        col += [pair[1], pair[0], pair[0], pair[1]]
-        data += [-between, -between, between, between]
-    boundary = np.zeros((side, side))
-    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
-        boundary[edge] += 2 * conductivity[edge]
-    row.append(number.ravel())
-    col.append(number.ravel())
-    data.append(boundary.ravel())
-    entries = np.concatenate(data), (np.concatenate(row), np.concatenate(col))
-    matrix = scipy.sparse.csr_array(entries, shape=(side**2,) * 2)
+def _two_materials():
+    matrix = sparse_problems.two_materials(317, 1e6)
     solver = pj.CG(rtol=1e-9, max_steps=2000)
-    vectors = _vectors(side**2)
+    vectors = _vectors(317**2)
     preconditioner = ft.partial(pj.amg, method="ruge_stuben")
     return Problem(matrix, *vectors, _by_splu(matrix), solver, preconditioner, _DEFINITE)
 
