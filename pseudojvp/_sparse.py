@@ -146,6 +146,8 @@ def _solve_columns(
     damp: Real[Array, ""] | None,
 ) -> Inexact[Array, "n *k"]:
     zeros = jnp.zeros(operator.in_size(), B.dtype)
+    if B.size == 0 or zeros.size == 0:  # no rows, no columns or no right-hand sides
+        return jnp.zeros((zeros.size, *B.shape[1:]), B.dtype)
     if damp is not None:
         operator = damped(operator, damp.astype(jnp.finfo(B.dtype).dtype))
     problem, _ = create_problem(operator, solver, options, throw=throw)

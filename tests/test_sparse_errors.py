@@ -80,6 +80,24 @@ def test_least_squares_of_a_matrix_with_an_empty_row_is_the_pseudoinverse(rows):
     np.testing.assert_allclose(x, want, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("solve", "rows", "cols", "columns"),
+    [
+        (pj.sparse_solve, 5, 5, (0,)),
+        (pj.sparse_solve, 0, 0, ()),
+        (pj.sparse_lstsq, 5, 3, (0,)),
+        (pj.sparse_lstsq, 0, 3, ()),
+        (pj.sparse_lstsq, 3, 0, (2,)),
+    ],
+)
+def test_system_without_rows_columns_or_right_hand_sides_has_zeros(
+    solve, rows, cols, columns
+):
+    operator = _operator(_GENERAL[:rows, :cols])
+    x = solve(operator, np.ones((rows, *columns)))
+    np.testing.assert_array_equal(x, np.zeros((cols, *columns)))
+
+
 def test_least_squares_of_stored_zeros_is_zero():
     operator = _operator(np.zeros((5, 5)), pattern=_GENERAL)
     np.testing.assert_array_equal(pj.sparse_lstsq(operator, _VECTOR), np.zeros(5))
