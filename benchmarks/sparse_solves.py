@@ -81,12 +81,12 @@ def main() -> None:
     parser.add_argument("--models", action="store_true", help="harder problems instead")
     parser.add_argument("--dimensions", type=int, nargs="*", default=[2], choices=[2, 3])
     parser.add_argument("--limit", type=float, default=40, help="processor seconds (40)")
-    parser.add_argument("--only", default="", help="a part of '<problem>: <solver>'")
+    parser.add_argument("--only", default="", help="part of 'PROBLEM: SOLVER, UNKNOWNS'")
     folder = pathlib.Path(__file__).parent
     parser.add_argument("--output", type=pathlib.Path, default=folder)
     arguments = parser.parse_args()
     tasks = _model_tasks() if arguments.models else _cost_tasks(arguments.dimensions)
-    named = lambda task: f"{task['problem']}: {task['contender']}"
+    named = lambda task: "{problem}: {contender}, {unknowns}".format(**task)
     tasks = [task for task in tasks if arguments.only in named(task)]
     cells = measure(tasks, arguments.limit)
     header = report.environment()
