@@ -13,7 +13,10 @@ from jaxtyping import Array, ArrayLike, Inexact, Integer, Num, Real
 
 from ._linear_solve import apply_pseudoinverse, create_problem
 from ._misc import nan_after_failure, one_or_nan
+from ._operator import SparseLinearOperator
+from ._operator.sparse import is_sparse
 from ._solver import PivotedQR, QR, SVD
+from ._solver.auto import DENSE_ENTRIES
 from ._solver.condition import resolve_rcond
 
 
@@ -43,7 +46,9 @@ def lstsq(
 
     **Arguments:**
 
-    - `a`: array of shape `(m, n)`, of any shape and rank.
+    - `a`: array of shape `(m, n)`, of any shape and rank; or a sparse matrix (`BCOO`,
+        `BCSR` or SciPy's) of up to a million entries, zeros counted, which is made
+        dense: rank and singular values ask for it. Its gradient is on the pattern.
     - `b`: array of shape `(m,)`, or `(m, k)` for k right-hand sides, which share one
         factorisation. Both are promoted to one floating or complex dtype, as by
         `jax.numpy`.
@@ -104,6 +109,8 @@ def lstsq(
             f"`lstsq(method='qr')` got `rcond={rcond}`, but takes `a` to have full rank. "
             "Drop `rcond`, or pass `method='pivoted_qr'` or `'svd'`."
         )
+    if is_sparse(a):
+        a = _dense(a)
     a, b = _promote("lstsq", a=a, b=b)
     if a.ndim != 2:
         raise ValueError(
@@ -118,6 +125,17 @@ def lstsq(
     damp = _real(damp, "damp", (), a.dtype)
     weights = _real(weights, "weights", a.shape[:1], a.dtype)
     return _lstsq(a, b, rcond, damp, weights, method, throw)
+
+
+def _dense(matrix: Any) -> Inexact[Array, "m n"]:
+    operator = SparseLinearOperator(matrix)
+    rows, cols = operator.out_size(), operator.in_size()
+    if rows * cols > DENSE_ENTRIES:
+        raise ValueError(
+            f"`lstsq(a=...)` got a sparse matrix of shape {rows, cols}, and would make "
+            f"it dense. Above {DENSE_ENTRIES:,} entries use `sparse_lstsq`."
+        )
+    return operator.as_matrix()
 
 
 @eqx.filter_jit

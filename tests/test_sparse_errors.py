@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+import scipy.sparse
 from checks import jit
 
 import pseudojvp as pj
@@ -206,3 +207,14 @@ def test_what_did_not_converge_is_nan_and_so_is_its_gradient(solver):
     value, slope = run(_VECTOR)
     assert np.all(np.isnan(value))
     assert np.all(np.isnan(slope))
+
+
+def test_tag_spelt_out_is_an_error():
+    with pytest.raises(TypeError, match=r"got 'symmetric'.*`lineax.symmetric_tag`"):
+        pj.SparseLinearOperator(scipy.sparse.eye_array(3), "symmetric")
+
+
+def test_lstsq_makes_no_large_sparse_matrix_dense():
+    matrix = scipy.sparse.eye_array(1001, format="csr")
+    with pytest.raises(ValueError, match=r"1,000,000 entries use `sparse_lstsq`"):
+        pj.lstsq(matrix, np.ones(1001))

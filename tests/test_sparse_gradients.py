@@ -85,3 +85,26 @@ def test_hessian_vector_product_of_a_square_solve_is_the_dense_one(name):
     along = lambda loss: jit(lambda d: jax.jvp(jax.grad(loss), (d,), (direction,))[1])
     want = along(theirs)(data)
     np.testing.assert_allclose(along(ours)(data), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("create", _FORMATS.values(), ids=_FORMATS)
+def test_lstsq_of_a_sparse_matrix_and_its_gradient_on_the_pattern(create):
+    dense = _random(7, 4)
+    dense[:, 3] = dense[:, 2] * (dense[:, 2] != 0)  # of rank three
+    sparse, vector = create(jnp.asarray(dense)), np.arange(1.0, 8.0)
+
+    @jit
+    def run(matrix):
+        solve = lambda a: pj.lstsq(a, vector)[0]
+        gradient = eqx.filter_grad(lambda a: jnp.sum(solve(a) ** 2))(matrix)
+        return solve(matrix), gradient.data
+
+    x, slope = run(sparse)
+    inverse = np.linalg.pinv(dense)
+    residual = vector - dense @ x
+    adjoint = inverse.T @ (2 * x)
+    # Golub & Pereyra (1973): the cotangent of A for that of x, 2 x, which lies in the
+    # range of A†.
+    want = -np.outer(adjoint, x) + np.outer(residual, inverse @ adjoint)
+    np.testing.assert_allclose(x, inverse @ vector, rtol=1e-10)
+    np.testing.assert_allclose(slope, want[np.nonzero(dense)], atol=1e-10)

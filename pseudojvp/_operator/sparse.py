@@ -73,6 +73,11 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
             )
         if in_range is not None:
             data = data * one_or_nan(in_range).astype(data.dtype)
+        if isinstance(tags, str):  # its letters would be the tags
+            raise TypeError(
+                f"`SparseLinearOperator(tags=...)` got {tags!r}. Pass a tag of lineax, "
+                "as `lineax.symmetric_tag`, or a collection of them."
+            )
         self.data = data
         self.tags = frozenset(tags if isinstance(tags, Iterable) else (tags,))
         _check_tags(self.sparsity, self.tags)

@@ -27,7 +27,7 @@ from .tridiagonal import Tridiagonal
 _PIVOTING = ("cpu", "gpu", "cuda", "rocm")
 # Entries of a sparse operator, zeros counted, up to which it is solved as a dense matrix:
 # in double precision 8 MB, and some 50 ms for LU on two CPU cores.
-_DENSE_ENTRIES = 1_000_000
+DENSE_ENTRIES = 1_000_000
 
 
 class AutoState(eqx.Module):
@@ -97,7 +97,7 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         single = self.well_posed is False and operator.in_size() <= 1
         if lx.is_diagonal(operator) and square and not single:
             return lx.Diagonal(well_posed=self.well_posed is True)
-        large = operator.in_size() * operator.out_size() > _DENSE_ENTRIES
+        large = operator.in_size() * operator.out_size() > DENSE_ENTRIES
         iterative = large and _is_sparse(operator)
         if self.well_posed is False:
             if iterative:
