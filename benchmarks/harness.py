@@ -2,152 +2,207 @@
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.tree_util as jtu
-import lineax as lx
 import numpy as np
-
-import pseudojvp
 
 
 # Those of OpenBLAS, of which SciPy and NumPy bring one each, wait for some milliseconds.
 _PAUSE_S = 0.02
+# A workload ends after so much time, if by then it had so many rounds.
+_LONGEST_S = 10
+_FEWEST_ROUNDS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way to do the job.
+
+    - `library`: "pseudojvp", a peer, or "limit": the bare factorisation and products,
+        whose outcome is not that of the job.
+    - `name`: the solver or function. A limit has the name of the solver that it limits.
+    - `prepare`: from the problem data, NumPy arrays, to the call that is timed.
+    - `same`: the name of lineax's solver of the same kind.
+    """
+
+    library: str
+    name: str
+    prepare: Callable[..., Callable[[], Any]]
+    same: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One row of the table: one program, run by ours and by lineax's solvers.
+    """One job, done by all contenders.
 
-    - `arguments`: makes the problem data, NumPy arrays. They enter `jit` as arguments.
-    - `program`: from `(linear_solve, solver)` to the function of the arguments that is
-        compiled and timed. Ours and lineax differ in these two values alone.
+    - `arguments`: makes the problem data, NumPy arrays.
     - `reference`: the outcome, from the same arguments, by dense NumPy formulas.
-    - `ours`, `same`: our solver and lineax's of the same kind.
-    - `others`: further solvers of lineax that can do the job.
     - `tolerance`: the relative error up to which an outcome counts as right.
+    - `apart`: each contender needs a process of its own, as it may never return.
     """
 
     name: str
     arguments: Callable[[], tuple[np.ndarray, ...]]
-    program: Callable[[Callable, lx.AbstractLinearSolver], Callable]
     reference: Callable[..., Any]
-    ours: lx.AbstractLinearSolver
-    same: lx.AbstractLinearSolver
-    others: tuple[lx.AbstractLinearSolver, ...] = ()
+    contenders: tuple[Contender, ...]
     tolerance: float = 1e-8
+    apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one contender took; times are for one call, compiled and warm.
+    """What one contender took.
 
-    - `median_ms`, `quartiles_ms`: over the rounds.
-    - `ratio`: its time over ours, the median over the rounds: above 1, ours is faster.
-    - `error`: the largest relative error, in the 2-norm, of an array of the outcome.
-    - `compile_s`: tracing, lowering and compiling from empty caches, the faster of two.
+    - `samples_ms`: one a round, of one call, compiled and warm; none if it hung.
+    - `error`: the largest relative error, in the 2-norm, of an array of the outcome;
+        `None` for a limit, or if it hung.
     """
 
-    solver: str
-    median_ms: float
-    quartiles_ms: tuple[float, float]
-    ratio: float
-    error: float
-    compile_s: float
+    library: str
+    name: str
+    same: str
+    samples_ms: tuple[float, ...]
+    error: float | None
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.samples_ms)
+
+    @property
+    def quartiles_ms(self) -> tuple[float, float]:
+        lower, upper = np.percentile(self.samples_ms, [25, 75])
+        return float(lower), float(upper)
+
+    def over(self, other: "Measurement") -> float:
+        """Its time over that of `other`, the median over the rounds."""
+        pairs = zip(self.samples_ms, other.samples_ms, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The measurements of one workload, over `rounds` rounds.
-
-    - `fastest`: the fastest of lineax's solvers whose error is within the tolerance;
-        `None` if there is none.
-    """
+    """The measurements of one workload."""
 
     name: str
-    rounds: int
     tolerance: float
-    ours: Measurement
-    same: Measurement
-    others: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
+
+    def of(self, library: str, name: str = "") -> tuple[Measurement, ...]:
+        """Those of a library that came back, of one name if there is one."""
+        return tuple(
+            measurement
+            for measurement in self.measurements
+            if measurement.library == library
+            and measurement.samples_ms
+            and name in ("", measurement.name)
+        )
 
     @property
-    def fastest(self) -> Measurement | None:
-        peers = (self.same, *self.others)
-        able = [peer for peer in peers if peer.error <= self.tolerance]
-        return min(able, key=lambda peer: peer.ratio, default=None)
+    def ours(self) -> tuple[Measurement, ...]:
+        return self.of("pseudojvp")
+
+    @property
+    def our_fastest(self) -> Measurement:
+        return min(
+            (ours for ours in self.ours if self.is_right(ours)),
+            key=lambda ours: ours.median_ms,
+        )
+
+    @property
+    def fastest_peer(self) -> Measurement | None:
+        """The fastest of those whose outcome is right."""
+        peers = [
+            peer
+            for peer in self.measurements
+            if peer.library not in ("pseudojvp", "limit") and self.is_right(peer)
+        ]
+        return min(peers, key=lambda peer: peer.median_ms, default=None)
+
+    def is_right(self, measurement: Measurement) -> bool:
+        error = measurement.error
+        return error is not None and error <= self.tolerance  # not so for NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One figure of a solver of ours and of lineax's of the same kind: less is better."""
+
+    job: str
+    solver: str
+    same: str
+    ours: float
+    lineax: float
+
+    @property
+    def ratio(self) -> float:
+        return self.lineax / self.ours if self.ours else float("inf")
 
 
 def measure(workload: Workload, rounds: int) -> Row:
     """Returns the row of `workload`: every contender once a round, `rounds` times."""
     arguments = workload.arguments()
     reference = workload.reference(*arguments)
-    arguments = jax.block_until_ready(jax.device_put(arguments))
-    contenders = [
-        (pseudojvp.linear_solve, workload.ours),
-        *((lx.linear_solve, peer) for peer in (workload.same, *workload.others)),
+    calls = [contender.prepare(*arguments) for contender in workload.contenders]
+    errors = [
+        None if contender.library == "limit" else relative_error(call(), reference)
+        for contender, call in zip(workload.contenders, calls, strict=True)
     ]
-    programs = [workload.program(*contender) for contender in contenders]
-    compiled, compile_s = zip(
-        *(_compile(program, arguments) for program in programs), strict=True
-    )
-    errors = [relative_error(call(*arguments), reference) for call in compiled]
-    counts = [calls_a_sample(call, arguments) for call in compiled]
-    milliseconds = np.array(
-        [
-            [
-                sample(call, arguments, calls)
-                for call, calls in zip(compiled, counts, strict=True)
-            ]
-            for _ in range(rounds)
-        ]
-    )  # (rounds, contenders)
-    ratios = np.median(milliseconds / milliseconds[:, :1], axis=0)
-    lower, median, upper = np.percentile(milliseconds, [25, 50, 75], axis=0)
-    ours, same, *others = (
+    counts = [calls_a_sample(call) for call in calls]
+    turn = list(zip(calls, counts, strict=True))
+    samples = take_rounds(lambda: [sample(*contender) for contender in turn], rounds)
+    return as_row(workload, samples, errors)
+
+
+def take_rounds(one: Callable[[], list], rounds: int) -> list[list]:
+    """The outcomes of `rounds` rounds, or of fewer where they take long."""
+    start = time.perf_counter()
+    outcomes = []
+    for count in range(rounds):
+        if count >= _FEWEST_ROUNDS and time.perf_counter() - start > _LONGEST_S:
+            break
+        outcomes.append(one())
+    return outcomes
+
+
+def as_row(workload: Workload, samples: list[list], errors: list) -> Row:
+    """`samples` are one list a round; `None` is a contender that did not come back."""
+    measurements = (
         Measurement(
-            solver=_describe(solver),
-            median_ms=float(median[i]),
-            quartiles_ms=(float(lower[i]), float(upper[i])),
-            ratio=float(ratios[i]),
-            error=errors[i],
-            compile_s=compile_s[i],
+            contender.library,
+            contender.name,
+            contender.same,
+            () if None in times else tuple(times),
+            error,
         )
-        for i, (_, solver) in enumerate(contenders)
+        for contender, times, error in zip(
+            workload.contenders, zip(*samples, strict=True), errors, strict=True
+        )
     )
-    return Row(workload.name, rounds, workload.tolerance, ours, same, tuple(others))
+    return Row(workload.name, workload.tolerance, tuple(measurements))
 
 
-def _compile(program: Callable, arguments: tuple) -> tuple[Callable, float]:
-    seconds = []
-    for _ in range(2):
-        jax.clear_caches()
-        start = time.perf_counter()
-        compiled = jax.jit(program).lower(*arguments).compile()
-        seconds.append(time.perf_counter() - start)
-    return compiled, min(seconds)
-
-
-def sample(call: Callable, arguments: tuple, calls: int) -> float:
+def sample(call: Callable[[], Any], calls: int) -> float:
     """The time of one call in milliseconds, averaged over `calls` calls on end.
 
     After a pause, in which the threads that the last contender left waiting in a busy
     loop fall asleep, and a call that is not counted.
     """
     time.sleep(_PAUSE_S)
-    jax.block_until_ready(call(*arguments))
+    jax.block_until_ready(call())
     start = time.perf_counter()
     for _ in range(calls):
-        jax.block_until_ready(call(*arguments))
+        jax.block_until_ready(call())
     return 1e3 * (time.perf_counter() - start) / calls
 
 
-def calls_a_sample(call: Callable, arguments: tuple) -> int:
+def calls_a_sample(call: Callable[[], Any]) -> int:
     """Enough calls for a sample of 3 ms, well above what the clock and a switch cost."""
-    warm = min(sample(call, arguments, 1) for _ in range(3))
+    warm = min(sample(call, 1) for _ in range(3))
     return min(max(math.ceil(3 / warm), 1), 50)
 
 
@@ -158,13 +213,3 @@ def relative_error(outcome, reference) -> float:
         return np.linalg.norm(np.asarray(value) - true) / np.linalg.norm(true)
 
     return float(np.max(jtu.tree_leaves(jtu.tree_map(error, outcome, reference))))
-
-
-def _describe(solver: lx.AbstractLinearSolver) -> str:
-    """`Normal(Cholesky())`: the solver's name with the solvers inside it."""
-    inside = ", ".join(
-        _describe(value)
-        for value in vars(solver).values()
-        if isinstance(value, lx.AbstractLinearSolver)
-    )
-    return f"{type(solver).__name__}({inside})"

@@ -1,72 +1,49 @@
 """How long do 64 right-hand sides of one matrix take under `jax.vmap` (milliseconds)?"""
 
-import jax
-import jax.numpy as jnp
-import lineax as lx
-import numpy as np
+import scipy.linalg
 
-import pseudojvp
-
-from . import dense, reference
+from . import contenders, dense, limits, torch_peers
 from .harness import Workload
 
 
-def _solve(linear_solve, solver):
-    return jax.vmap(dense.solve(linear_solve, solver), in_axes=(None, 0))
+_TALL = (2000, 100)
+_WIDE = (100, 2000)
+_COUNT = 64
 
 
-def _gradient(linear_solve, solver):
-    run = _solve(linear_solve, solver)
-
-    def loss(matrix, vectors, weights):
-        return jnp.sum(weights * run(matrix, vectors))
-
-    return jax.grad(loss, argnums=(0, 1))
-
-
-def _problem(rows, cols):
-    rng = np.random.default_rng(0)
-    matrix = rng.standard_normal((rows, cols))
-    return matrix, rng.standard_normal((64, rows)), rng.standard_normal((64, cols))
-
-
-def _reference_solution(matrix, vectors):
-    return np.linalg.lstsq(matrix, vectors.T, rcond=None)[0].T
-
-
-def _reference_gradient(matrix, vectors, weights):
-    ct_matrix, ct_vectors = reference.cotangents(
-        matrix, np.linalg.pinv(matrix), vectors.T, weights.T
+def _gradient(name, shape):
+    return Workload(
+        f"{name}, {_COUNT} right-hand sides: gradient",
+        lambda: dense.random_problem(*shape, count=_COUNT),
+        dense.reference_gradient,
+        (
+            *contenders.solvers(
+                dense.gradient_many,
+                contenders.FULL_RANK,
+                numpy=dense.BY_NUMPY,
+                limit=limits.gradient,
+            ),
+            *torch_peers.peers(torch_peers.gradient, torch_peers.FULL_RANK),
+        ),
     )
-    return ct_matrix, ct_vectors.T
 
-
-_solvers = {
-    "ours": pseudojvp.QR(),
-    "same": lx.QR(),
-    "others": (lx.Normal(lx.Cholesky()),),
-}
 
 workloads = (
     Workload(
-        "tall 2000 x 100, 64 right-hand sides: solve",
-        lambda: _problem(2000, 100)[:2],
-        _solve,
-        _reference_solution,
-        **_solvers,
+        f"tall 2000 x 100, {_COUNT} right-hand sides: solve",
+        lambda: dense.random_problem(*_TALL, count=_COUNT)[:2],
+        dense.reference_solution,
+        (
+            *contenders.solvers(
+                dense.solve_many,
+                contenders.FULL_RANK,
+                numpy=dense.BY_NUMPY,
+                limit=limits.solve,
+            ),
+            *contenders.scipy(lstsq=lambda a, b: scipy.linalg.lstsq(a, b.T)[0].T),
+            *torch_peers.peers(torch_peers.solve, torch_peers.FULL_RANK),
+        ),
     ),
-    Workload(
-        "tall 2000 x 100, 64 right-hand sides: gradient",
-        lambda: _problem(2000, 100),
-        _gradient,
-        _reference_gradient,
-        **_solvers,
-    ),
-    Workload(
-        "wide 100 x 2000, 64 right-hand sides: gradient",
-        lambda: _problem(100, 2000),
-        _gradient,
-        _reference_gradient,
-        **_solvers,
-    ),
+    _gradient("tall 2000 x 100", _TALL),
+    _gradient("wide 100 x 2000", _WIDE),
 )

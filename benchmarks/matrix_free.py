@@ -6,12 +6,14 @@ with respect to θ and b. The tolerances are 1e-10, relative and absolute.
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.sparse.linalg as jspl
 import lineax as lx
 import numpy as np
 
 import pseudojvp
 
-from . import reference
+from . import contenders, reference
+from .contenders import Ours
 from .harness import Workload
 
 
@@ -80,22 +82,40 @@ def _diffusion_reference(conductivity, vector, weights):
     return -(differences @ ct_vector) * (differences @ x), ct_vector
 
 
+def _jax_cg(operator, vector):
+    return jspl.cg(operator.mv, vector, tol=1e-10)[0]
+
+
+def _jax_cgls(operator, vector):
+    adjoint = operator.transpose()
+    return jspl.cg(lambda x: adjoint.mv(operator.mv(x)), adjoint.mv(vector), tol=1e-10)[0]
+
+
 workloads = (
     Workload(
         "convolution 2006 x 2000, matrix-free: gradient",
         _convolution_problem,
-        _gradient(_convolve, ()),
         _convolution_reference,
-        ours=pseudojvp.Normal(pseudojvp.CG(**_TOLERANCES)),
-        same=lx.Normal(lx.CG(**_TOLERANCES)),
-        others=(lx.LSMR(**_TOLERANCES),),
+        contenders.solvers(
+            _gradient(_convolve, ()),
+            ours=(
+                Ours(
+                    pseudojvp.Normal(pseudojvp.CG(**_TOLERANCES)),
+                    lx.Normal(lx.CG(**_TOLERANCES)),
+                ),
+                Ours(pseudojvp.LSMR(**_TOLERANCES), lx.LSMR(**_TOLERANCES)),
+            ),
+            operators={"scipy.sparse.linalg.cg of AᵀA": _jax_cgls},
+        ),
     ),
     Workload(
         "diffusion 2000 x 2000, matrix-free: gradient",
         _diffusion_problem,
-        _gradient(_diffuse, lx.positive_semidefinite_tag),
         _diffusion_reference,
-        ours=pseudojvp.CG(**_TOLERANCES),
-        same=lx.CG(**_TOLERANCES),
+        contenders.solvers(
+            _gradient(_diffuse, lx.positive_semidefinite_tag),
+            ours=(Ours(pseudojvp.CG(**_TOLERANCES), lx.CG(**_TOLERANCES)),),
+            operators={"scipy.sparse.linalg.cg": _jax_cg},
+        ),
     ),
 )

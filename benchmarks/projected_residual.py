@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 
-import pseudojvp
-
-from . import reference
+from . import contenders, dense, reference, torch_peers
 from .harness import Workload
 
 
@@ -57,14 +55,41 @@ def _reference(parameters, grid, data):
     return np.stack(columns, axis=1)
 
 
+def _limit(factorise):
+    """The basis and its slopes, the factorisation, and two products with the slopes."""
+
+    def program(parameters, grid, data):
+        matrix = _basis(parameters, grid)
+        centres, widths = parameters[:_PEAKS], parameters[_PEAKS:]
+        scaled = (grid[:, None] - centres) / widths
+        slopes = jnp.concatenate([matrix * scaled, matrix * scaled**2], axis=1)
+        within = matrix.T @ slopes
+        return factorise(matrix), matrix.T @ data, slopes - matrix @ within
+
+    return program
+
+
+def _torch_jacobian(function):
+    solve = torch_peers.solve(function)
+
+    def residual(parameters, grid, data):
+        centres, widths = parameters[:_PEAKS], parameters[_PEAKS:]
+        matrix = (-0.5 * ((grid[:, None] - centres) / widths) ** 2).exp()
+        return data - matrix @ solve(matrix, data)
+
+    return torch_peers.jacfwd(residual)
+
+
 workloads = (
     Workload(
-        "projected residual of 24 peaks on 1000 points: Jacobian (48 parameters)",
+        f"projected residual, {_PEAKS} peaks on 1000 points: Jacobian",
         _problem,
-        _jacobian,
         _reference,
-        ours=pseudojvp.QR(),
-        same=lx.QR(),
-        others=(lx.Normal(lx.Cholesky()),),
+        (
+            *contenders.solvers(
+                _jacobian, contenders.FULL_RANK, numpy=dense.BY_NUMPY, limit=_limit
+            ),
+            *torch_peers.peers(_torch_jacobian, torch_peers.FULL_RANK),
+        ),
     ),
 )

@@ -1,12 +1,18 @@
 """How long do a rank-deficient solve and its gradient take (milliseconds)?"""
 
+import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+import scipy.linalg
 
-import pseudojvp
+import pseudojvp as pj
 
-from . import dense
+from . import contenders, dense, limits, torch_peers
+from .contenders import Ours
 from .harness import Workload
+
+
+_CUTOFF = 1e-10
 
 
 def _problem():
@@ -16,25 +22,36 @@ def _problem():
     return matrix, rng.standard_normal(500), rng.standard_normal(100)
 
 
-_solvers = {
-    "ours": pseudojvp.PivotedQR(),
-    "same": lx.SVD(),
-    "others": (lx.Normal(lx.SVD()),),
+_OURS = (
+    Ours(pj.PivotedQR(), lx.SVD(), limits.householder),
+    Ours(pj.SVD(), lx.SVD(), limits.svd),
+)
+_BY_NUMPY = {
+    "lstsq": lambda a, b: jnp.linalg.lstsq(a, b, rcond=_CUTOFF)[0],
+    "pinv": lambda a, b: jnp.linalg.pinv(a, rtol=_CUTOFF) @ b,
 }
+_OTHERS = {"lineax": (lx.Normal(lx.SVD()),), "numpy": _BY_NUMPY}
 
 workloads = (
     Workload(
         "500 x 100 of rank 60: solve",
         lambda: _problem()[:2],
-        dense.solve,
         dense.reference_solution,
-        **_solvers,
+        (
+            *contenders.solvers(dense.solve, _OURS, limit=limits.solve, **_OTHERS),
+            *contenders.scipy(
+                lstsq=lambda a, b: scipy.linalg.lstsq(a, b, cond=_CUTOFF)[0]
+            ),
+            *torch_peers.peers(torch_peers.solve, torch_peers.ANY_RANK),
+        ),
     ),
     Workload(
         "500 x 100 of rank 60: gradient",
         _problem,
-        dense.gradient,
         dense.reference_gradient,
-        **_solvers,
+        (
+            *contenders.solvers(dense.gradient, _OURS, limit=limits.gradient, **_OTHERS),
+            *torch_peers.peers(torch_peers.gradient, torch_peers.ANY_RANK),
+        ),
     ),
 )

@@ -1,112 +1,134 @@
-"""The table of the measured rows, as Markdown and as JSON."""
+"""The tables of a run, as Markdown, for README and documentation."""
 
-import dataclasses
-import importlib.metadata
-import json
-import os
-import pathlib
-import subprocess
+from collections.abc import Iterable
 
-import jax
-
-from .harness import Measurement, Row
+from .harness import Measurement, Pair, Row
+from .results import environment as environment, Results
 
 
-_PACKAGES = ("pseudojvp", "lineax", "jax", "jaxlib")
-_SETTINGS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS", "NPROC")
-
-_EXPLANATION = """\
-Each ratio is lineax's time over ours, the median over rounds in which the contenders take
-turns in one process: above 1, ours is faster. Times are for one call, compiled and warm,
-with the problem data as arguments: the median and the quartiles over at least {rounds}
-rounds. The error is the largest relative one against dense NumPy formulas. Compiling
-(tracing included) is from empty caches. "Fastest" is the fastest of the solvers of
-lineax tried whose error is within the row's tolerance; `results.json` has them all.
-"""
-
-_COLUMNS = (
-    "workload",
-    "ours, ms (quartiles)",
-    "lineax, same solver, ms",
-    "ratio",
-    "lineax, fastest, ms",
-    "ratio",
-    "error ours",
-    "error lineax",
-    "compile ours / lineax, s",
-)
+def stated(results: Results) -> str:
+    """Device, versions and the number of rounds."""
+    rounds = min(
+        len(measurement.samples_ms)
+        for row in results.main
+        for measurement in row.measurements
+        if measurement.samples_ms
+    )
+    parts = (f"{key}: {value}" for key, value in results.environment.items())
+    return f"{'; '.join(parts)}. Medians of {rounds} rounds and more, in turns."
 
 
-def environment() -> dict[str, str]:
-    """Returns device, dtype, versions, commit, and the settings that change speed."""
-    device = jax.devices()[0]
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "device": f"{device.platform} ({device.device_kind}), {os.cpu_count()} CPU cores",
-        "dtype": "float64",
-        **versions,
-        "commit": _commit(),
-        **{name: os.environ[name] for name in _SETTINGS if name in os.environ},
-    }
+def summary(rows: list[Row]) -> str:
+    """A line for our first solver of each row, and one for our fastest if another."""
+    header = (
+        "job",
+        "ours, ms",
+        "lineax, same solver, ms",
+        "ratio",
+        "fastest peer, ms",
+        "ratio",
+        "over the limit",
+        "error",
+    )
+    lines = []
+    for row in rows:
+        chosen = dict.fromkeys((row.ours[0], row.our_fastest))
+        for i, ours in enumerate(chosen):
+            lines.append([row.name if i == 0 else "", *_beside(row, ours)])
+    return table(header, lines)
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    folder = pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def as_markdown(header: dict[str, str], rows: list[Row]) -> str:
-    """Returns the page: what was run on what, and a line for each row."""
-    stated = "; ".join(f"{key}: {value}" for key, value in header.items())
-    explanation = _EXPLANATION.format(rounds=min(row.rounds for row in rows))
-    lines = [
-        _line(_COLUMNS),
-        _line(["---", *["---:"] * (len(_COLUMNS) - 1)]),
-        *map(_row_line, rows),
+def _beside(row: Row, ours: Measurement) -> list[str]:
+    same = row.of("lineax", ours.same)
+    fastest = row.fastest_peer
+    limit = row.of("limit", ours.name)
+    return [
+        f"{ours.median_ms:.3g} `{ours.name}`",
+        f"{same[0].median_ms:.3g} `{same[0].name}`" if same else "hangs",
+        f"{same[0].over(ours):.2f}" if same else "",
+        f"{fastest.median_ms:.3g} {_named(fastest)}" if fastest else "none",
+        f"{fastest.over(ours):.2f}" if fastest else "",
+        f"{ours.over(limit[0]):.1f}" if limit else "",
+        f"{ours.error:.1e}",
     ]
-    return "\n".join(["# Benchmarks", "", stated, "", explanation, *lines, ""])
 
 
-def _line(cells) -> str:
-    return f"| {' | '.join(cells)} |"
+def contenders(rows: list[Row]) -> str:
+    """Every contender of every job, the fastest first."""
+    header = ("job", "contender", "ms (quartiles)", "over our fastest", "error")
+    lines = []
+    for row in rows:
+        back = [it for it in row.measurements if it.samples_ms]
+        lost = [it for it in row.measurements if not it.samples_ms]
+        for i, each in enumerate(sorted(back, key=lambda it: it.median_ms)):
+            lower, upper = each.quartiles_ms
+            lines.append(
+                [
+                    row.name if i == 0 else "",
+                    _named(each),
+                    f"{each.median_ms:.3g} ({lower:.3g} to {upper:.3g})",
+                    f"{each.over(row.our_fastest):.2f}",
+                    _error(row, each),
+                ]
+            )
+        lines += [["", _named(each), "hangs", "", ""] for each in lost]
+    return table(header, lines)
 
 
-def _row_line(row: Row) -> str:
-    ours, same, fastest = row.ours, row.same, row.fastest
-    lower, upper = ours.quartiles_ms
-    return _line(
-        [
-            row.name,
-            f"{ours.median_ms:.3g} ({lower:.3g} to {upper:.3g}) `{ours.solver}`",
-            _time(same),
-            f"{same.ratio:.2f}",
-            "none" if fastest is None else _time(fastest),
-            "" if fastest is None else f"{fastest.ratio:.2f}",
-            f"{ours.error:.1e}",
-            f"{same.error:.1e}",
-            f"{ours.compile_s:.2f} / {same.compile_s:.2f}",
-        ]
+def _named(measurement: Measurement) -> str:
+    if measurement.library == "pseudojvp":
+        return f"**`{measurement.name}`**"
+    if measurement.library == "limit":
+        return f"*limit of `{measurement.name}`*"
+    return f"{measurement.library} `{measurement.name}`"
+
+
+def _error(row: Row, measurement: Measurement) -> str:
+    if measurement.error is None:
+        return ""
+    wrong = "" if row.is_right(measurement) else ": does not count"
+    return f"{measurement.error:.1e}{wrong}"
+
+
+def shapes(rows: list[Row]) -> str:
+    """Ours and lineax's same solver, one job a line."""
+    header = ("job", "ours, ms", "lineax, ms", "ratio", "error")
+    lines = []
+    for row in rows:
+        (ours,), (same,) = row.ours, row.of("lineax")
+        lines.append(
+            [
+                row.name,
+                f"{ours.median_ms:.3g}",
+                f"{same.median_ms:.3g}",
+                f"{same.over(ours):.2f}",
+                f"{ours.error:.1e}",
+            ]
+        )
+    return table(header, lines)
+
+
+def pairs(figures: list[Pair], unit: str) -> str:
+    """Compile times or memory."""
+    header = ("job", "ours", unit, "lineax", unit, "ratio")
+    return table(
+        header,
+        (
+            [
+                pair.job,
+                f"`{pair.solver}`",
+                f"{pair.ours:.3g}",
+                f"`{pair.same}`",
+                f"{pair.lineax:.3g}",
+                f"{pair.ratio:.2f}",
+            ]
+            for pair in figures
+        ),
     )
 
 
-def _time(measurement: Measurement) -> str:
-    return f"{measurement.median_ms:.3g} `{measurement.solver}`"
-
-
-def as_json(header: dict[str, str], rows: list[Row]) -> str:
-    """Returns the same with every contender of every row."""
-    named = [
-        {
-            **dataclasses.asdict(row),
-            "fastest": None if row.fastest is None else row.fastest.solver,
-        }
-        for row in rows
-    ]
-    return json.dumps({"environment": header, "rows": named}, indent=2) + "\n"
+def table(header: tuple[str, ...], lines: Iterable[list[str]]) -> str:
+    """Markdown, with the columns of numbers to the right."""
+    texts = {"job", "contender", "ours", "lineax", "against"}
+    ruler = ["---" if title in texts else "---:" for title in header]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ruler, *lines))

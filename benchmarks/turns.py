@@ -34,10 +34,10 @@ def take_turns(
     The ratio is its time over that of the first, the median over the rounds: above 1, the
     first is faster.
     """
-    counts = [calls_a_sample(call, ()) for call in contenders.values()]
+    counts = [calls_a_sample(call) for call in contenders.values()]
     turn = list(zip(contenders.values(), counts, strict=True))
     milliseconds = np.array(
-        [[sample(call, (), calls) for call, calls in turn] for _ in range(rounds)]
+        [[sample(call, calls) for call, calls in turn] for _ in range(rounds)]
     )
     ratios = np.median(milliseconds / milliseconds[:, :1], axis=0)
     lower, median, upper = np.percentile(milliseconds, [25, 50, 75], axis=0)
