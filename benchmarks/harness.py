@@ -16,7 +16,7 @@ import numpy as np
 _PAUSE_S = 0.02
 # A workload ends after so much time, if by then it had so many rounds.
 _LONGEST_S = 10
-_FEWEST_ROUNDS = 7
+_FEWEST_ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +190,11 @@ def sample(call: Callable[[], Any], calls: int) -> float:
     """The time of one call in milliseconds, averaged over `calls` calls on end.
 
     After a pause, in which the threads that the last contender left waiting in a busy
-    loop fall asleep, and a call that is not counted.
+    loop fall asleep, and, where a call is short, one that is not counted.
     """
     time.sleep(_PAUSE_S)
-    jax.block_until_ready(call())
+    if calls > 1:
+        jax.block_until_ready(call())
     start = time.perf_counter()
     for _ in range(calls):
         jax.block_until_ready(call())
@@ -202,7 +203,7 @@ def sample(call: Callable[[], Any], calls: int) -> float:
 
 def calls_a_sample(call: Callable[[], Any]) -> int:
     """Enough calls for a sample of 3 ms, well above what the clock and a switch cost."""
-    warm = min(sample(call, 1) for _ in range(3))
+    warm = min(sample(call, 1) for _ in range(2))
     return min(max(math.ceil(3 / warm), 1), 50)
 
 
