@@ -9,7 +9,6 @@ from types import ModuleType
 import jax
 
 from . import (
-    apart,
     call_overhead,
     compile_time,
     harness,
@@ -17,6 +16,7 @@ from . import (
     many_right_hand_sides,
     many_tangents,
     matrix_free,
+    measure,
     memory,
     projected_residual,
     publish,
@@ -82,10 +82,7 @@ def _measure(scripts: Sequence[ModuleType], only: str, rounds: int) -> list[harn
             if only not in f"{script.__name__.rpartition('.')[2]}: {workload.name}":
                 continue
             start = time.perf_counter()
-            if workload.apart:
-                row = apart.measure(script.__name__, workload, rounds)
-            else:
-                row = harness.measure(workload, rounds)
+            row = measure.measure(script.__name__, workload, rounds)
             rows.append(row)
             print(f"{row.name} ({time.perf_counter() - start:.0f} s)", flush=True)
     return rows

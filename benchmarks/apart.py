@@ -1,14 +1,14 @@
-"""Times contenders of which some may never return, each in a process of its own.
+"""A contender that may never return, in a process of its own.
 
 On jaxlib 0.10.2 two batched library calls of one program can wait for each other for
-ever. The processes take turns, and one that does not answer in time is stopped.
+ever. A process that does not answer in time is stopped.
 """
 
 import dataclasses
 import importlib
 import multiprocessing
 import multiprocessing.connection
-import time
+import multiprocessing.process
 
 import jax
 import numpy as np
@@ -16,68 +16,46 @@ import numpy as np
 from . import harness
 
 
-# From the start of a process to the outcome of its first call. The next is started after
-# the first of the times, as one that hangs takes no time of the processor.
-_PATIENCE_S = 15
+# From the start of a process to the outcome of its first call, and for a sample.
 _READY_S = 60
-_ANSWER_S = 10
+_ANSWER_S = 20
 
 
 @dataclasses.dataclass
-class _Contender:
-    process: multiprocessing.Process
+class Apart:
+    process: multiprocessing.process.BaseProcess
     connection: multiprocessing.connection.Connection
     hangs: bool = False
 
-    def answer(self, seconds: float):
-        """What the process sends next, or `None`: then it is stopped."""
-        if self.connection.poll(max(seconds, 0)):
-            return self.connection.recv()  # `EOFError` if it raised
-        self.hangs = True
-        self.process.kill()
-        return None
+    @classmethod
+    def start(cls, script: str, workload: str, index: int) -> "Apart":
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        arguments = (there, script, workload, index)
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        return cls(process, here)
 
-    def sample(self):
+    def outcome(self):
+        """That of the first call, as NumPy arrays, or `None` if it hangs."""
+        return self._answer(_READY_S)
+
+    def sample(self) -> float | None:
         if self.hangs:
             return None
         self.connection.send("next")
-        return self.answer(_ANSWER_S)
+        return self._answer(_ANSWER_S)
 
+    def stop(self) -> None:
+        self.process.kill()
 
-def measure(script: str, workload: harness.Workload, rounds: int) -> harness.Row:
-    """As `harness.measure`, for a workload of the module `script`."""
-    reference = workload.reference(*workload.arguments())
-    contenders = []
-    try:
-        for i in range(len(workload.contenders)):
-            contenders.append(_start(script, workload.name, i))
-            contenders[-1].connection.poll(_PATIENCE_S)
-        deadline = time.perf_counter() + _READY_S - _PATIENCE_S
-        outcomes = [
-            contender.answer(deadline - time.perf_counter()) for contender in contenders
-        ]
-        samples = harness.take_rounds(
-            lambda: [contender.sample() for contender in contenders], rounds
-        )
-    finally:
-        for contender in contenders:
-            contender.process.kill()
-    errors = [
-        None
-        if outcome is None or contender.library == "limit"
-        else harness.relative_error(outcome, reference)
-        for contender, outcome in zip(workload.contenders, outcomes, strict=True)
-    ]
-    return harness.as_row(workload, samples, errors)
-
-
-def _start(*contender) -> _Contender:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, *contender), daemon=True)
-    process.start()
-    there.close()
-    return _Contender(process, here)
+    def _answer(self, seconds: float):
+        if self.connection.poll(seconds):
+            return self.connection.recv()  # `EOFError` if the process raised
+        self.hangs = True
+        self.stop()
+        return None
 
 
 def _serve(connection, script: str, name: str, index: int):

@@ -30,6 +30,8 @@ class Ours:
 QR = Ours(pj.QR(), lx.QR(), limits.householder)
 NORMAL = Ours(pj.Normal(pj.Cholesky()), lx.Normal(lx.Cholesky()), limits.gram)
 FULL_RANK = (QR, NORMAL)
+# Of these the gradients and tangents by `vmap` may hang: lineax's QR, and JAX's.
+MAY_HANG = ("QR()", "qr")
 
 
 def solvers(
@@ -39,6 +41,7 @@ def solvers(
     numpy: Mapping[str, Callable] | None = None,
     operators: Mapping[str, Callable] | None = None,
     limit: Callable[[Callable], Callable] | None = None,
+    may_hang: tuple[str, ...] = (),
 ) -> tuple[Contender, ...]:
     """Ours, lineax's, functions of JAX itself, and the limit of each of ours.
 
@@ -51,14 +54,17 @@ def solvers(
         or an operator.
     - `limit`: from a bare factorisation to the function of the problem data that does it
         and the products that the job cannot avoid.
+    - `may_hang`: the names of those that run apart, of whatever library: on two cores,
+        batched library calls of one program can wait for each other for ever.
     """
     same = [each.same for each in ours]
     functions = {name: _of_matrix(f) for name, f in (numpy or {}).items()}
     functions |= operators or {}
     limited = ours if limit else ()
+    takes_part = ft.partial(_takes_part, may_hang)
     return (
         *(
-            Contender(
+            takes_part(
                 "pseudojvp",
                 describe(each.solver),
                 compiled(program(pj.linear_solve, each.solver)),
@@ -67,11 +73,11 @@ def solvers(
             for each in ours
         ),
         *(
-            Contender("lineax", name, compiled(program(lx.linear_solve, solver)))
+            takes_part("lineax", name, compiled(program(lx.linear_solve, solver)))
             for name, solver in {describe(it): it for it in (*same, *lineax)}.items()
         ),
         *(
-            Contender("jax", name, compiled(program(_as_linear_solve(f), None)))
+            takes_part("jax", name, compiled(program(_as_linear_solve(f), None)))
             for name, f in functions.items()
         ),
         *(
@@ -80,6 +86,10 @@ def solvers(
             if each.factorise
         ),
     )
+
+
+def _takes_part(may_hang, library: str, name: str, prepare, same="") -> Contender:
+    return Contender(library, name, prepare, same, apart=name in may_hang)
 
 
 def scipy(**functions: Callable) -> tuple[Contender, ...]:

@@ -1,4 +1,4 @@
-"""Times a workload's contenders in turns, in one process, and measures their errors."""
+"""What is measured: a workload, its contenders, and what they took."""
 
 import dataclasses
 import math
@@ -14,9 +14,6 @@ import numpy as np
 
 # Those of OpenBLAS, of which SciPy and NumPy bring one each, wait for some milliseconds.
 _PAUSE_S = 0.02
-# A workload ends after so much time, if by then it had so many rounds.
-_LONGEST_S = 10
-_FEWEST_ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +25,14 @@ class Contender:
     - `name`: the solver or function. A limit has the name of the solver that it limits.
     - `prepare`: from the problem data, NumPy arrays, to the call that is timed.
     - `same`: the name of lineax's solver of the same kind.
+    - `apart`: it may never return, and needs a process of its own.
     """
 
     library: str
     name: str
     prepare: Callable[..., Callable[[], Any]]
     same: str = ""
+    apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Workload:
     - `arguments`: makes the problem data, NumPy arrays.
     - `reference`: the outcome, from the same arguments, by dense NumPy formulas.
     - `tolerance`: the relative error up to which an outcome counts as right.
-    - `apart`: each contender needs a process of its own, as it may never return.
     """
 
     name: str
@@ -51,16 +49,15 @@ class Workload:
     reference: Callable[..., Any]
     contenders: tuple[Contender, ...]
     tolerance: float = 1e-8
-    apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """What one contender took.
 
-    - `samples_ms`: one a round, of one call, compiled and warm; none if it hung.
+    - `samples_ms`: one a round, of one call, compiled and warm, up to where it hung.
     - `error`: the largest relative error, in the 2-norm, of an array of the outcome;
-        `None` for a limit, or if it hung.
+        `None` for a limit, or if there is none.
     """
 
     library: str
@@ -68,6 +65,7 @@ class Measurement:
     same: str
     samples_ms: tuple[float, ...]
     error: float | None
+    hung: bool = False
 
     @property
     def median_ms(self) -> float:
@@ -79,8 +77,8 @@ class Measurement:
         return float(lower), float(upper)
 
     def over(self, other: "Measurement") -> float:
-        """Its time over that of `other`, the median over the rounds."""
-        pairs = zip(self.samples_ms, other.samples_ms, strict=True)
+        """Its time over that of `other`, the median over the rounds that both ended."""
+        pairs = zip(self.samples_ms, other.samples_ms, strict=False)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
@@ -141,49 +139,6 @@ class Pair:
     @property
     def ratio(self) -> float:
         return self.lineax / self.ours if self.ours else float("inf")
-
-
-def measure(workload: Workload, rounds: int) -> Row:
-    """Returns the row of `workload`: every contender once a round, `rounds` times."""
-    arguments = workload.arguments()
-    reference = workload.reference(*arguments)
-    calls = [contender.prepare(*arguments) for contender in workload.contenders]
-    errors = [
-        None if contender.library == "limit" else relative_error(call(), reference)
-        for contender, call in zip(workload.contenders, calls, strict=True)
-    ]
-    counts = [calls_a_sample(call) for call in calls]
-    turn = list(zip(calls, counts, strict=True))
-    samples = take_rounds(lambda: [sample(*contender) for contender in turn], rounds)
-    return as_row(workload, samples, errors)
-
-
-def take_rounds(one: Callable[[], list], rounds: int) -> list[list]:
-    """The outcomes of `rounds` rounds, or of fewer where they take long."""
-    start = time.perf_counter()
-    outcomes = []
-    for count in range(rounds):
-        if count >= _FEWEST_ROUNDS and time.perf_counter() - start > _LONGEST_S:
-            break
-        outcomes.append(one())
-    return outcomes
-
-
-def as_row(workload: Workload, samples: list[list], errors: list) -> Row:
-    """`samples` are one list a round; `None` is a contender that did not come back."""
-    measurements = (
-        Measurement(
-            contender.library,
-            contender.name,
-            contender.same,
-            () if None in times else tuple(times),
-            error,
-        )
-        for contender, times, error in zip(
-            workload.contenders, zip(*samples, strict=True), errors, strict=True
-        )
-    )
-    return Row(workload.name, workload.tolerance, tuple(measurements))
 
 
 def sample(call: Callable[[], Any], calls: int) -> float:

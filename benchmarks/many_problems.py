@@ -30,6 +30,9 @@ def _reference(*arguments):
     return tuple(map(np.stack, zip(*gradients, strict=True)))
 
 
+# Here any may.
+_SOLVERS = tuple(ours.solver for ours in contenders.FULL_RANK)
+
 workloads = (
     Workload(
         f"{_COUNT:,} problems of {_ROWS} x {_COLS}: gradient",
@@ -41,9 +44,9 @@ workloads = (
                 contenders.FULL_RANK,
                 numpy=dense.BY_NUMPY,
                 limit=limits.batched_gradient,
+                may_hang=(*map(contenders.describe, _SOLVERS), *dense.BY_NUMPY),
             ),
             *torch_peers.peers(torch_peers.gradient, torch_peers.FULL_RANK),
         ),
-        apart=True,
     ),
 )

@@ -22,6 +22,7 @@ def _gradient(name, shape):
                 contenders.FULL_RANK,
                 numpy=dense.BY_NUMPY,
                 limit=limits.gradient,
+                may_hang=contenders.MAY_HANG,
             ),
             *torch_peers.peers(torch_peers.gradient, torch_peers.FULL_RANK),
         ),

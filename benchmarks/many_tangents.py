@@ -15,6 +15,7 @@ workloads = (
                 contenders.FULL_RANK,
                 numpy=dense.BY_NUMPY,
                 limit=limits.tangents,
+                may_hang=contenders.MAY_HANG,
             ),
             *torch_peers.peers(torch_peers.tangents, torch_peers.FULL_RANK),
         ),

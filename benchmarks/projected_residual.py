@@ -87,7 +87,11 @@ workloads = (
         _reference,
         (
             *contenders.solvers(
-                _jacobian, contenders.FULL_RANK, numpy=dense.BY_NUMPY, limit=_limit
+                _jacobian,
+                contenders.FULL_RANK,
+                numpy=dense.BY_NUMPY,
+                limit=_limit,
+                may_hang=contenders.MAY_HANG,
             ),
             *torch_peers.peers(_torch_jacobian, torch_peers.FULL_RANK),
         ),

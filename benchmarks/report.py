@@ -66,7 +66,8 @@ def contenders(rows: list[Row]) -> str:
                 [
                     row.name if i == 0 else "",
                     _named(each),
-                    f"{each.median_ms:.3g} ({lower:.3g} to {upper:.3g})",
+                    f"{each.median_ms:.3g} ({lower:.3g} to {upper:.3g})"
+                    f"{', then hung' if each.hung else ''}",
                     f"{each.over(row.our_fastest):.2f}",
                     _error(row, each),
                 ]

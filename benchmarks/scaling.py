@@ -12,7 +12,8 @@ class Panel:
     """One picture: the same program for growing problems.
 
     - `axis`: what grows, and `title` the rest.
-    - `problem`, `program`, `reference`: of the workload; the problem is made from a size.
+    - `problem`, `program`, `reference`, `may_hang`: of the workload; the problem is made
+        from a size.
     """
 
     title: str
@@ -21,6 +22,7 @@ class Panel:
     problem: Callable
     program: Callable
     reference: Callable
+    may_hang: tuple[str, ...] = ()
 
     def name(self, size: int) -> str:
         return f"{self.title}, {self.axis} {size}"
@@ -30,7 +32,9 @@ class Panel:
             self.name(size),
             lambda: self.problem(size),
             self.reference,
-            contenders.solvers(self.program, contenders.FULL_RANK),
+            contenders.solvers(
+                self.program, contenders.FULL_RANK, may_hang=self.may_hang
+            ),
         )
 
 
@@ -58,6 +62,7 @@ panels = (
         lambda count: dense.random_problem(1000, 50, count=count),
         program=dense.gradient_many,
         reference=dense.reference_gradient,
+        may_hang=contenders.MAY_HANG,
     ),
     Panel(
         "tangents of A, 1000 x 50",
@@ -66,6 +71,7 @@ panels = (
         lambda count: dense.tangents_problem(1000, 50, count),
         program=dense.tangents,
         reference=dense.reference_tangents,
+        may_hang=contenders.MAY_HANG,
     ),
 )
 
