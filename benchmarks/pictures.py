@@ -102,7 +102,7 @@ def _panel(axes: Axes, panel: Panel, rows: list[Row]) -> None:
     for measurement in rows[0].measurements:
         library, name = measurement.library, measurement.name
         color, line = _STYLES.get((library, name), ("#8e44ad", "-"))
-        times = [row.of(library, name)[0].median_ms for row in rows]
+        times = [_median(row, library, name) for row in rows]
         axes.loglog(panel.sizes, times, line, color=color, marker="o", markersize=3)
         ends.append((times[-1], f"{library} {name}", color))
     _label(axes, panel.sizes[-1], ends)
@@ -117,13 +117,19 @@ def _panel(axes: Axes, panel: Panel, rows: list[Row]) -> None:
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
 
 
+def _median(row: Row, library: str, name: str) -> float:
+    """A gap in the line if it hung."""
+    back = row.of(library, name)
+    return back[0].median_ms if back else float("nan")
+
+
 def _label(axes: Axes, right: float, ends: list[tuple[float, str, str]]) -> None:
     """Names at the ends of the lines, moved apart where they would overlap."""
     axes.figure.canvas.draw()
     height = axes.transData.transform((right, ends[0][0]))[1]
     gap = 11 * axes.figure.dpi / 72
     last = float("-inf")
-    for time, name, color in sorted(ends):
+    for time, name, color in sorted(end for end in ends if end[0] == end[0]):
         height = axes.transData.transform((right, time))[1]
         place = max(height, last + gap)
         last = place
