@@ -29,7 +29,8 @@ class Ours:
 # What serves a tall or wide matrix of full rank.
 QR = Ours(pj.QR(), lx.QR(), limits.householder)
 NORMAL = Ours(pj.Normal(pj.Cholesky()), lx.Normal(lx.Cholesky()), limits.gram)
-FULL_RANK = (QR, NORMAL)
+CHOLESKY = Ours(pj.CholeskyQR(), lx.QR(), limits.gram)
+FULL_RANK = (QR, CHOLESKY, NORMAL)
 # Of these the gradients and tangents by `vmap` may hang: lineax's QR, and JAX's.
 MAY_HANG = ("QR()", "qr")
 
