@@ -27,6 +27,7 @@ _CASES = (
     (pj.Triangular(), lx.Triangular(), _SQUARE, lx.lower_triangular_tag),
     (pj.Tridiagonal(), lx.Tridiagonal(), _SQUARE, lx.tridiagonal_tag),
     (pj.QR(), lx.QR(), _TALL, ()),
+    (pj.CholeskyQR(), lx.QR(), _TALL, ()),
     (pj.PivotedQR(), lx.SVD(), _TALL, ()),
     (pj.SVD(), lx.SVD(), _TALL, ()),
     (pj.Normal(pj.Cholesky()), lx.Normal(lx.Cholesky()), _TALL, ()),

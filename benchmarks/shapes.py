@@ -14,6 +14,7 @@ _LU = Ours(pj.LU(), lx.LU())
 _CHOLESKY = Ours(pj.Cholesky(), lx.Cholesky())
 _CASES = (
     (contenders.QR, ((50, 50), (500, 500), (2000, 100), (2000, 500), (100, 2000))),
+    (contenders.CHOLESKY, ((2000, 100), (20000, 200), (100, 2000))),
     (contenders.NORMAL, ((200, 50), (2000, 500))),
     (_LU, ((50, 50), (200, 200), (1000, 1000), (2000, 2000))),
     (_CHOLESKY, ((200, 200), (2000, 2000))),
