@@ -17,7 +17,7 @@ from . import harness
 
 
 # From the start of a process to the outcome of its first call, and for a sample.
-_READY_S = 60
+_READY_S = 40
 _ANSWER_S = 20
 
 

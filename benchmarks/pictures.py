@@ -1,5 +1,6 @@
 """Pictures of a run: the ratio to the fastest peer, and how the cost grows."""
 
+import math
 import pathlib
 import textwrap
 
@@ -98,15 +99,18 @@ def scaling(rows: list[Row]) -> Figure:
 
 
 def _panel(axes: Axes, panel: Panel, rows: list[Row]) -> None:
-    ends = []
+    ends, hung = [], []
     for measurement in rows[0].measurements:
         library, name = measurement.library, measurement.name
         color, line = _STYLES.get((library, name), ("#8e44ad", "-"))
         times = [_median(row, library, name) for row in rows]
+        for size, time in zip(panel.sizes, times, strict=True):
+            if math.isnan(time):
+                hung.append(f"{library} {name} hung at {size}")
         axes.loglog(panel.sizes, times, line, color=color, marker="o", markersize=3)
         ends.append((times[-1], f"{library} {name}", color))
     _label(axes, panel.sizes[-1], ends)
-    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_title("; ".join([panel.title, *hung]), fontsize=10, loc="left")
     axes.set_xlabel(panel.axis)
     axes.set_ylabel("milliseconds")
     axes.xaxis.set_major_locator(FixedLocator(panel.sizes))
@@ -127,9 +131,9 @@ def _label(axes: Axes, right: float, ends: list[tuple[float, str, str]]) -> None
     """Names at the ends of the lines, moved apart where they would overlap."""
     axes.figure.canvas.draw()
     height = axes.transData.transform((right, ends[0][0]))[1]
-    gap = 11 * axes.figure.dpi / 72
+    gap = 13 * axes.figure.dpi / 72
     last = float("-inf")
-    for time, name, color in sorted(end for end in ends if end[0] == end[0]):
+    for time, name, color in sorted(end for end in ends if not math.isnan(end[0])):
         height = axes.transData.transform((right, time))[1]
         place = max(height, last + gap)
         last = place
