@@ -83,7 +83,6 @@ _singular_cg = lambda tol: pj.CG(tol, tol, well_posed=False)
 _auto = lambda well_posed: lambda tol: pj.AutoLinearSolver(well_posed)
 CLAIMS = {
     "QR": Claim(lambda tol: pj.QR()),
-    "CholeskyQR": Claim(lambda tol: pj.CholeskyQR(), squares=True),
     "PivotedQR": Claim(lambda tol: pj.PivotedQR(), **_ANY),
     "SVD": Claim(lambda tol: pj.SVD(), **_ANY),
     "LU": Claim(lambda tol: pj.LU(), square=True),
@@ -117,6 +116,7 @@ CLAIMS = {
     "Auto(None)-tridiagonal": Claim(_auto(None), "tridiagonal"),
     "Auto(False)-diagonal": Claim(_auto(False), "diagonal", **_ANY),
     "Auto(False)-negative": Claim(_auto(False), "negative", **_ANY),
+    "CholeskyQR": Claim(lambda tol: pj.CholeskyQR(), squares=True),
 }
 
 

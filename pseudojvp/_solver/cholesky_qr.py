@@ -104,7 +104,7 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
         check_options(self, options)
         matrix, wide = long_side_first(operator)
         scale = power_of_two(jnp.max(jnp.abs(matrix), axis=0, initial=0))
-        rows = (matrix / scale.astype(matrix.dtype)).conj().T
+        rows = (matrix / scale.astype(matrix.dtype)[None, :]).conj().T
         r = jsl.cholesky(matmul(rows, rows.conj().T))
         rcond = _reciprocal_condition(rows, r)
         eps = jnp.finfo(rows.dtype).eps
@@ -174,11 +174,13 @@ def _reciprocal_condition(
         return jnp.ones((), rows.real.dtype)
     norms = jnp.linalg.norm(r, axis=0)
     vectors = probes(r.shape[0], _PROBES, norms.dtype)
+    vectors = vectors.astype(r.dtype)
     largest = largest_singular_value(
         norms, lambda vector: r @ vector, lambda vector: r.conj().T @ vector, vectors
     )
-    z = _gram_solve(r, (norms[:, None] * vectors).astype(r.dtype))
+    units = norms[:, None].astype(r.dtype)
+    z = _gram_solve(r, units * vectors)
     images = jnp.linalg.norm(matmul(z.conj().T, rows), axis=1)  # of S z, conjugated
-    smallest = jnp.min(images / jnp.linalg.norm(norms[:, None] * z, axis=0))
+    smallest = jnp.min(images / jnp.linalg.norm(units * z, axis=0))
     rcond = smallest / largest
     return jnp.where(jnp.isfinite(rcond), rcond, 0)
