@@ -156,15 +156,21 @@ def _without_zeros(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
     )
 
 
-def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
-    """A = QR, or B = A^H = QR: c = Q^H v − R^-H w, x = R^-1 c, r = v − Q c."""
-    check_options(solver, problem.options)
-    state = problem.state
-    data, unknown = state.structures.value
+def _raveled(problem: Problem, rhs: Blocks):
+    """The structures of the two spaces, and v and w as flat vectors."""
+    data, unknown = problem.state.structures.value
     if problem.from_adjoint:
         data, unknown = unknown, data
     v = None if rhs.data is None else data.ravel(rhs.data)
     w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
+    return data, unknown, v, w
+
+
+def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
+    """A = QR, or B = A^H = QR: c = Q^H v − R^-H w, x = R^-1 c, r = v − Q c."""
+    check_options(solver, problem.options)
+    state = problem.state
+    data, unknown, v, w = _raveled(problem, rhs)
     qh_v = None if v is None else state.qh_mv(v)
     rh_w = None if w is None else state.r_solve(after(qh_v, w), adjoint=True)
     c = tree_sub(qh_v, rh_w)
@@ -182,11 +188,7 @@ def _cholesky_qr(solver: CholeskyQR, problem: Problem, rhs: Blocks, wanted: Bloc
     """B = A or A^H: r + B x = v, B^H r = w, by the Gram matrix, refined."""
     check_options(solver, problem.options)
     state = problem.state
-    data, unknown = state.structures.value
-    if problem.from_adjoint:
-        data, unknown = unknown, data
-    v = None if rhs.data is None else data.ravel(rhs.data)
-    w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
+    data, unknown, v, w = _raveled(problem, rhs)
     x = r = None
     if wanted.data or wanted.unknown:
         x, r = state.solve(v, w, residual=wanted.data)
@@ -199,9 +201,7 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     """A = Q T Z^H: c = Q^H v − T^-H Z^H w, x = Z T^-1 c, r = v − Q c; P = Z Z^H."""
     check_options(solver, problem.options)
     state = problem.state
-    data, unknown = state.structures.value
-    v = None if rhs.data is None else data.ravel(rhs.data)
-    w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
+    data, unknown, v, w = _raveled(problem, rhs)
     qh_v = None if v is None else state.qh_mv(v)
     th_w = None
     if w is not None:

@@ -173,8 +173,7 @@ def _reciprocal_condition(
     if r.shape[0] == 0:
         return jnp.ones((), rows.real.dtype)
     norms = jnp.linalg.norm(r, axis=0)
-    vectors = probes(r.shape[0], _PROBES, norms.dtype)
-    vectors = vectors.astype(r.dtype)
+    vectors = probes(r.shape[0], _PROBES, norms.dtype).astype(r.dtype)
     largest = largest_singular_value(
         norms, lambda vector: r @ vector, lambda vector: r.conj().T @ vector, vectors
     )
