@@ -53,6 +53,7 @@ from ._solver import (
     QR,
     SVD,
 )
+from ._tangent_products import tangent_products
 
 
 def bind(
@@ -169,7 +170,9 @@ def _jvp(primals, tangents):
 
 def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, wanted):
     """Equations (3) to (5)."""
-    t_forward, t_adjoint = _tangent_mvs(problem, t_operator)
+    t_forward, t_adjoint = tangent_products(problem.operator, t_operator)
+    if problem.from_adjoint:
+        t_forward, t_adjoint = t_adjoint, t_forward
 
     # What the tangents need of the primal: x for A'x, r for A'^H r, p for A'(y − p).
     need_x = wanted.unknown or (wanted.data and not problem.independent_rows)
@@ -252,18 +255,6 @@ def _t_projection(problem: Problem, t_forward, t_adjoint, y, p, t_y):
     rhs = Blocks(t_forward(tree_sub(y, p)))
     moved = _derivative(problem, rhs, Blocks(False, True, False)).unknown
     return tree_add(_project(problem, tree_sub(t_y, s)), s, moved)
-
-
-def _tangent_mvs(problem: Problem, t_operator):
-    """Products with A' and with A'^H; swapped for the problem of the adjoint."""
-    tangent = lx.linearise(lx.TangentLinearOperator(problem.operator, t_operator))
-
-    def adjoint_mv(vector: PyTree[Array]) -> PyTree[Array]:
-        return tree_conj(tangent.transpose().mv(tree_conj(vector)))
-
-    if problem.from_adjoint:
-        return adjoint_mv, tangent.mv
-    return tangent.mv, adjoint_mv
 
 
 def _is_undefined(x) -> bool:
