@@ -31,7 +31,7 @@ import jax.interpreters.ad as ad
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._failure import raise_if_failed
 from ._misc import (
@@ -49,6 +49,7 @@ from ._solver import (
     CG,
     CholeskyQR,
     Neumann,
+    Normal,
     PivotedQR,
     QR,
     SVD,
@@ -102,9 +103,12 @@ def _operator_is_finite(problem: Problem, out: Blocks):
 
     Those named look at their factors or at the residual themselves.
     """
-    reads_all = isinstance(
-        problem.solver, AbstractDirectSolver | CG | CholeskyQR | PivotedQR | QR | SVD
-    )
+    solver = problem.solver
+    factorises = AbstractDirectSolver | CholeskyQR | PivotedQR | QR | SVD
+    if isinstance(solver, Normal):  # a NaN of A is in its Gram matrix, too
+        reads_all = isinstance(solver.inner_solver, factorises)
+    else:
+        reads_all = isinstance(solver, CG | factorises)
     if reads_all or problem.operator.in_size() == 0:
         return True
     solution = out.data if problem.from_adjoint else out.unknown

@@ -1,12 +1,23 @@
 """Products with the tangent A' of an operator, and with its adjoint A'^H.
 
-Of many tangents of one matrix, the products u^T A' with one vector are a primitive of
-their own, for its batching rule: JAX's makes one product of all tangents, for which XLA
-on the CPU transposes them first. As a batch of products, with u once for each, 32
-tangents of 2000 x 100 take 2.2 ms and not 17.6; 48 of 1000 x 24 take 0.4 and not 1.1; and
-no shape that was tried took longer.
+For a matrix they are faces of the trilinear form T(M, u, v) = Σ u_ki M_ij v_kj, each the
+gradient of T in one argument and bilinear in the other two:
+
+    rows:     u_ki = Σ_j M_ij v_kj,     columns:  v_kj = Σ_i u_ki M_ij,
+    matrix:   M_ij = Σ_k u_ki v_kj
+
+The JVP of a face is that face twice, and its transpose in either argument is one of the
+others. So one primitive serves derivatives of every order, and its batching rule chooses
+the products: JAX's would take the columns face of many M and one u as one product, for
+which XLA on the CPU transposes all M first (32 of 2000 x 100: 17.6 ms, and 2.2 as a batch
+of products, with u once for each), and the matrix face as a product `u.T @ v`, which is
+slow (`stored_transpose`).
+
+Arguments carry batches: M is (b, m, n), u is (b, k, m), v is (b, k, n), for b matrices
+with k vectors each. `jax.vmap` enlarges b or k.
 """
 
+import functools as ft
 from collections.abc import Callable
 
 import jax
@@ -22,15 +33,15 @@ from jaxtyping import Array, Inexact, PyTree
 
 from ._misc import tree_conj
 from ._operator.sparse import untagged
+from ._solver.products import matmul, stored_transpose
 
 
 def tangent_products(
     operator: lx.AbstractLinearOperator, t_operator: PyTree[Array | None]
 ) -> tuple[Callable, Callable]:
     """The functions v ↦ A'v and u ↦ A'^H u."""
-    bare, t_bare = untagged(operator), untagged(t_operator)
-    if isinstance(bare, lx.MatrixLinearOperator):
-        return _matrix_products(t_bare.matrix)
+    if isinstance(untagged(operator), lx.MatrixLinearOperator):
+        return _matrix_products(untagged(t_operator).matrix)
     tangent = lx.linearise(lx.TangentLinearOperator(operator, t_operator))
 
     def adjoint_mv(vector: PyTree[Array]) -> PyTree[Array]:
@@ -40,73 +51,116 @@ def tangent_products(
 
 
 def _matrix_products(t_matrix: Inexact[Array, "rows cols"]):
+    def product(face: str, vector):
+        out = matrix_product_p.bind(t_matrix[None], vector[None, None], face=face)
+        return out[0, 0]
+
     def mv(vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
-        return jnp.matmul(t_matrix, vector, precision=lax.Precision.HIGHEST)
+        return product("rows", vector)
 
     def adjoint_mv(vector: Inexact[Array, " rows"]) -> Inexact[Array, " cols"]:
-        return vector_matrix_p.bind(vector.conj(), t_matrix).conj()
+        return product("columns", vector.conj()).conj()
 
     return mv, adjoint_mv
 
 
-def _impl(vectors: Inexact[Array, "*batch rows"], matrices) -> Array:
-    """Σ_i u_i M_ij, for one u and one M, or for as many of each."""
-    batch = tuple(range(vectors.ndim - 1))
-    dimensions = (((vectors.ndim - 1,), (vectors.ndim - 1,)), (batch, batch))
-    return lax.dot_general(
-        vectors, matrices, dimensions, precision=lax.Precision.HIGHEST
-    )
+def _impl(first, second, *, face: str):
+    """(M, v) to u, (M, u) to v, or (u, v) to M."""
+    if face == "rows":
+        return _product(second, first, (2, 2))
+    if face == "columns":
+        return _product(second, first, (2, 1))
+    batch, count, _ = first.shape
+    if count == 1:
+        return first[:, 0, :, None] * second[:, 0, None, :]
+    if batch == 1:
+        return matmul(stored_transpose(first[0]), second[0])[None]
+    return _product(first, second, (1, 1))
 
 
-def _abstract_eval(vectors, matrices):
-    shape = (*vectors.shape[:-1], matrices.shape[-1])
-    return jax.core.ShapedArray(shape, matrices.dtype)
+def _product(left, right, contracted: tuple[int, int]):
+    if left.shape[0] == 1:  # XLA would run a batch of one as a batch
+        (i, j), left, right = contracted, left[0], right[0]
+        dimensions = (((i - 1,), (j - 1,)), ((), ()))
+        out = lax.dot_general(left, right, dimensions, precision=lax.Precision.HIGHEST)
+        return out[None]
+    i, j = contracted
+    dimensions = (((i,), (j,)), ((0,), (0,)))
+    return lax.dot_general(left, right, dimensions, precision=lax.Precision.HIGHEST)
 
 
-def _jvp(primals, tangents):
-    vectors, matrices = primals
-    t_vectors, t_matrices = tangents
-    out = vector_matrix_p.bind(vectors, matrices)
+def _abstract_eval(first, second, *, face: str):
+    batch, *sizes = first.shape
+    if face == "matrix":
+        shape = batch, first.shape[2], second.shape[2]
+    else:
+        shape = batch, second.shape[1], sizes[0 if face == "rows" else 1]
+    return jax.core.ShapedArray(shape, first.dtype)
+
+
+def _jvp(primals, tangents, *, face: str):
+    bind = ft.partial(matrix_product_p.bind, face=face)
+    (first, second), (t_first, t_second) = primals, tangents
     t_out = [
-        vector_matrix_p.bind(*pair)
-        for pair in ((t_vectors, matrices), (vectors, t_matrices))
+        bind(*pair)
+        for pair in ((t_first, second), (first, t_second))
         if not any(isinstance(argument, ad.Zero) for argument in pair)
     ]
-    return out, sum(t_out[1:], t_out[0])
+    return bind(first, second), sum(t_out[1:], t_out[0])
 
 
-def _transpose(ct, vectors, matrices):
-    if ad.is_undefined_primal(matrices):
-        if isinstance(ct, ad.Zero):
-            return None, ad.Zero(matrices.aval)
-        return None, vectors[..., :, None] * ct[..., None, :]
+# (face, which argument) to the face of its cotangent, from (the other argument, the
+# cotangent) in the order that this face takes them: M before u before v.
+_TRANSPOSES = {
+    ("rows", 0): lambda v, u: (u, v, "matrix"),
+    ("rows", 1): lambda m, u: (m, u, "columns"),
+    ("columns", 0): lambda u, v: (u, v, "matrix"),
+    ("columns", 1): lambda m, v: (m, v, "rows"),
+    ("matrix", 0): lambda v, m: (m, v, "rows"),
+    ("matrix", 1): lambda u, m: (m, u, "columns"),
+}
+
+
+def _transpose(ct, first, second, *, face: str):
+    linear = 0 if ad.is_undefined_primal(first) else 1
+    known, undefined = (second, first) if linear == 0 else (first, second)
     if isinstance(ct, ad.Zero):
-        return ad.Zero(vectors.aval), None
-    return (
-        jnp.einsum("...ij,...j->...i", matrices, ct, precision=lax.Precision.HIGHEST),
-        None,
-    )
-
-
-def _batch(arguments, dims):
-    vectors, matrices = arguments
-    d_vectors, d_matrices = dims
-    if d_matrices is None:  # more vectors for the same matrices
-        vectors = jnp.moveaxis(vectors, d_vectors, -2)
-        return jnp.matmul(vectors, matrices, precision=lax.Precision.HIGHEST), (
-            vectors.ndim - 2
-        )
-    matrices = jnp.moveaxis(matrices, d_matrices, 0)
-    if d_vectors is None:
-        vectors = jnp.broadcast_to(vectors, (matrices.shape[0], *vectors.shape))
+        ct_linear = ad.Zero(undefined.aval)
     else:
-        vectors = jnp.moveaxis(vectors, d_vectors, 0)
-    return vector_matrix_p.bind(vectors, matrices), 0
+        *arguments, to = _TRANSPOSES[face, linear](known, ct)
+        ct_linear = matrix_product_p.bind(*arguments, face=to)
+    return (ct_linear, None) if linear == 0 else (None, ct_linear)
+
+
+def _batch(arguments, dims, *, face: str):
+    first, second = arguments
+    d_first, d_second = dims
+    size = next(
+        array.shape[dim]
+        for array, dim in zip(arguments, dims, strict=True)
+        if dim is not None
+    )
+    if face != "matrix" and d_first is None:  # the same matrices, more vectors
+        second = jnp.moveaxis(second, d_second, 1)
+        out = matrix_product_p.bind(first, lax.collapse(second, 1, 3), face=face)
+        batch, count, length = out.shape
+        return out.reshape(batch, size, count // size, length), 1
+
+    def enlarged(array, dim):
+        """The batch axis in front, within b."""
+        if dim is None:
+            array = jnp.broadcast_to(array, (size, *array.shape))
+        return lax.collapse(array if dim is None else jnp.moveaxis(array, dim, 0), 0, 2)
+
+    out = matrix_product_p.bind(
+        enlarged(first, d_first), enlarged(second, d_second), face=face
+    )
+    return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
 
 
 def _create_primitive() -> jex.Primitive:
-    primitive = jex.Primitive("vector_matrix")
-    primitive.def_impl(jax.jit(_impl))
+    primitive = jex.Primitive("matrix_product")
+    primitive.def_impl(jax.jit(_impl, static_argnames="face"))
     primitive.def_abstract_eval(_abstract_eval)
     mlir.register_lowering(primitive, mlir.lower_fun(_impl, multiple_results=False))
     ad.primitive_jvps[primitive] = _jvp
@@ -115,4 +169,4 @@ def _create_primitive() -> jex.Primitive:
     return primitive
 
 
-vector_matrix_p = _create_primitive()
+matrix_product_p = _create_primitive()

@@ -2,7 +2,6 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree, Real
@@ -13,6 +12,7 @@ from .cg import CG
 from .cholesky_qr import CholeskyQR
 from .direct import AbstractDirectSolver
 from .pivoted_qr import PivotedQR
+from .products import matmul, stored_transpose, StoredAdjoint
 from .qr import QR
 from .scale import Divided, power_of_two, unit_of_products
 from .state import structures_of, swapped
@@ -39,8 +39,8 @@ _DENSE_SOLVERS = (
 class NormalState(eqx.Module):
     """The inner state for A^H A (tall or square A) or A A^H (wide A), and A itself.
 
-    A is divided by `unit`. With a dense inner solver it is a matrix, and the inner
-    vectors are flat.
+    A is divided by `unit`. With a dense inner solver it is a matrix, stored by its long
+    rows, and the inner vectors are flat.
     """
 
     inner: PyTree[Any]
@@ -113,10 +113,11 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             matrix = operator.as_matrix()
             unit = power_of_two(jnp.max(jnp.abs(matrix), initial=0))
             matrix = matrix / unit.astype(matrix.dtype)
-            operator = lx.MatrixLinearOperator(matrix)
-            operator_adjoint = lx.MatrixLinearOperator(matrix.conj().T)
-            left, right = (matrix.conj().T, matrix) if tall else (matrix, matrix.conj().T)
-            product = jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
+            rows = stored_transpose(matrix.conj()) if tall else matrix
+            by_rows, by_columns = lx.MatrixLinearOperator(rows), StoredAdjoint(rows)
+            operator = by_columns if tall else by_rows
+            operator_adjoint = by_rows if tall else by_columns
+            product = matmul(rows, rows.conj().T)
             gram = lx.MatrixLinearOperator(product, lx.positive_semidefinite_tag)
         else:
             operator = lx.linearise(operator)

@@ -3,8 +3,10 @@
 At full precision on GPU and TPU too. Times are medians on two CPU cores, in float64.
 """
 
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Inexact
 
 
@@ -21,3 +23,61 @@ def adjoint_matmul(
     and 5.7 ms. On small or many vectors it makes no difference.
     """
     return matmul(vector.conj(), matrix).conj()
+
+
+@jax.custom_batching.custom_vmap
+def stored_transpose(matrix: Inexact[Array, "rows cols"]) -> Inexact[Array, "cols rows"]:
+    """A^T as an array of its own, for a product that would be slow with `A.T`.
+
+    XLA on the CPU makes `A.T @ B` one call, which runs at half the speed of a product
+    with rows: A^T A takes 1.5 ms at 2000 x 100 and 30 ms at 20000 x 200, and 1.0 and 19
+    with the copy of A that is made here. Not for a batch of matrices, of which it takes
+    one after the other, and the copy is what costs: 1000 of 64 x 64 in 42 ms, and 55.
+    """
+    return lax.optimization_barrier(matrix.T)
+
+
+@stored_transpose.def_vmap
+def _(axis_size, in_batched, matrices):
+    del axis_size
+    (is_batched,) = in_batched
+    return matrices.mT, is_batched
+
+
+class StoredAdjoint(lx.AbstractLinearOperator):
+    """A^H, by its rows: what is stored is A."""
+
+    matrix: Inexact[Array, "rows cols"]
+
+    def mv(self, vector: Inexact[Array, " rows"]) -> Inexact[Array, " cols"]:
+        return adjoint_matmul(self.matrix, vector)
+
+    def as_matrix(self) -> Inexact[Array, "cols rows"]:
+        return self.matrix.conj().T
+
+    def transpose(self) -> lx.MatrixLinearOperator:
+        return lx.MatrixLinearOperator(self.matrix.conj())
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.matrix.shape[:1], self.matrix.dtype)
+
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.matrix.shape[1:], self.matrix.dtype)
+
+
+@lx.conj.register(StoredAdjoint)
+def _(operator: StoredAdjoint) -> StoredAdjoint:
+    return StoredAdjoint(operator.matrix.conj())
+
+
+def _is_unknown(operator: StoredAdjoint) -> bool:
+    del operator
+    return False
+
+
+for _function in (
+    lx.is_negative_semidefinite,
+    lx.is_positive_semidefinite,
+    lx.is_symmetric,
+):
+    _function.register(StoredAdjoint, _is_unknown)
