@@ -37,11 +37,12 @@ from ._solver.products import matmul, stored_transpose
 
 
 def tangent_products(
-    operator: lx.AbstractLinearOperator, t_operator: PyTree[Array | None]
+    operator: lx.AbstractLinearOperator, t_operator: lx.AbstractLinearOperator
 ) -> tuple[Callable, Callable]:
     """The functions v ↦ A'v and u ↦ A'^H u."""
-    if isinstance(untagged(operator), lx.MatrixLinearOperator):
-        return _matrix_products(untagged(t_operator).matrix)
+    t_bare = untagged(t_operator)
+    if isinstance(t_bare, lx.MatrixLinearOperator):
+        return _matrix_products(t_bare.matrix)
     tangent = lx.linearise(lx.TangentLinearOperator(operator, t_operator))
 
     def adjoint_mv(vector: PyTree[Array]) -> PyTree[Array]:

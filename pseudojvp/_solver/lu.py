@@ -53,5 +53,7 @@ class LU(AbstractDirectSolver):
         )
         lower = ft.partial(solve, lower=True, unit_diagonal=True)
         if transposed:
-            return one * lower(solve(columns))[jnp.argsort(permutation)]
+            solved = one * lower(solve(columns))
+            scattered = jnp.zeros_like(solved).at[permutation]
+            return scattered.set(solved, unique_indices=True)
         return one * solve(lower(columns[permutation]))

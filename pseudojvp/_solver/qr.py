@@ -33,9 +33,15 @@ class QRState(eqx.Module):
     def r_solve(
         self, short: Inexact[Array, " short"], *, adjoint: bool = False
     ) -> Inexact[Array, " short"]:
-        r = self.reflectors.rows[:, : short.size].mT
-        short = after(self.rcond, short)
-        return jsl.solve_triangular(r, short, trans="C" if adjoint else "N")
+        return _r_solve(self.reflectors, after(self.rcond, short), adjoint=adjoint)
+
+
+def _r_solve(
+    reflectors: Reflectors, columns: Inexact[Array, "short ..."], *, adjoint: bool
+) -> Inexact[Array, "short ..."]:
+    # What is not R of this triangle is not read.
+    r = reflectors.rows[:, : columns.shape[0]].mT
+    return jsl.solve_triangular(r, columns, trans="C" if adjoint else "N")
 
 
 class QR(lx.AbstractLinearSolver[QRState]):
@@ -68,13 +74,14 @@ class QR(lx.AbstractLinearSolver[QRState]):
         check_options(self, options)
         matrix, wide = long_side_first(operator)
         reflectors = Reflectors.of(matrix)
-        r = reflectors.r
+        # R^T by rows, as LAPACK's R lies in memory.
+        lower = reflectors.r.T
         rcond = reciprocal_condition(
-            largest_entries(r),
-            lambda vector: r @ vector,
-            lambda vector: r.conj().T @ vector,
-            r.dtype,
-            lambda columns: jsl.solve_triangular(r, columns, trans="C"),
+            largest_entries(lower.T),
+            lambda vector: vector @ lower,
+            lambda vector: lower.conj() @ vector,
+            lower.dtype,
+            lambda columns: _r_solve(reflectors, columns, adjoint=True),
         )
         return QRState(reflectors, rcond, wide, structures_of(operator))
 
