@@ -1,11 +1,11 @@
 from typing import Any
 
-import equinox as eqx
 import equinox.internal as eqxi
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
+from ._call import compiled
 from ._misc import all_finite, check_options, check_solver, stop_gradient, Structure
 from ._operator import as_operator
 from ._operator.as_operator import as_inexact
@@ -75,7 +75,7 @@ def linear_solve(
     return _linear_solve(operator, vector, solver, options, state, throw)
 
 
-@eqx.filter_jit
+@compiled
 def _linear_solve(operator, vector, solver, options, state, throw) -> lx.Solution:
     operator, vector = check_system(operator, vector, solver, "linear_solve")
     if isinstance(operator, lx.IdentityLinearOperator):

@@ -11,6 +11,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Integer, Num, Real
 
+from ._call import compiled
 from ._linear_solve import apply_pseudoinverse, create_problem
 from ._misc import nan_after_failure, one_or_nan
 from ._operator import SparseLinearOperator
@@ -138,7 +139,7 @@ def _dense(matrix: Any) -> Inexact[Array, "m n"]:
     return operator.as_matrix()
 
 
-@eqx.filter_jit
+@compiled
 def _lstsq(a, b, rcond, damp, weights, method, throw):
     real_dtype = jnp.finfo(a.dtype).dtype
     columns = b if b.ndim == 2 else b[:, None]
@@ -276,7 +277,7 @@ def pinv(
     return _pinv(a, rcond, throw)
 
 
-@eqx.filter_jit
+@compiled
 def _pinv(a, rcond, throw):
     *batch, m, n = a.shape
     if a.size == 0:

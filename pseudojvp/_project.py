@@ -1,11 +1,11 @@
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
+from ._call import compiled
 from ._linear_solve import (
     apply_pseudoinverse,
     check_system,
@@ -74,7 +74,7 @@ def project(
     return _project(operator, vector, solver, options, state, throw)
 
 
-@eqx.filter_jit
+@compiled
 def _project(operator, vector, solver, options, state, throw) -> Projection:
     operator, vector = check_system(operator, vector, solver, "project")
     if isinstance(operator, lx.IdentityLinearOperator):

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Real
 
+from ._call import compiled
 from ._linear_solve import apply_pseudoinverse, create_problem
 from ._misc import check_solver, nan_after_failure
 from ._operator import SparseLinearOperator
@@ -136,7 +136,7 @@ def sparse_lstsq(
     return _solve_columns(operator, columns, solver, options, throw, damping)
 
 
-@eqx.filter_jit
+@compiled
 def _solve_columns(
     operator: lx.AbstractLinearOperator,
     B: Inexact[Array, "m *k"],
