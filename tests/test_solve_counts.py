@@ -57,10 +57,10 @@ def test_number_of_inner_loops_in_compiled_program(name, mode):
     assert len(re.findall(r" while\(", text)) == PINNED["loops"][name][mode]
 
 
-@pytest.mark.parametrize("well_posed", [True, False])
-def test_cg_has_four_products_with_the_operator(well_posed):
+@pytest.mark.parametrize(("well_posed", "count"), [(True, 4), (False, 5)])
+def test_number_of_products_with_the_operator_in_a_program_of_cg(well_posed, count):
     # To begin with, for its size; in each iteration; to recompute the residual now and
-    # then; and at the end, for the residual that is told.
+    # then; and at the end, for the residual that is told. A projection begins with one.
     matrix, vector = np.diag([1.0, 2.0, 3.0]), np.ones(3)
     structure = jax.ShapeDtypeStruct((3,), np.float64)
     solver = pj.CG(1e-10, 1e-10, well_posed=well_posed)
@@ -74,7 +74,40 @@ def test_cg_has_four_products_with_the_operator(well_posed):
         return pj.linear_solve(operator, vector, solver, throw=False).value
 
     text = jax.jit(solve).lower(matrix, vector).as_text()
-    assert len(re.findall(r"\bstablehlo\.tan\b|\bchlo\.tan\b", text)) == 4
+    assert len(re.findall(r"\bstablehlo\.tan\b|\bchlo\.tan\b", text)) == count
+
+
+def _sums(jaxpr):
+    """The sums and maxima over vectors, but those within branches."""
+    inner = [
+        _sums(equation.params["jaxpr"].jaxpr)
+        for equation in jaxpr.eqns
+        if equation.primitive.name in ("jit", "pjit")
+    ]
+    names = ("dot_general", "reduce_sum", "reduce_max", "reduce_and", "reduce_or")
+    return sum(equation.primitive.name in names for equation in jaxpr.eqns) + sum(inner)
+
+
+@pytest.mark.parametrize(
+    ("solver", "preconditioner", "count"),
+    [
+        (pj.CG(), None, 2),
+        (pj.CG(), lx.positive_semidefinite_tag, 3),
+        (pj.Normal(pj.CG()), None, 2),
+    ],
+)
+def test_number_of_sums_over_vectors_in_an_iteration_of_cg(solver, preconditioner, count):
+    structure = jax.ShapeDtypeStruct((3,), np.float64)
+    create = lambda tag: lx.FunctionLinearOperator(lambda x: 2 * x, structure, tag)
+    operator = create(lx.positive_semidefinite_tag)
+    options = {} if preconditioner is None else {"preconditioner": create(preconditioner)}
+
+    def solve(vector):
+        return solver.compute(solver.init(operator, options), vector, options)[0]
+
+    equations = jax.make_jaxpr(solve)(np.ones(3)).jaxpr.eqns
+    (loop,) = (eqn for eqn in equations if eqn.primitive.name == "while")
+    assert _sums(loop.params["body_jaxpr"].jaxpr) == count
 
 
 # More columns than tangents, vectors or cotangents: with fewer, Q itself is formed.

@@ -1,5 +1,7 @@
 """The iteration of conjugate gradients, on trees: what `CG` runs once or three times."""
 
+import dataclasses
+
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.lax as lax
@@ -9,9 +11,9 @@ import lineax as lx
 import lineax.internal as lxi
 from jaxtyping import Array, Bool, Integer, PyTree, Real, Scalar
 
-from .._misc import is_zero, tree_add, tree_scale, tree_sub, tree_where
+from .._misc import is_zero, tree_add, tree_scale, tree_sub
 from .preconditioner import promoting
-from .tolerance import max_norm, Tolerance, two_norm
+from .tolerance import largest_part, max_norm, power_of_two, Tolerance, two_norm
 
 
 _dot = promoting(lxi.tree_dot)
@@ -62,20 +64,35 @@ class System(eqx.Module):
         )
 
     def residual(self, solution: PyTree[Array]) -> PyTree[Array]:
-        image = self.operator.mv(tree_sub(solution, self.offset))
-        return tree_sub(self.vector, image)
+        """b − A x, without over- or underflow within A where A is near one in size."""
+        moved = tree_sub(solution, self.offset)
+        size = power_of_two(largest_part(moved))
+        image = self.operator.mv(tree_scale(1 / size, moved))
+        return tree_sub(self.vector, tree_scale(size, image))
+
+    def residual_met(self, residual, norm, unit) -> Bool[Array, ""]:
+        """Of a residual in multiples of `unit`, and its Euclidean norm."""
+        if self.tolerance is None:
+            return jnp.array(False)
+        if self.tolerance.norm is None:
+            return norm <= self.allowed / unit
+        return self.tolerance.excess(residual, self.allowed) <= 1 / unit
+
+    def change_met(self, change, solution) -> Bool[Array, ""]:
+        assert self.tolerance is not None
+        return self.tolerance.excess(change, self.tolerance.allowed(solution)) <= 1
 
 
 class Iterate(eqx.Module):
     solution: PyTree[Array]
     residual: PyTree[Array]  # in multiples of `unit`
     unit: Real[Array, ""]  # the largest entry of b: no product over- or underflows
-    direction: PyTree[Array]
+    direction: PyTree[Array]  # p, of length one: the next step is along it
     gamma: Real[Array, ""]  # <M r, r>
-    length: Real[Array, ""]  # of the direction before it was scaled to one
+    length: Real[Array, ""]  # of p before it was scaled to one
     curvature: Real[Array, ""]  # the largest <p, A p> so far
     travelled: Real[Array, ""]  # a bound of the length of y - offset
-    residual_met: Bool[Array, ""]
+    residual_met: Bool[Array, ""]  # after a step, not at the start
     converged: Bool[Array, ""]
     definite: Bool[Array, ""]
     resting: Bool[Array, ""]  # no step is left that rounding would not drown
@@ -90,18 +107,23 @@ class Iterate(eqx.Module):
 def start(system: System) -> Iterate:
     vector = system.vector
     zeros = jtu.tree_map(jnp.zeros_like, vector)
-    unit = unit_of(vector)
-    infinity = jnp.full_like(unit, jnp.inf)
+    solution = zeros if system.y0 is None else system.y0
+    unit, residual = unit_of(vector), vector
+    if not (system.y0 is None and system.offset is None):
+        residual = system.residual(solution)
+    if system.offset is not None:
+        unit = jnp.where(is_zero(vector), unit_of(residual), unit)
+    residual = tree_scale(1 / unit, residual)
     zero = jnp.zeros_like(unit)
     travelled = zero
     for begin in (system.y0, system.offset):
         travelled = travelled if begin is None else travelled + two_norm(begin)
-    return Iterate(
-        solution=zeros if system.y0 is None else system.y0,
-        residual=tree_scale(1 / unit, vector),
+    first = Iterate(
+        solution=solution,
+        residual=residual,
         unit=unit,
         direction=zeros,
-        gamma=infinity,
+        gamma=jnp.full_like(unit, jnp.inf),
         length=zero,
         curvature=zero,
         travelled=travelled,
@@ -111,52 +133,48 @@ def start(system: System) -> Iterate:
         resting=jnp.array(False),
         step=jnp.array(0),
     )
+    gamma, length, direction, _ = _turned(system, first, residual)
+    return dataclasses.replace(first, gamma=gamma, length=length, direction=direction)
 
 
 def advance(system: System, iterate: Iterate) -> Iterate:
-    residual, unit = _residual(system, iterate), iterate.unit
-    if system.offset is not None:
-        first = (iterate.step == 0) & is_zero(system.vector)
-        unit = jnp.where(first, unit_of(residual), unit)
-        residual = tree_where(first, tree_scale(1 / unit, residual), residual)
-    preconditioner = system.preconditioner
-    z = residual if preconditioner is None else preconditioner.mv(residual)
-    gamma = _dot(z, residual).real
-    beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
-    # The direction p is scaled to length one, <p, M^-1 p> = 1.
-    tail = beta * iterate.length
-    length = jnp.sqrt(gamma + tail**2)  # as <r, p_previous> = 0
-    shrink = jnp.where(length > 0, 1 / length, 0)
-    direction = tree_scale(shrink, tree_add(z, tree_scale(tail, iterate.direction)))
+    unit, gamma, direction = iterate.unit, iterate.gamma, iterate.direction
     image = system.operator.mv(direction)
     curvature = _dot(direction, image).real / unit
     largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
-    if preconditioner is None:
+    if system.preconditioner is None:
         largest = jnp.maximum(largest, system.size.astype(unit.dtype) / unit)
     # A direction in the null space, up to rounding: no step along it. For a singular
     # A the limit is where rounding makes a direction of the range of one that is not.
     limit = (10 if system.to_floor is None else 1000) * jnp.finfo(largest.dtype).eps
     flat = jnp.abs(curvature) <= limit * largest
     scale = largest * iterate.travelled + system.norm_of_vector / unit
-    resting = flat | _at_floor(system, iterate, gamma, scale)
+    resting = flat | _at_floor(system, iterate, scale)
     definite = (curvature > 0) | resting
-    step_size = jnp.where(definite & ~resting, gamma * shrink / curvature, 0)
-    change = tree_scale(step_size, direction)
-    solution = tree_add(iterate.solution, change)
-    residual = tree_sub(residual, tree_scale(step_size, tree_scale(1 / unit, image)))
-    residual_met = converged = jnp.array(False)
+    moves = definite & ~resting
+    step_size = jnp.where(moves, gamma / (iterate.length * curvature), 0)
+    solution = tree_add(iterate.solution, tree_scale(step_size, direction))
+    step = iterate.step + 1
+    residual = _residual(system, iterate, solution, step_size, image)
+    gamma, length, turned, norm = _turned(system, iterate, residual)
+    residual_met = system.residual_met(residual, norm, unit)
+    converged = jnp.array(False)
     if system.tolerance is not None:
-        residual_met = system.tolerance.excess(residual, system.allowed) <= 1 / unit
-        allowed = system.tolerance.allowed(solution)
-        change_met = system.tolerance.excess(change, allowed) <= 1
-        converged = definite & residual_met & change_met
+        # Looked at only where the residual is met, which is in a few iterations.
+        change_met = lax.cond(
+            eqxi.nonbatchable(eqxi.unvmap_any(residual_met)),
+            lambda: system.change_met(tree_scale(step_size, direction), solution),
+            lambda: jnp.array(False),
+        )
+        # A residual of zero leaves nothing to change.
+        converged = definite & residual_met & (change_met | (gamma == 0))
     if system.to_floor is not None:
         converged = jnp.where(system.to_floor, resting, converged)
     return Iterate(
         solution=solution,
         residual=residual,
         unit=unit,
-        direction=direction,
+        direction=turned,
         gamma=gamma,
         length=length,
         curvature=largest,
@@ -165,8 +183,25 @@ def advance(system: System, iterate: Iterate) -> Iterate:
         converged=converged,
         definite=definite,
         resting=resting,
-        step=iterate.step + 1,
+        step=step,
     )
+
+
+def _turned(system: System, iterate: Iterate, residual: PyTree[Array]):
+    """(<M r, r>, |M r + β p|, the next direction p, |r|).
+
+    The direction is scaled to length one, <p, M⁻¹ p> = 1.
+    """
+    preconditioner = system.preconditioner
+    z = residual if preconditioner is None else preconditioner.mv(residual)
+    gamma = _dot(z, residual).real
+    square = gamma if preconditioner is None else _dot(residual, residual).real
+    beta = jnp.where(gamma > 0, gamma / iterate.gamma, 0)
+    tail = beta * iterate.length
+    length = jnp.sqrt(gamma + tail**2)  # as <r, p> = 0
+    shrink = jnp.where(length > 0, 1 / length, 0)
+    direction = tree_scale(shrink, tree_add(z, tree_scale(tail, iterate.direction)))
+    return gamma, length, direction, jnp.sqrt(square)
 
 
 def truly_met(system: System, final: Iterate) -> Bool[Array, ""]:
@@ -189,34 +224,34 @@ def truly_met(system: System, final: Iterate) -> Bool[Array, ""]:
     return jnp.where(system.to_floor, norm <= 10 * rounding, met)
 
 
-def _at_floor(system: System, iterate: Iterate, gamma, scale) -> Bool[Array, ""]:
+def _at_floor(system: System, iterate: Iterate, scale) -> Bool[Array, ""]:
     """Whether the residual is the rounding of A x and b, and good enough.
 
     A step along it would go anywhere in the null space of a singular A.
     """
     if system.preconditioner is not None:
         return jnp.array(False)
-    floor = jnp.sqrt(gamma) <= 10 * jnp.finfo(gamma.dtype).eps * scale
+    floor = jnp.sqrt(iterate.gamma) <= 10 * jnp.finfo(scale.dtype).eps * scale
     enough = iterate.residual_met
     if system.to_floor is not None:
         enough = enough | system.to_floor
     return floor & enough
 
 
-def _residual(system: System, iterate: Iterate) -> PyTree[Array]:
-    """The residual at the start of an iteration, recomputed if it is time."""
+def _residual(system: System, iterate: Iterate, solution, step_size, image):
+    """The residual after a step, recomputed if it is time."""
     every = system.stabilise_every
-    if every is None and system.y0 is None:
-        return iterate.residual
-    step = eqxi.unvmap_max(iterate.step)  # one branch for a whole batch
-    due = step == 0 if every is None else step % every == 0
-    if system.y0 is None:
-        due = due & (step > 0)
+
+    def update():
+        return tree_sub(iterate.residual, tree_scale(step_size / iterate.unit, image))
 
     def recompute():
-        return tree_scale(1 / iterate.unit, system.residual(iterate.solution))
+        return tree_scale(1 / iterate.unit, system.residual(solution))
 
-    return lax.cond(eqxi.nonbatchable(due), recompute, lambda: iterate.residual)
+    if every is None:
+        return update()
+    step = eqxi.unvmap_max(iterate.step) + 1  # one branch for a whole batch
+    return lax.cond(eqxi.nonbatchable(step % every == 0), recompute, update)
 
 
 def unit_of(vector: PyTree[Array]) -> Scalar:

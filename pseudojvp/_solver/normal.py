@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -14,10 +15,10 @@ from .direct import AbstractDirectSolver
 from .pivoted_qr import PivotedQR
 from .products import matmul, stored_transpose, StoredAdjoint
 from .qr import QR
-from .scale import Divided, power_of_two, unit_of_products
+from .scale import Divided, unit_of_products
 from .state import structures_of, swapped
 from .svd import SVD
-from .tolerance import verified
+from .tolerance import power_of_two, verified
 
 
 # Solvers that read the Gram matrix entry by entry: it is formed once, by one product.
@@ -124,7 +125,10 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             unit = unit_of_products(operator)
             operator = Divided(operator, jnp.sqrt(unit))
             operator_adjoint = adjoint(operator)
-            product = operator_adjoint @ operator if tall else operator @ operator_adjoint
+            # `CG` takes products with vectors near one alone.
+            near_one = isinstance(self.inner_solver, CG)
+            factor = dataclasses.replace(operator, near_one=near_one)
+            product = adjoint(factor) @ factor if tall else factor @ adjoint(factor)
             gram = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)
         inner = self.inner_solver.init(gram, self.inner_options(tall, unit, options))
         return NormalState(

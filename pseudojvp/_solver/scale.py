@@ -1,29 +1,35 @@
 """Operators of any size, divided by a power of two: AᴴA does not overflow or vanish."""
 
+import dataclasses
 import math
 
-import jax.lax as lax
+import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Real
 
-from .._misc import Structure, tree_scale
-from .tolerance import max_norm, two_norm
+from .._misc import Structure, tree_scale, tree_where
+from .tolerance import largest_part, power_of_two, two_norm
 
 
 class Divided(lx.AbstractLinearOperator):
     """A / root², divided once before the product and once after, of a vector near one:
     nothing in between over- or underflows.
+
+    A vector of any size is scaled to one, unless `near_one` promises that it is.
     """
 
     operator: lx.AbstractLinearOperator
     root: Real[Array, ""]
+    near_one: bool = eqx.field(static=True, default=False)
 
     def mv(self, vector: PyTree[Array]) -> PyTree[Array]:
         factor = 1 / self.root
-        size = power_of_two(_largest_part(vector)).astype(factor.dtype)
+        if self.near_one:
+            image = self.operator.mv(tree_scale(factor, vector))
+            return tree_where(self.root == 1, image, tree_scale(factor, image))
+        size = power_of_two(largest_part(vector)).astype(factor.dtype)
         image = self.operator.mv(tree_scale(factor, tree_scale(1 / size, vector)))
         return tree_scale(size, tree_scale(factor, image))
 
@@ -35,7 +41,7 @@ class Divided(lx.AbstractLinearOperator):
         return entries / root / root
 
     def transpose(self) -> "Divided":
-        return Divided(self.operator.transpose(), self.root)
+        return dataclasses.replace(self, operator=self.operator.transpose())
 
     def in_structure(self) -> PyTree:
         return self.operator.in_structure()
@@ -52,7 +58,10 @@ def _register(function, with_result):
 
 
 for _function in (lx.conj, lx.linearise, lx.materialise):
-    _register(_function, lambda divided, operator: Divided(operator, divided.root))
+    _register(
+        _function,
+        lambda divided, operator: dataclasses.replace(divided, operator=operator),
+    )
 _register(lx.diagonal, Divided.divide)
 _register(lx.tridiagonal, lambda divided, bands: tuple(map(divided.divide, bands)))
 for _function in (
@@ -71,33 +80,6 @@ for _function in (
 def _(operator):
     del operator
     return False
-
-
-def _largest_part(vector: PyTree[Array]) -> Real[Array, ""]:
-    """The largest real or imaginary part.
-
-    Without rounding: XLA may compute it twice, for a division and the multiplication that
-    undoes it, and a modulus near a power of two could be on either side of it.
-    """
-    parts = [(leaf.real, leaf.imag) for leaf in jtu.tree_leaves(vector)]
-    return max_norm(parts)
-
-
-def power_of_two(largest: Real[Array, "..."]) -> Real[Array, "..."]:
-    """An even one within a factor of two of `largest`; one for zero, NaN and Inf.
-
-    Its inverse is finite, too. From the bits of the exponent, with the last one set:
-    `jnp.frexp` and `jnp.ldexp` are ten times as many operations, and XLA repeats them in
-    each kernel that the power goes into.
-    """
-    info = jnp.finfo(largest.dtype)
-    largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    largest = jnp.minimum(largest, 2.0 ** (info.maxexp - 2))
-    integer = np.dtype(f"uint{info.bits}").type
-    last = 1 << info.nmant
-    mask = (1 << info.bits - 1) - last
-    exponent = lax.bitcast_convert_type(largest, integer) & integer(mask)
-    return lax.bitcast_convert_type(exponent | integer(last), largest.dtype)
 
 
 def unit_of_products(operator: lx.AbstractLinearOperator) -> Real[Array, ""]:
