@@ -236,11 +236,11 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         forward, backward = backward, forward
     in_data = not problem.from_adjoint
 
-    def inner_solve(vector, in_range):
-        return solver.inner_solve(state, vector, problem.options, in_range=in_range)
+    def inner_solve(vector, source=None):
+        return solver.inner_solve(state, vector, problem.options, source)
 
-    solve = _Attempt(lambda vector: inner_solve(vector, in_range=w is None))
-    project = _Attempt(lambda vector: inner_solve(vector, in_range=True))
+    solve = _Attempt(lambda vector: inner_solve(vector, v if w is None else None))
+    project = _Attempt(lambda source: inner_solve(backward.mv(source), source))
 
     def to_inner(vector, *, out):
         return None if vector is None else solver.to_inner(state, vector, out=out)
@@ -255,7 +255,7 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_data)
     if wanted.projection:
         y = to_inner(rhs.projection, out=not in_data)
-        p = project(backward.mv(forward.mv(y)))
+        p = project(forward.mv(y))
         solve.note(project.result)
         p = solver.from_inner(state, p, out=not in_data)
     if wanted.unknown:

@@ -70,7 +70,8 @@ class CG(AbstractKrylovSolver):
     *every* b and differentiates it along paths of constant rank. An application of A† is
     then three runs, the first and the last of which project b and x onto the range, and a
     derivative with respect to A takes three applications. Singular values below 1000 eps
-    times the largest count as zero, and the error is eps κ². That mode takes neither
+    times the largest count as zero, and the error is eps κ². Its residual is that of the
+    part of b within the range, and may always be 10 eps |b|. That mode takes neither
     preconditioner nor `y0`, with which CG would end in another solution.
 
     `options` (not differentiated, as the solution does not depend on them):
@@ -165,15 +166,19 @@ class CG(AbstractKrylovSolver):
     def compute(
         self, state: CGState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        return self._compute(state, vector, options, in_range=False)
+        return self._compute(state, vector, options, None)
 
-    def compute_in_range(
-        self, state: CGState, vector: PyTree[Array], options: dict[str, Any]
+    def compute_image(
+        self,
+        state: CGState,
+        vector: PyTree[Array],
+        source: PyTree[Array],
+        options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        """As `compute`, for a vector in the range of A: that is not projected."""
-        return self._compute(state, vector, options, in_range=True)
+        """As `compute`, for `vector` = B `source`, A = B Bᴴ: that is not projected."""
+        return self._compute(state, vector, options, source)
 
-    def _compute(self, state: CGState, vector, options, *, in_range: bool):
+    def _compute(self, state: CGState, vector, options, source):
         check_options(self, options, OPTIONS)
         structure = Structure.of(state.operator.in_structure())
         y0 = resolve_y0(self, options, structure)
@@ -193,7 +198,7 @@ class CG(AbstractKrylovSolver):
         else:
             if preconditioner is not None or y0 is not None:
                 raise ValueError(_not_well_posed_message)
-            projected = self._run_projected(state, vector, in_range=in_range)
+            projected = self._run_projected(state, vector, source)
             solution, result, num_steps, norms = projected
         return solution, result, statistics(self, num_steps, norms)
 
@@ -210,13 +215,22 @@ class CG(AbstractKrylovSolver):
             **kwargs,
         )
 
-    def _run_projected(self, state: CGState, vector, *, in_range: bool):
+    def _run_projected(self, state: CGState, vector, source):
         """A†b for any b: A p = A b gives p = A A†b, then A x = p is consistent.
 
         Rounding may leave a large part of x in the null space, so x is projected as well.
         The projections go down to rounding. A loop of three passes, so that `operator.mv`
-        is traced no more often.
+        is traced no more often; two for the image of a `source`, which is in the range.
+
+        What is left of b, or of the source, may be little. Then its rounding is a large
+        part of it, outside of the range, and no residual is asked to be smaller.
         """
+        in_range = source is not None
+        known = two_norm(source if in_range else vector)
+        if in_range:  # ‖B‖ from |A u|, for u a unit vector of random signs
+            root = math.sqrt(math.sqrt(max(state.operator.in_size(), 1)))
+            known = root * jnp.sqrt(state.size).astype(known.dtype) * known
+        rounding = 10 * jnp.finfo(known.dtype).eps * known
 
         def one_pass(carry, projects):
             (previous, result), steps = carry
@@ -230,6 +244,7 @@ class CG(AbstractKrylovSolver):
                 y0=zeros,
                 offset=tree_where(projects, previous, zeros),
                 to_floor=projects,
+                rounding=jnp.where(projects, 0, rounding),
             )
             solution, new_result, new_steps, norms = self._run(system)
             out = (tree_scale(unit, solution), first_failure(result, new_result))
@@ -259,10 +274,10 @@ class CG(AbstractKrylovSolver):
         if self._has_tolerance:
             converged = final.converged & truly_met(system, final)
             final = dataclasses.replace(final, converged=converged)
-        result = self._result(final, final.step >= max_steps)
+        result = self._result(system, final, final.step >= max_steps)
         return final.solution, result, final.step, norms
 
-    def _result(self, final: Iterate, exhausted) -> lx.RESULTS:
+    def _result(self, system: System, final: Iterate, exhausted) -> lx.RESULTS:
         results = lx.RESULTS
         met = final.converged | is_zero(final.residual)
         if not self._has_tolerance:
@@ -273,7 +288,9 @@ class CG(AbstractKrylovSolver):
             out = results.where(exhausted, results.max_steps_reached, results.breakdown)
         out = results.where(final.definite, out, results.breakdown)
         out = results.where(met, results.successful, out)
-        finite = all_finite((final.residual, final.solution))
+        # The size, too: b = 0 takes no product with A.
+        seen = final.residual, final.solution, final.gamma, system.size
+        finite = all_finite(seen)
         return results.where(finite, out, results.singular)
 
     def for_derivative(self) -> "CG":

@@ -31,6 +31,7 @@ class System(eqx.Module):
     to_floor: Bool[Array, ""] | None  # whether to go on until rounding stops it
     tolerance: Tolerance | None
     stabilise_every: int | None
+    rounding: Real[Array, ""] | None  # of the vector: no residual is asked to be smaller
     # Constants of the loop: what the residual may be, and the length of b.
     allowed: PyTree[Array] | None
     norm_of_vector: Real[Array, ""]
@@ -48,7 +49,12 @@ class System(eqx.Module):
         y0=None,
         offset=None,
         to_floor=None,
+        rounding=None,
     ) -> "System":
+        allowed = None if tolerance is None else tolerance.allowed(vector)
+        if rounding is not None:
+            floor = lambda leaf: jnp.maximum(leaf, rounding.astype(leaf.dtype))
+            allowed = jtu.tree_map(floor, allowed)
         return cls(
             operator,
             size,
@@ -59,7 +65,8 @@ class System(eqx.Module):
             to_floor,
             tolerance,
             stabilise_every,
-            None if tolerance is None else tolerance.allowed(vector),
+            rounding,
+            allowed,
             two_norm(vector),
         )
 
@@ -231,7 +238,10 @@ def _at_floor(system: System, iterate: Iterate, scale) -> Bool[Array, ""]:
     """
     if system.preconditioner is not None:
         return jnp.array(False)
-    floor = jnp.sqrt(iterate.gamma) <= 10 * jnp.finfo(scale.dtype).eps * scale
+    rounding = 10 * jnp.finfo(scale.dtype).eps * scale
+    if system.rounding is not None:
+        rounding = jnp.maximum(rounding, system.rounding / iterate.unit)
+    floor = jnp.sqrt(iterate.gamma) <= rounding
     enough = iterate.residual_met
     if system.to_floor is not None:
         enough = enough | system.to_floor

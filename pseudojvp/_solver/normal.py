@@ -140,9 +140,10 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         tall = state.tall.value
         vector = self.to_inner(state, vector, out=True)
+        source = vector if tall else None
         if tall:
             vector = state.adjoint.mv(vector)
-        solution, result, stats = self.inner_solve(state, vector, options, in_range=tall)
+        solution, result, stats = self.inner_solve(state, vector, options, source)
         if not tall:
             solution = state.adjoint.mv(solution)
         solution = self.over_unit(state, solution)
@@ -153,16 +154,18 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         return None if vector is None else tree_scale(1 / state.unit, vector)
 
     def inner_solve(
-        self, state: NormalState, vector, options: dict[str, Any], *, in_range: bool
+        self, state: NormalState, vector, options: dict[str, Any], source=None
     ):
         """Applies the (pseudo)inverse of the Gram operator; vectors are inner ones.
 
-        To project a vector that is in its range already would cost digits.
+        To project a vector that is in its range already, as the product of a `source`
+        with A or its adjoint, would cost digits.
         """
         tall = state.tall.value
         inner_options = self.inner_options(tall, state.unit, options)
-        if in_range and isinstance(self.inner_solver, CG):
-            return self.inner_solver.compute_in_range(state.inner, vector, inner_options)
+        if source is not None and isinstance(self.inner_solver, CG):
+            solve = self.inner_solver.compute_image
+            return solve(state.inner, vector, source, inner_options)
         first, second = state.operator, state.adjoint
         first, second = (first, second) if tall else (second, first)
         out = self.inner_solver.compute(state.inner, vector, inner_options)
