@@ -1,6 +1,8 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import equinox.internal as eqxi
+import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
@@ -212,19 +214,25 @@ class LSMR(AbstractKrylovSolver):
         alpha = two_norm(v)
         bidiagonal = _Bidiagonal(u, over(alpha, v), alpha)
         old = iterate.bidiagonal
-        checked = self._checked(system, solvable, iterate, x, residual, bidiagonal, beta)
+        # Asked for by a check alone: one branch for a whole batch.
+        norms = lax.cond(
+            eqxi.nonbatchable(eqxi.unvmap_any(cycle.due)),
+            lambda: (two_norm(system.vector - image), two_norm(x)),
+            lambda: (jnp.zeros_like(beta),) * 2,
+        )
+        checked = self._checked(system, solvable, iterate, x, norms, bidiagonal, beta)
         stepped = self._stepped(system, solvable, iterate, old, bidiagonal, beta)
         return tree_where(cycle.due, checked, stepped)
 
-    def _checked(self, system, solvable, iterate, x, residual, bidiagonal, beta):
-        """r = b − A x and |A^H r| = α β; the beginning of a cycle."""
-        norm = two_norm(residual)
+    def _checked(self, system, solvable, iterate, x, norms, bidiagonal, beta):
+        """r = b − A x and |A^H r| = α β; the beginning of a cycle. Norms of r and x."""
+        norm, norm_of_x = norms
         alpha = bidiagonal.alpha
         size = jnp.maximum(iterate.size, alpha)
         met = norm <= system.allowed
         measure = norm
         if not solvable:
-            rounding = 10 * system.eps * (size * two_norm(x) + system.norm)
+            rounding = 10 * system.eps * (size * norm_of_x + system.norm)
             least_squares = alpha <= system.rtol * size
             at_floor = (alpha * beta <= rounding * size) & (
                 alpha * beta <= system.rtol * size * system.norm
