@@ -1,9 +1,9 @@
 import equinox.internal as eqxi
-import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .direct import AbstractDirectSolver, check_tagged
+from .small import cholesky, solve_triangular
 
 
 class Cholesky(AbstractDirectSolver):
@@ -32,13 +32,13 @@ class Cholesky(AbstractDirectSolver):
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
         matrix = operator.as_matrix()
-        factor, _ = jsl.cho_factor(-matrix if negative else matrix)
-        return factor, eqxi.Static(negative)
+        return cholesky(-matrix if negative else matrix), eqxi.Static(negative)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
         factor, negative = factors
         factor = factor.conj() if transposed else factor
-        solved = jsl.cho_solve((factor, False), columns)
+        solved = solve_triangular(factor, columns, trans="C")
+        solved = solve_triangular(factor, solved)
         return -solved if negative.value else solved

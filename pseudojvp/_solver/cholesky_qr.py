@@ -4,7 +4,6 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
@@ -12,6 +11,7 @@ from .._misc import after, check_options, tree_sub
 from .condition import largest_singular_value, probes
 from .products import adjoint_matmul, matmul, stored_transpose
 from .scale import power_of_two
+from .small import cholesky, gram, solve_triangular
 from .state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -108,7 +108,7 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
         matrix, wide = long_side_first(operator)
         scale = power_of_two(jnp.max(jnp.abs(matrix), axis=0, initial=0))
         rows = stored_transpose((matrix / scale.astype(matrix.dtype)[None, :]).conj())
-        r = jsl.cholesky(matmul(rows, rows.conj().T))
+        r = cholesky(gram(rows))
         rcond = _reciprocal_condition(rows, r)
         eps = jnp.finfo(rows.dtype).eps
         clipped = jnp.maximum(rcond, smallest_rcond(rows.dtype))
@@ -162,7 +162,7 @@ def smallest_rcond(dtype) -> float:
 
 def _gram_solve(r: Inexact[Array, "n n"], columns: Inexact[Array, "n ..."]):
     """R⁻¹ R⁻ᴴ C."""
-    return jsl.solve_triangular(r, jsl.solve_triangular(r, columns, trans="C"))
+    return solve_triangular(r, solve_triangular(r, columns, trans="C"))
 
 
 def _reciprocal_condition(

@@ -9,6 +9,8 @@ import jax.lax.linalg as jll
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from .small import solve_triangular
+
 
 # Up to so many vectors the reflectors of small matrices are applied one by one, which on
 # the CPU takes 0.8 of the time of LAPACK's blocks of them (50 x 50, one vector; a whole
@@ -17,6 +19,9 @@ from jaxtyping import Array, Inexact
 # of 2000 x 100, 42 and not 48 for one of 2000 x 500.
 _FEW = 8
 _SMALL = 20_000
+# So many reflections of a batch are written out: XLA merges what it does not in a loop,
+# 6 ms in the place of 11 (10,000 of 32 x 8, one vector each).
+_WRITTEN_OUT = 8
 
 
 class Reflectors(eqx.Module):
@@ -37,6 +42,13 @@ class Reflectors(eqx.Module):
     @property
     def r(self) -> Inexact[Array, "short short"]:
         return jnp.tril(self.rows[:, : self.taus.size]).mT
+
+    def r_solve(
+        self, columns: Inexact[Array, "short *k"], *, adjoint: bool = False
+    ) -> Inexact[Array, "short *k"]:
+        """R⁻¹ C or R⁻ᴴ C."""
+        r = self.rows[:, : self.taus.size].mT  # the solve reads no more than R of it
+        return solve_triangular(r, columns, trans="C" if adjoint else "N")
 
     def mv(self, vector: Inexact[Array, " short"]) -> Inexact[Array, " long"]:
         """Q c."""
@@ -133,4 +145,8 @@ def _one_by_one(rows, taus, vectors, *, adjoint: bool):
         along = jnp.matmul(vectors, v.conj()[..., None], precision=lax.Precision.HIGHEST)
         return vectors - tau * along * v[..., None, :]
 
+    if rows.ndim > 2 and taus.shape[-1] <= _WRITTEN_OUT:
+        for step in range(taus.shape[-1]):
+            vectors = reflect(step, vectors)
+        return vectors
     return lax.fori_loop(0, taus.shape[-1], reflect, vectors)

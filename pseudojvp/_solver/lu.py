@@ -8,6 +8,7 @@ from jaxtyping import Array, Inexact
 from .._misc import one_or_nan
 from .condition import largest_entries
 from .direct import AbstractDirectSolver
+from .small import solve_triangular
 
 
 _MOST_GROWTH = 1e4
@@ -48,9 +49,7 @@ class LU(AbstractDirectSolver):
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
         lu, permutation, one = factors
-        solve = ft.partial(
-            jll.triangular_solve, lu, left_side=True, transpose_a=transposed
-        )
+        solve = ft.partial(solve_triangular, lu, trans="T" if transposed else "N")
         lower = ft.partial(solve, lower=True, unit_diagonal=True)
         if transposed:
             solved = one * lower(solve(columns))

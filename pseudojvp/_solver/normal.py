@@ -13,9 +13,10 @@ from .cg import CG
 from .cholesky_qr import CholeskyQR
 from .direct import AbstractDirectSolver
 from .pivoted_qr import PivotedQR
-from .products import matmul, stored_transpose, StoredAdjoint
+from .products import stored_transpose, StoredAdjoint
 from .qr import QR
 from .scale import Divided, unit_of_products
+from .small import gram
 from .state import structures_of, swapped
 from .svd import SVD
 from .tolerance import power_of_two, verified
@@ -118,8 +119,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             by_rows, by_columns = lx.MatrixLinearOperator(rows), StoredAdjoint(rows)
             operator = by_columns if tall else by_rows
             operator_adjoint = by_rows if tall else by_columns
-            product = matmul(rows, rows.conj().T)
-            gram = lx.MatrixLinearOperator(product, lx.positive_semidefinite_tag)
+            product = lx.MatrixLinearOperator(gram(rows), lx.positive_semidefinite_tag)
         else:
             operator = lx.linearise(operator)
             unit = unit_of_products(operator)
@@ -129,8 +129,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             near_one = isinstance(self.inner_solver, CG)
             factor = dataclasses.replace(operator, near_one=near_one)
             product = adjoint(factor) @ factor if tall else factor @ adjoint(factor)
-            gram = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)
-        inner = self.inner_solver.init(gram, self.inner_options(tall, unit, options))
+            product = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)
+        inner = self.inner_solver.init(product, self.inner_options(tall, unit, options))
         return NormalState(
             inner, operator, operator_adjoint, unit, eqxi.Static(tall), structures
         )

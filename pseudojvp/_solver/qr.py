@@ -2,7 +2,6 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
@@ -33,15 +32,7 @@ class QRState(eqx.Module):
     def r_solve(
         self, short: Inexact[Array, " short"], *, adjoint: bool = False
     ) -> Inexact[Array, " short"]:
-        return _r_solve(self.reflectors, after(self.rcond, short), adjoint=adjoint)
-
-
-def _r_solve(
-    reflectors: Reflectors, columns: Inexact[Array, "short ..."], *, adjoint: bool
-) -> Inexact[Array, "short ..."]:
-    # What is not R of this triangle is not read.
-    r = reflectors.rows[:, : columns.shape[0]].mT
-    return jsl.solve_triangular(r, columns, trans="C" if adjoint else "N")
+        return self.reflectors.r_solve(after(self.rcond, short), adjoint=adjoint)
 
 
 class QR(lx.AbstractLinearSolver[QRState]):
@@ -81,7 +72,7 @@ class QR(lx.AbstractLinearSolver[QRState]):
             lambda vector: vector @ lower,
             lambda vector: lower.conj() @ vector,
             lower.dtype,
-            lambda columns: _r_solve(reflectors, columns, adjoint=True),
+            lambda columns: reflectors.r_solve(columns, adjoint=True),
         )
         return QRState(reflectors, rcond, wide, structures_of(operator))
 

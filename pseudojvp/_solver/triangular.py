@@ -1,9 +1,9 @@
 import equinox.internal as eqxi
-import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .direct import AbstractDirectSolver, check_tagged
+from .small import solve_triangular
 
 
 class Triangular(AbstractDirectSolver):
@@ -36,7 +36,7 @@ class Triangular(AbstractDirectSolver):
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
         matrix, lower, unit = factors
-        return jsl.solve_triangular(
+        return solve_triangular(
             matrix,
             columns,
             trans="T" if transposed else "N",
