@@ -145,6 +145,7 @@ def _run(case: Case, rounds: int) -> None:
     contenders = {
         "pseudojvp, `QR()`": compiled(_ours(case, pj.QR())),
         "pseudojvp, `PivotedQR()`, the default": compiled(_ours(case, pj.PivotedQR())),
+        "pseudojvp, `CholeskyQR()`": compiled(_ours(case, pj.CholeskyQR())),
         "lineax, `QR()`": compiled(_composed(case, lx.QR())),
         "lineax, `Normal(Cholesky())`": compiled(
             _composed(case, lx.Normal(lx.Cholesky()))

@@ -61,7 +61,7 @@ class PivotedQRState(eqx.Module):
 
     def _long_h_mv(self, vector):
         if self.outer is not None:
-            vector = self.outer.adjoint_mv(after(self.rcond, vector))
+            vector = self.outer.adjoint_mv(vector)
         return self._kept(matmul(self.inner.conj().T, vector))
 
     def _short_mv(self, c):
@@ -156,6 +156,9 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
             lambda c: jsl.solve_triangular(t_adjoint, c, trans="C"),
         )
         reveals = finite & (estimate > cutoff / 100)
+        if outer is not None:
+            # Each application waits for the estimate, whatever the vectors are.
+            outer = Reflectors(outer.rows, after(estimate, outer.taus))
         return PivotedQRState(
             outer,
             inner,

@@ -22,11 +22,14 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Inexact, Integer, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
 from .._linear_solve import create_problem
+from .._misc import after
 from .._primitive import bind
 from .._saddle_point import Blocks, Problem
+from .dependence import groups_of, moved_columns
 from .model import (
     adjoint_times,
     check_shapes,
@@ -37,6 +40,11 @@ from .model import (
     times,
     weighted,
 )
+from .real import squared_norm
+
+
+# Of ‖A‖ ‖c‖ over ‖b‖, up to which b − A c is as good as any other form of the residual.
+_LARGEST_CANCELLATION = 10
 
 
 class Factors(eqx.Module):
@@ -113,8 +121,14 @@ class Elimination(eqx.Module):
             b = b - spread(shift, observations.gain, dtype)
         if factors is None:
             factors = Factors.create(phi, observations, self.solver, dtype)
+        b = observations.weigh(b)
         both = Blocks(True, True, False)
-        (r, c, _), result, stats = factors.apply(observations.weigh(b), None, both)
+        many = factors.shared and b.shape[1] > b.shape[0]
+        if many and not isinstance(phi, lx.AbstractLinearOperator):
+            (_, c, _), result, stats = factors.apply(b, None, Blocks(False, True, False))
+            r = _residual_of_many(factors, observations.weigh(phi), b, c)
+        else:
+            (r, c, _), result, stats = factors.apply(b, None, both)
         if r is None:  # the solver takes square A for regular: nothing is left
             r = jnp.zeros_like(b)
         rank = stats.get("rank", jnp.full(c.shape[1], c.shape[0]))
@@ -131,36 +145,117 @@ class Elimination(eqx.Module):
         shift = self.model.shift(theta, args, self.caller)
         return value if shift is None else value + spread(shift, gain, value.dtype)
 
-    def tangents(
-        self, theta, directions, args, observations, at: Eliminated, *, exact, then=None
-    ):
+    def tangents(self, theta, args, observations, at: Eliminated, *, exact, then=None):
         """D and E, `(q, m, k)` and `(q, n, k)`; E is `None` unless `exact`.
 
-        For q directions stacked in front, one after the other, so that there never is an
-        array of q m n entries. With `then`, what that makes of the D and E of each.
+        From one tangent of Φ at a time, so that there never is an array of q m n entries:
+        of one parameter, or of several that move different columns of Φ. With `then`,
+        what that makes of the D and E of each parameter, one after the other.
         """
+        flat, unravel = jfu.ravel_pytree(theta)
         weighted_residual = observations.weigh(at.residual)
 
-        def products(theta):
-            forward = self.predict(theta, args, at.coefficients, observations.gain)
-            forward = observations.weigh(forward)
-            if not exact:
-                return forward, None
+        def model(flat) -> _Matrix | _Products:
+            theta = unravel(flat)
             phi = self.model.matrix(theta, args, self.caller)
-            return forward, adjoint_times(phi, weighted_residual)
+            if not isinstance(phi, lx.AbstractLinearOperator):
+                return _Matrix(phi, self.model.shift(theta, args, self.caller))
+            forward = self.predict(theta, args, at.coefficients, observations.gain)
+            backward = adjoint_times(phi, weighted_residual) if exact else None
+            return _Products(observations.weigh(forward), backward)
 
-        _, push = jax.linearize(products, theta)
-        if then is None:
-            return lax.map(push, directions)
-        return lax.map(lambda direction: then(*push(direction)), directions)
+        def products(tangent: _Matrix, moved) -> _Products:
+            """For one of the parameters that the tangent belongs to, by what it moves."""
+            phi, shift = tangent
+            moved = moved[: phi.shape[1], None], moved[phi.shape[1] :, None]
+            forward = times(phi, jnp.where(moved[0], at.coefficients, 0))
+            if shift is not None:
+                shift = spread(shift, observations.gain, forward.dtype)
+                forward = forward + jnp.where(moved[1], shift, 0)
+            backward = None
+            if exact:
+                backward = adjoint_times(phi, weighted_residual)
+                backward = jnp.where(moved[0], backward, 0)
+            return _Products(observations.weigh(forward), backward)
+
+        value, push = jax.linearize(model, flat)
+        groups, moved = np.arange(flat.size)[:, None], np.zeros((flat.size, 0), bool)
+        if isinstance(value, _Matrix):
+            moved = _moved(push, flat)
+            groups = groups_of(moved) if then is None else groups
+        # What fills up a group is no parameter, and moves nothing.
+        moved = np.pad(moved, [(0, 1), (0, 0)])[groups]
+
+        def group(inputs):
+            members, moved = inputs
+            direction = jnp.any(jnp.arange(flat.size)[:, None] == members, axis=1)
+            tangent = push(direction.astype(flat.dtype))
+            if isinstance(tangent, _Matrix):
+                tangents = jax.vmap(products, in_axes=(None, 0))(tangent, moved)
+            else:
+                tangents = jtu.tree_map(lambda leaf: leaf[None], tangent)
+            if then is None:
+                return tuple(tangents)
+            return then(*jtu.tree_map(lambda leaf: leaf[0], tangents))
+
+        inputs = jnp.asarray(groups), jnp.asarray(moved)
+        if then is not None:
+            return lax.map(group, inputs)
+        if len(groups) == 1:
+            stacked = group(jtu.tree_map(lambda leaf: leaf[0], inputs))
+        else:
+            stacked = lax.map(group, inputs)
+            stacked = jtu.tree_map(
+                lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked
+            )
+        places = np.argsort(groups.ravel(), kind="stable")[: flat.size]
+        if np.array_equal(places, np.arange(len(groups.ravel()))):
+            return stacked
+        return jtu.tree_map(lambda leaf: leaf[places], stacked)
 
     def jacobian(
         self, theta, args, observations, at: Eliminated, *, exact: bool
     ) -> Inexact[Array, "q m k"]:
         """∂r/∂θ, θ in the order of `jax.flatten_util.ravel_pytree`."""
-        directions = unit_directions(theta)
-        d, e = self.tangents(theta, directions, args, observations, at, exact=exact)
+        d, e = self.tangents(theta, args, observations, at, exact=exact)
         return at.factors.derivative(d, e, Blocks(True, False, False)).data
+
+
+def _residual_of_many(factors: Factors, a, b, c) -> Inexact[Array, "m k"]:
+    """b − A c, or by the saddle-point map where A c would cancel.
+
+    In that XLA transposes b and r, and passes over all of both some ten times. The map is
+    the more accurate one, in proportion to ‖A‖ ‖c‖ / ‖b‖.
+    """
+
+    def by_map(b, c):
+        (r, _, _), _, _ = factors.apply(after(c, b), None, Blocks(True, False, False))
+        return b - (b - r)  # in the order of b, which the other branch then has as well
+
+    size = jnp.sqrt(squared_norm(a) * squared_norm(c))
+    # Not so for NaN.
+    alike = size < _LARGEST_CANCELLATION * jnp.sqrt(squared_norm(b))
+    return lax.cond(alike, lambda b, c: b - times(a, c), by_map, b, c)
+
+
+class _Matrix(NamedTuple):
+    """Φ and the offset, or their tangents."""
+
+    phi: Inexact[Array, "m n"]
+    shift: Inexact[Array, " m"] | Inexact[Array, "m k"] | None
+
+
+class _Products(NamedTuple):
+    """W (offset ⊗ gain + Φ c) and Φᴴ W r, or their tangents, c and r constant."""
+
+    forward: Inexact[Array, "m k"]
+    backward: Inexact[Array, "n k"] | None
+
+
+def _moved(push, flat) -> Bool[np.ndarray, "q _"]:
+    """The columns of Φ that each parameter moves, and whether it moves the offset."""
+    phi, *shift = moved_columns(push, flat)
+    return np.concatenate([phi, *(s.any(axis=1, keepdims=True) for s in shift)], axis=1)
 
 
 def unit_directions(theta: PyTree[Array]) -> PyTree[Array]:

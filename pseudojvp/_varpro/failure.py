@@ -1,6 +1,7 @@
 """What is told of a failed fit: one `result`, and one message."""
 
 import equinox as eqx
+import jax.core
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
@@ -11,11 +12,11 @@ from .elimination import Eliminated
 from .optimise import Outcome
 
 
-def result_of(outcome: Outcome, at: Eliminated, theta, sound_input) -> optx.RESULTS:
+def result_of(outcome: Outcome, at: Eliminated, theta, cost, sound_input) -> optx.RESULTS:
     """The first of: unusable input, a failed elimination, a failed search."""
     results = optx.RESULTS
     result = outcome.result
-    sound = all_finite((theta, at.residual, at.coefficients))
+    sound = all_finite((theta, at.coefficients, cost))
     result = results.where(sound, result, results.nonfinite)
     # Of a basis that is not finite, a solver may say that it is singular.
     model, _ = eqx.partition(at.factors.problem.operator, eqx.is_inexact_array)
@@ -30,6 +31,9 @@ def result_of(outcome: Outcome, at: Eliminated, theta, sound_input) -> optx.RESU
 def raise_if_failed(fit: PyTree) -> PyTree:
     """Returns `fit`, with a run-time error if it failed, or one member of a batch did."""
     results = optx.RESULTS
+    failed = fit.result != results.successful
+    if not isinstance(failed, jax.core.Tracer) and not jnp.any(failed):
+        return fit  # as it is: a compiled check would copy all of the data
     kinds = [
         (
             results.nonfinite_input,
@@ -63,6 +67,5 @@ def raise_if_failed(fit: PyTree) -> PyTree:
     for kind, saw in kinds:
         index = jnp.where(fit.result == kind, len(messages), index)
         messages.append(f"`varpro` {saw} With `throw=False` this is `result` instead.")
-    failed = fit.result != results.successful
     index = jnp.max(jnp.where(failed, index, 0))  # of a batch, one message
     return eqx.branched_error_if(fit, jnp.any(failed), index, messages)

@@ -20,7 +20,7 @@ from .failure import raise_if_failed, result_of
 from .model import Observations
 from .optimise import optimise, Settings
 from .progress import EvaluationLine
-from .real import as_real
+from .real import squared_norm
 from .residual import check_theta, prepare
 from .statistics import predict, statistics, VarProPrediction, VarProStatistics
 
@@ -196,6 +196,8 @@ def varpro(
 
     If k > m columns share their weights and their offset, they are replaced by the m
     columns of a triangular factor while θ is sought: ‖r‖², JᵀJ and Jᵀr are the same.
+    It is the Cholesky factor of Y Yᴴ, unless rounding in that is more than 1e-12 of ‖r‖²
+    for some θ; then it is that of a QR factorisation of Yᴴ, several times as slow.
     Each step computes r and ∂r/∂θ with one factorisation of W Φ; ∂Φ/∂θ is never there as
     one array, only its products with c and r, for one parameter after the other.
 
@@ -249,9 +251,8 @@ class _Options(eqx.Module):
 def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
     """The public fields of the `VarProFit`."""
     flat, unravel = jfu.ravel_pytree(theta0)
-    _check_counts(
-        eqx.filter_eval_shape(elimination, theta0, args, observations), flat.size
-    )
+    structure = eqx.filter_eval_shape(elimination, theta0, args, observations)
+    _check_counts(structure, flat.size)
     if scale is None:
         scale = jnp.where(flat == 0, 1, jnp.abs(flat))
     flat, scale = jax.lax.stop_gradient((flat, scale))
@@ -266,11 +267,13 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         options.max_steps,
         options.exact,
         None if shift is None else shift.shape,
+        structure.coefficients.shape[0],
         EvaluationLine() if options.progress else None,
     )
     point, outcome = optimise(elimination, args, observations, flat / scale, settings)
     theta = settings.theta(point)
     at = elimination(theta, args, observations)
+    cost = 0.5 * squared_norm(at.residual)
     sound_input = all_finite((flat, observations))
     stats = {
         "num_steps": outcome.num_steps,
@@ -282,9 +285,9 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         theta,
         at.coefficients,
         at.residual,
-        0.5 * jnp.sum(as_real(at.residual) ** 2),
+        cost,
         at.rank,
-        result_of(outcome, at, theta, sound_input),
+        result_of(outcome, at, theta, cost, sound_input),
         eqxi.nondifferentiable_backward(stats),
     )
 

@@ -6,12 +6,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.core
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Inexact, PyTree, Real
+from jaxtyping import Array, Float, Inexact, PyTree, Real
 
 from .._misc import adjoint
+from .._solver.products import adjoint_matmul, matmul
 
 
 class Observations(eqx.Module):
@@ -38,13 +40,16 @@ class Observations(eqx.Module):
         weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
         return weights.astype(columns.dtype) * columns
 
-    def normalised(self) -> "Observations":
-        """In units of ‖W y‖: no square or product of residuals over- or underflows."""
+    def size(self) -> Float[Array, ""]:
+        """‖W y‖, or one where that is zero. A constant."""
         columns = jax.lax.stop_gradient(self.weigh(self.data))
         largest = jnp.max(jnp.abs(columns))
         largest = jnp.where(largest > 0, largest, 1)
         size = largest * jnp.linalg.norm(columns / largest)
-        size = jnp.where(size > 0, size, 1)
+        return jnp.where(size > 0, size, 1)
+
+    def over(self, size: Float[Array, ""]) -> "Observations":
+        """In units of `size`."""
         return Observations(self.data / size, self.weights, self.gain / size)
 
 
@@ -164,7 +169,8 @@ def times(phi, columns: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
         columns = columns.astype(phi.in_structure().dtype)
         return jax.vmap(phi.mv, in_axes=1, out_axes=1)(columns)
     phi, columns = _promoted(phi, columns)
-    return jnp.matmul(phi, columns, precision="highest")
+    # Of many columns at once, under `vmap`, all as rows of one array.
+    return matmul(columns.T, phi.T).T
 
 
 def adjoint_times(phi, columns: Inexact[Array, "m k"]) -> Inexact[Array, "n k"]:
@@ -173,7 +179,9 @@ def adjoint_times(phi, columns: Inexact[Array, "m k"]) -> Inexact[Array, "n k"]:
         columns = columns.astype(phi.out_structure().dtype)
         return jax.vmap(adjoint(phi).mv, in_axes=1, out_axes=1)(columns)
     phi, columns = _promoted(phi, columns)
-    return jnp.matmul(phi.conj().T, columns, precision="highest")
+    if columns.shape[1] == 1:
+        return adjoint_matmul(phi, columns[:, 0])[:, None]
+    return matmul(lax.optimization_barrier(phi.conj().T), columns)
 
 
 def weighted(phi, weights: Real[Array, " m"] | None, dtype) -> lx.AbstractLinearOperator:

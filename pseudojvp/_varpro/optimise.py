@@ -48,6 +48,7 @@ class Settings(eqx.Module):
     max_steps: int | None = eqx.field(static=True)
     exact: bool = eqx.field(static=True)
     shift_shape: tuple[int, ...] | None = eqx.field(static=True)
+    coefficients: int = eqx.field(static=True)  # of each column
     progress: EvaluationLine | None = eqx.field(static=True)
 
     def theta(self, point: Float[Array, " q"]) -> PyTree[Array]:
@@ -76,17 +77,19 @@ def optimise(
     settings: Settings,
 ) -> tuple[Float[Array, " q"], Outcome]:
     """Returns the point and the outcome, differentiable as the adjoint says."""
-    inputs = elimination, args, observations.normalised(), start, settings
-    return settings.adjoint.apply(_search, _stationarity, inputs, frozenset())
-
-
-def _search(inputs):
-    elimination, args, observations, start, settings, while_loop = inputs
     # Other adjoints differentiate through the search, and the factor is a constant.
     if isinstance(settings.adjoint, optx.RecursiveCheckpointAdjoint):
         reduced = observations
     else:
-        reduced = compress(observations, settings.shift_shape)
+        reduced = compress(observations, settings.shift_shape, settings.coefficients)
+    # In units of ‖W y‖, no square or product of residuals over- or underflows.
+    size = reduced.size()
+    inputs = elimination, args, observations, reduced.over(size), size, start, settings
+    return settings.adjoint.apply(_search, _stationarity, inputs, frozenset())
+
+
+def _search(inputs):
+    elimination, args, _, reduced, _, start, settings, while_loop = inputs
     step = _GaussNewtonStep(elimination, args, reduced, settings)
     # Optimistix takes no other dtype than the default (0.1.0).
     working = jnp.result_type(float)
@@ -147,6 +150,7 @@ class _State(eqx.Module):
     moved: Float[Array, ""]  # ‖J J†r‖
     relative_offset: Float[Array, ""]
     converged: Bool[Array, ""]
+    negligible: Bool[Array, ""]  # no step from here is worth its while
 
 
 class _GaussNewtonStep(eqx.Module):
@@ -188,6 +192,7 @@ class _GaussNewtonStep(eqx.Module):
             moved,
             offset,
             offset <= _LARGEST_OFFSET,
+            moved <= _NEGLIGIBLE_OFFSET * per_datum,
         )
 
 
@@ -206,15 +211,15 @@ def _polish(step: _GaussNewtonStep, point, while_loop):
         point, at = jtu.tree_map(
             lambda new, old: jnp.where(better, new, old), (new_point, new_at), (point, at)
         )
-        offset = at.relative_offset  # zero where r is rounding: unknown
-        negligible = (offset > 0) & (offset <= _NEGLIGIBLE_OFFSET)
-        return point, evaluations + better, at, ~better | negligible
+        return point, evaluations + better, at, ~better | at.negligible
 
     # Before the first evaluation, at the point itself, all is as bad as can be.
     structure = eqx.filter_eval_shape(step, point)
     at = jtu.tree_map(lambda s: jnp.full(s.shape, jnp.inf, s.dtype), structure)
     at = eqx.tree_at(
-        lambda at: (at.step, at.converged), at, (jnp.zeros_like(point), jnp.array(False))
+        lambda at: (at.step, at.converged, at.negligible),
+        at,
+        (jnp.zeros_like(point), jnp.array(False), jnp.array(False)),
     )
     carry = (point, jnp.array(0), at, jnp.array(False))
     carry = while_loop(cond, body, carry, max_steps=1 + _POLISHING_STEPS)
@@ -224,7 +229,8 @@ def _polish(step: _GaussNewtonStep, point, while_loop):
 
 def _stationarity(point, _, inputs):
     """∂(½‖r‖²)/∂point, with c as a constant: r is orthogonal to what c changes."""
-    elimination, args, observations, _, settings, *_ = inputs
+    elimination, args, observations, _, size, _, settings, *_ = inputs
+    observations = observations.over(size)
     at = elimination(settings.theta(point), args, observations)
 
     def fitted(point):

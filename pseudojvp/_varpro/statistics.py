@@ -17,7 +17,7 @@ from .._solver import PivotedQR
 from .compression import compress
 from .elimination import Eliminated, Elimination, unit_directions
 from .model import Observations
-from .real import as_real
+from .real import as_real, squared_norm
 
 
 class VarProStatistics(eqx.Module):
@@ -146,7 +146,9 @@ def _errors(fit, context, absolute_weights: bool) -> _Errors:
         elimination.model.shift, fit.theta, args, elimination.caller
     )
     # Each `after` here is for the order of the library calls of many fits.
-    reduced = compress(observations, None if shift is None else shift.shape)
+    reduced = compress(
+        observations, None if shift is None else shift.shape, len(fit.coefficients)
+    )
     theta = fit.theta if reduced is observations else after(reduced, fit.theta)
     at = elimination(theta, args, reduced)
     theta_covariance, theta_rank = _gram_inverse_of_theta(
@@ -161,7 +163,7 @@ def _errors(fit, context, absolute_weights: bool) -> _Errors:
     k = at.residual.shape[1]
     rank = k * at.rank if at.rank.ndim == 0 else jnp.sum(at.rank)
     freedom = ways * (_count(observations) - rank) - theta_rank
-    chi_square = jnp.sum(as_real(at.residual) ** 2) / jnp.where(freedom > 0, freedom, 0)
+    chi_square = squared_norm(at.residual) / jnp.where(freedom > 0, freedom, 0)
     scale = jnp.ones_like(chi_square) if absolute_weights else chi_square
     # Of complex noise, s² is the variance of each part.
     return _Errors(
@@ -209,7 +211,7 @@ def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations, 
 def _gram_inverse(at: Eliminated, earlier) -> Inexact[Array, "k n n"]:
     """(AᴴA)†, one for all columns or one for each."""
     n, k = at.coefficients.shape
-    earlier = earlier, at.coefficients
+    earlier = earlier, at.coefficients, at.residual
     identity = after(earlier, jnp.eye(n, dtype=at.coefficients.dtype))
     wanted = Blocks(False, True, False)
     if at.factors.shared:
@@ -232,10 +234,7 @@ def _gain(elimination, theta, args, observations, at: Eliminated):
         (_, x, _), _, _ = at.factors.apply(d, None, wanted)
         return x
 
-    directions = unit_directions(theta)
-    gain = elimination.tangents(
-        theta, directions, args, observations, at, exact=False, then=solve
-    )
+    gain = elimination.tangents(theta, args, observations, at, exact=False, then=solve)
     return jnp.moveaxis(gain, (0, 1, 2), (2, 1, 0))
 
 
