@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.core
+import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
@@ -16,7 +17,9 @@ def result_of(outcome: Outcome, at: Eliminated, theta, cost, sound_input) -> opt
     """The first of: unusable input, a failed elimination, a failed search."""
     results = optx.RESULTS
     result = outcome.result
-    sound = all_finite((theta, at.coefficients, cost))
+    # A finite sum of squares spares a pass over all of the data; it can overflow, too.
+    residual = lax.cond(jnp.isfinite(cost), lambda _: True, all_finite, at.residual)
+    sound = residual & all_finite((theta, at.coefficients))
     result = results.where(sound, result, results.nonfinite)
     # Of a basis that is not finite, a solver may say that it is singular.
     model, _ = eqx.partition(at.factors.problem.operator, eqx.is_inexact_array)
