@@ -61,15 +61,16 @@ def groups_of(moved: Bool[np.ndarray, "q n"]) -> Int[np.ndarray, "groups width"]
     """
     q = moved.shape[0]
     members: list[list[int]] = []
-    for parameter in range(q):
-        apart = (
-            group for group in members if not np.any(moved[group] & moved[parameter])
-        )
-        smallest = min(apart, key=len, default=None)
+    taken: list[Bool[np.ndarray, " n"]] = []  # by the members of each group
+    for parameter, columns in enumerate(moved):
+        apart = [i for i, mine in enumerate(taken) if not np.any(mine & columns)]
+        smallest = min(apart, key=lambda i: len(members[i]), default=None)
         if smallest is None:
             members.append([parameter])
+            taken.append(columns)
         else:
-            smallest.append(parameter)
+            members[smallest].append(parameter)
+            taken[smallest] = taken[smallest] | columns
     width = -(-q // len(members))
     pieces = [
         group[start : start + width]
