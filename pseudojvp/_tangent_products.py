@@ -17,21 +17,17 @@ Arguments carry batches: M is (b, m, n), u is (b, k, m), v is (b, k, n), for b m
 with k vectors each. `jax.vmap` enlarges b or k.
 """
 
-import functools as ft
 from collections.abc import Callable
 
 import jax
 import jax.core
-import jax.extend.core as jex
-import jax.interpreters.ad as ad
-import jax.interpreters.batching as batching
-import jax.interpreters.mlir as mlir
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
 from ._misc import tree_conj
+from ._operator.faces import create_faces
 from ._operator.sparse import untagged
 from ._solver.products import matmul, stored_transpose
 
@@ -99,17 +95,6 @@ def _abstract_eval(first, second, *, face: str):
     return jax.core.ShapedArray(shape, first.dtype)
 
 
-def _jvp(primals, tangents, *, face: str):
-    bind = ft.partial(matrix_product_p.bind, face=face)
-    (first, second), (t_first, t_second) = primals, tangents
-    t_out = [
-        bind(*pair)
-        for pair in ((t_first, second), (first, t_second))
-        if not any(isinstance(argument, ad.Zero) for argument in pair)
-    ]
-    return bind(first, second), sum(t_out[1:], t_out[0])
-
-
 # (face, which argument) to the face of its cotangent, from (the other argument, the
 # cotangent) in the order that this face takes them: M before u before v.
 _TRANSPOSES = {
@@ -120,17 +105,6 @@ _TRANSPOSES = {
     ("matrix", 0): lambda v, m: (m, v, "rows"),
     ("matrix", 1): lambda u, m: (m, u, "columns"),
 }
-
-
-def _transpose(ct, first, second, *, face: str):
-    linear = 0 if ad.is_undefined_primal(first) else 1
-    known, undefined = (second, first) if linear == 0 else (first, second)
-    if isinstance(ct, ad.Zero):
-        ct_linear = ad.Zero(undefined.aval)
-    else:
-        *arguments, to = _TRANSPOSES[face, linear](known, ct)
-        ct_linear = matrix_product_p.bind(*arguments, face=to)
-    return (ct_linear, None) if linear == 0 else (None, ct_linear)
 
 
 def _batch(arguments, dims, *, face: str):
@@ -159,15 +133,6 @@ def _batch(arguments, dims, *, face: str):
     return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
 
 
-def _create_primitive() -> jex.Primitive:
-    primitive = jex.Primitive("matrix_product")
-    primitive.def_impl(jax.jit(_impl, static_argnames="face"))
-    primitive.def_abstract_eval(_abstract_eval)
-    mlir.register_lowering(primitive, mlir.lower_fun(_impl, multiple_results=False))
-    ad.primitive_jvps[primitive] = _jvp
-    ad.primitive_transposes[primitive] = _transpose
-    batching.primitive_batchers[primitive] = _batch
-    return primitive
-
-
-matrix_product_p = _create_primitive()
+matrix_product_p = create_faces(
+    "matrix_product", _impl, _abstract_eval, _batch, _TRANSPOSES
+)

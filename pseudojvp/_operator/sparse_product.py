@@ -20,14 +20,11 @@ import functools as ft
 
 import jax
 import jax.core
-import jax.extend.core as jex
-import jax.interpreters.ad as ad
-import jax.interpreters.batching as batching
-import jax.interpreters.mlir as mlir
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Inexact
 
+from .faces import create_faces
 from .row_sums import take
 from .sparsity import Sparsity
 
@@ -88,19 +85,6 @@ def _abstract_eval(first, second, *leaves, treedef, face):
     return jax.core.ShapedArray(shape[face], second.dtype)
 
 
-def _jvp(primals, tangents, *, treedef, face):
-    first, second, *leaves = primals
-    t_first, t_second, *_ = tangents
-    bind = ft.partial(sparse_product_p.bind, treedef=treedef, face=face)
-    out = bind(first, second, *leaves)
-    t_out = [
-        bind(*pair, *leaves)
-        for pair in ((t_first, second), (first, t_second))
-        if not any(isinstance(argument, ad.Zero) for argument in pair)
-    ]
-    return out, sum(t_out[1:], t_out[0])
-
-
 # (face, which argument) to the face of its cotangent, from (the other argument, the
 # cotangent) in the order that this face takes them: a before v before u.
 _TRANSPOSES = {
@@ -111,18 +95,6 @@ _TRANSPOSES = {
     ("entries", 0): lambda u, a: (a, u, "cols"),
     ("entries", 1): lambda v, a: (a, v, "rows"),
 }
-
-
-def _transpose(ct, first, second, *leaves, treedef, face):
-    linear = 0 if ad.is_undefined_primal(first) else 1
-    known, undefined = (second, first) if linear == 0 else (first, second)
-    if isinstance(ct, ad.Zero):
-        ct_linear = ad.Zero(undefined.aval)
-    else:
-        *arguments, to = _TRANSPOSES[face, linear](known, ct)
-        ct_linear = sparse_product_p.bind(*arguments, *leaves, treedef=treedef, face=to)
-    cotangents = (ct_linear, None) if linear == 0 else (None, ct_linear)
-    return (*cotangents, *(None for _ in leaves))
 
 
 def _batch(arguments, dims, *, treedef, face):
@@ -155,15 +127,6 @@ def _batch(arguments, dims, *, treedef, face):
     return out.reshape(out.shape[0], size, batch, *out.shape[2:]), 1
 
 
-def _create_primitive() -> jex.Primitive:
-    primitive = jex.Primitive("sparse_product")
-    primitive.def_impl(jax.jit(_impl, static_argnames=("treedef", "face")))
-    primitive.def_abstract_eval(_abstract_eval)
-    mlir.register_lowering(primitive, mlir.lower_fun(_impl, multiple_results=False))
-    ad.primitive_jvps[primitive] = _jvp
-    ad.primitive_transposes[primitive] = _transpose
-    batching.primitive_batchers[primitive] = _batch
-    return primitive
-
-
-sparse_product_p = _create_primitive()
+sparse_product_p = create_faces(
+    "sparse_product", _impl, _abstract_eval, _batch, _TRANSPOSES, "treedef"
+)

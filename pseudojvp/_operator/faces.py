@@ -1,0 +1,61 @@
+"""Primitives that are the faces of a trilinear form, and so closed under derivatives.
+
+A face is the gradient of the form in one argument, and bilinear in the other two. Its JVP
+is itself twice, and its transpose in either argument is one of the other faces.
+"""
+
+import functools as ft
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.extend.core as jex
+import jax.interpreters.ad as ad
+import jax.interpreters.batching as batching
+import jax.interpreters.mlir as mlir
+
+
+def create_faces(
+    name: str,
+    impl: Callable,
+    abstract_eval: Callable,
+    batch: Callable,
+    transposes: Mapping[tuple[str, int], Callable],
+    *static: str,
+) -> jex.Primitive:
+    """A primitive of two arrays, more that are constants, and `face=`.
+
+    `transposes` maps a face and which argument is transposed to a function of the other
+    argument and the cotangent, that returns the two arguments and the name of the face
+    which is the cotangent of that argument. `static` are further parameters.
+    """
+    primitive = jex.Primitive(name)
+
+    def jvp(primals, tangents, **params):
+        first, second, *rest = primals
+        t_first, t_second, *_ = tangents
+        bind = ft.partial(primitive.bind, **params)
+        t_out = [
+            bind(*pair, *rest)
+            for pair in ((t_first, second), (first, t_second))
+            if not any(isinstance(argument, ad.Zero) for argument in pair)
+        ]
+        return bind(first, second, *rest), sum(t_out[1:], t_out[0])
+
+    def transpose(ct, first, second, *rest, face, **params):
+        linear = 0 if ad.is_undefined_primal(first) else 1
+        known, undefined = (second, first) if linear == 0 else (first, second)
+        if isinstance(ct, ad.Zero):
+            ct_linear = ad.Zero(undefined.aval)
+        else:
+            *arguments, to = transposes[face, linear](known, ct)
+            ct_linear = primitive.bind(*arguments, *rest, face=to, **params)
+        cotangents = (ct_linear, None) if linear == 0 else (None, ct_linear)
+        return (*cotangents, *(None for _ in rest))
+
+    primitive.def_impl(jax.jit(impl, static_argnames=("face", *static)))
+    primitive.def_abstract_eval(abstract_eval)
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batch
+    return primitive
