@@ -2,7 +2,8 @@
 
 The model is a sum of 24 Gaussian peaks on 1000 points: centres and widths are the
 parameters θ of the basis A(θ), the heights x = A(θ)†b are projected out, and the residual
-is b − A(θ) x. The Jacobian with respect to θ is `jax.jacfwd`'s.
+is b − A(θ) x. The Jacobian with respect to θ is `jax.jacfwd`'s: of the residual written
+down with a solver, and of `pseudojvp.projected_residual`.
 """
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 
+import pseudojvp as pj
+
 from . import contenders, dense, reference, torch_peers
-from .harness import Workload
+from .harness import Contender, Workload
 
 
 _PEAKS = 24
@@ -28,6 +31,11 @@ def _jacobian(linear_solve, solver):
         return data - operator.mv(linear_solve(operator, data, solver).value)
 
     return jax.jacfwd(residual)
+
+
+def _own_jacobian(parameters, grid, data):
+    residual = pj.projected_residual(_basis, data, solver=pj.QR())
+    return jax.jacfwd(residual)(parameters, grid)
 
 
 def _problem():
@@ -92,6 +100,12 @@ workloads = (
                 numpy=dense.BY_NUMPY,
                 limit=_limit,
                 may_hang=contenders.MAY_HANG,
+            ),
+            Contender(
+                "pseudojvp",
+                "projected_residual(QR())",
+                contenders.compiled(_own_jacobian),
+                "QR()",
             ),
             *torch_peers.peers(_torch_jacobian, torch_peers.FULL_RANK),
         ),
