@@ -55,7 +55,7 @@ def _parse() -> argparse.Namespace:
         "print them, and store nothing",
     )
     parser.add_argument(
-        "--rounds", type=int, default=15, help="samples of each time (default: 15)"
+        "--rounds", type=int, default=9, help="samples of each time (default: 9)"
     )
     parser.add_argument(
         "--publish",
