@@ -18,7 +18,8 @@ from .state import conjugated, long_side_first, structures_of, transposed
 # Vectors of inverse iteration. It squares what the estimates of the other solvers get
 # from one application of the inverse, so that half of their number tells as much.
 _PROBES = 4
-# From this estimate of 1/κ on, the error is below that of Householder QR unrefined.
+# From this estimate of 1/κ on, no refinement: on random problems the largest error is
+# that of Householder QR at κ = 1 to 2, and up to twice that at 3.
 _WELL = 0.4
 
 
