@@ -46,8 +46,8 @@ def _error(matrix, vector, solution):
 
 
 _CONDITION_NUMBERS = [
-    *[(np.float64, condition) for condition in (1e1, 1e3, 1e5, 1e6, 1e7)],
-    *[(np.float32, condition) for condition in (1e1, 1e2, 5e2)],
+    *[(np.float64, condition) for condition in (2, 1e1, 1e3, 1e5, 1e6, 1e7)],
+    *[(np.float32, condition) for condition in (2, 1e1, 1e2, 5e2)],
 ]
 
 
