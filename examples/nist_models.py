@@ -81,7 +81,7 @@ def normalised_gaussian(theta: Theta, x: Data) -> Matrix:
 
 
 def power(theta: Theta, x: Data) -> Matrix:
-    return x[:, None] ** theta
+    return x[:, None] ** theta[None, :]
 
 
 def shifted_power(theta: Theta, x: Data) -> Matrix:
@@ -124,7 +124,7 @@ def enzyme_reaction(theta: Theta, x: Data) -> Matrix:
 
 def constant_and_cycles(theta: Theta, x: Data) -> Matrix:
     periods = jnp.concatenate([jnp.array([12.0]), theta])  # months
-    angles = 2 * jnp.pi * x[:, None] / periods
+    angles = 2 * jnp.pi * x[:, None] / periods[None, :]
     waves = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=2)
     return jnp.column_stack([jnp.ones_like(x), waves.reshape(x.size, -1)])
 
@@ -138,7 +138,7 @@ def quantum_defect(theta: Theta, x: Data) -> Data:
 
 
 def gaussians(centres, widths, x: Data) -> Matrix:
-    return jnp.exp(-(((x[:, None] - centres) / widths) ** 2))
+    return jnp.exp(-(((x[:, None] - centres[None, :]) / widths[None, :]) ** 2))
 
 
 _CHWIRUT = Model(

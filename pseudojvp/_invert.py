@@ -1,16 +1,15 @@
 from typing import Any
 
 import lineax as lx
-from jaxtyping import Array, Inexact
 
 from ._linear_solve import linear_solve
 from ._misc import check_solver, stop_gradient
-from ._operator import as_operator
+from ._operator import as_operator, Matrix
 from ._solver import AutoLinearSolver
 
 
 def invert(
-    operator: lx.AbstractLinearOperator | Inexact[Array, "rows cols"],
+    operator: lx.AbstractLinearOperator | Matrix,
     solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=True),
     *,
     options: dict[str, Any] | None = None,

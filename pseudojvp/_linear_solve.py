@@ -3,11 +3,11 @@ from typing import Any
 import equinox.internal as eqxi
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ._call import compiled
 from ._misc import all_finite, check_options, check_solver, stop_gradient, Structure
-from ._operator import as_operator
+from ._operator import as_operator, Matrix
 from ._operator.as_operator import as_inexact
 from ._primitive import bind
 from ._saddle_point import Blocks, Problem
@@ -23,7 +23,7 @@ unset = Unset()
 
 
 def linear_solve(
-    operator: lx.AbstractLinearOperator | Inexact[Array, "rows cols"],
+    operator: lx.AbstractLinearOperator | Matrix,
     vector: PyTree[ArrayLike],
     solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=True),
     *,

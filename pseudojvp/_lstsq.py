@@ -9,12 +9,12 @@ import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, ArrayLike, Inexact, Integer, Num, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from ._call import compiled
 from ._linear_solve import apply_pseudoinverse, create_problem
 from ._misc import nan_after_failure, one_or_nan
-from ._operator import SparseLinearOperator
+from ._operator import SparseLinearOperator, SparseMatrix
 from ._operator.sparse import is_sparse
 from ._solver import PivotedQR, QR, SVD
 from ._solver.auto import DENSE_ENTRIES
@@ -25,9 +25,9 @@ _METHODS = {"pivoted_qr": PivotedQR, "svd": SVD, "qr": QR}
 
 
 def lstsq(
-    a: Num[ArrayLike, "m n"],
-    b: Num[ArrayLike, "m *k"],
-    rcond: float | None = None,
+    a: Num[ArrayLike, "m n"] | Bool[ArrayLike, "m n"] | SparseMatrix,
+    b: Num[ArrayLike, "m *k"] | Bool[ArrayLike, "m *k"],
+    rcond: Real[ArrayLike, ""] | None = None,
     *,
     damp: Real[ArrayLike, ""] | None = None,
     weights: Real[ArrayLike, " m"] | None = None,
@@ -240,7 +240,10 @@ def _(primals, tangents):
 
 
 def pinv(
-    a: Num[ArrayLike, "*batch m n"], rcond: float | None = None, *, throw: bool = True
+    a: Num[ArrayLike, "*batch m n"] | Bool[ArrayLike, "*batch m n"],
+    rcond: Real[ArrayLike, ""] | None = None,
+    *,
+    throw: bool = True,
 ) -> Inexact[Array, "*batch n m"]:
     """Returns the pseudoinverse A† of a matrix, or of each of a batch of them.
 
@@ -307,7 +310,8 @@ def _promote(caller: str, **arrays) -> tuple[Array, ...]:
                 f"`{caller}({name}=...)` got a {type(array).__name__}. Pass an array of "
                 "floating-point, complex or integer numbers."
             )
-    dtype = jnp.result_type(*arrays.values())
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays.values())
     # That of a function on floats: float32 for the integers up to 32 bits.
     dtype = jax.eval_shape(jnp.sqrt, jax.ShapeDtypeStruct((), dtype)).dtype
     return tuple(jnp.asarray(array, dtype) for array in arrays.values())

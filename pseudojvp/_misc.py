@@ -122,13 +122,13 @@ def is_zero(tree: PyTree[Array]) -> Bool[Array, ""]:
     return zero
 
 
-def one_or_nan(predicate: Bool[Array, ""]) -> Float[Array, ""]:
+def one_or_nan(predicate: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
     """1 or 0/0: no NaN is made where none is meant, for `jax_debug_nans`."""
     quotient = predicate.astype(jnp.float32)
     return quotient / quotient
 
 
-def nan_unless(predicate: Bool[Array, ""], tree: PyTree[Array]) -> PyTree[Array]:
+def nan_unless(predicate: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
     nan = one_or_nan(predicate)
     return jtu.tree_map(
         lambda leaf: jnp.where(predicate, leaf, nan.astype(leaf.dtype)), tree
@@ -142,7 +142,7 @@ def nan_after_failure(result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
 
 
-def after(earlier: PyTree[Array], tree: PyTree[Array]) -> PyTree[Array]:
+def after(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
     """`tree`, with a data dependency on the arrays of `earlier`; linear in `tree`.
 
     Batched LAPACK calls without one can wait for each other for ever on the CPU, when

@@ -6,22 +6,28 @@ from types import ModuleType
 import jax
 
 
-@functools.cache
 def import_optional(module: str, caller: str, extra: str) -> ModuleType:
-    """Imports a package of an extra, and leaves JAX's settings and the warnings alone.
+    """Imports a package of an extra at its first use, as `import_late` does."""
+    try:
+        return import_late(module)
+    except ImportError as error:
+        raise ImportError(
+            f'`{caller}` needs the package {module}: `pip install "pseudojvp[{extra}]"`.'
+        ) from error
+
+
+@functools.cache
+def import_late(module: str) -> ModuleType:
+    """Imports a module, and leaves JAX's settings and the warnings alone.
 
     Not at the top of a module, for `import pseudojvp` must not pay for it, nor change
     what it changes: klujax switches on double precision and picks a platform for all of
-    JAX, and PyAMG adds to the filters of warnings.
+    JAX, and PyAMG and SciPy add to the filters of warnings.
     """
     before = dict(jax.config.values)
     try:
         with warnings.catch_warnings():
             return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'`{caller}` needs the package {module}: `pip install "pseudojvp[{extra}]"`.'
-        ) from error
     finally:
         for name, value in before.items():
             if jax.config.values[name] != value:

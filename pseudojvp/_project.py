@@ -3,7 +3,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ._call import compiled
 from ._linear_solve import (
@@ -14,7 +14,7 @@ from ._linear_solve import (
     unset,
 )
 from ._misc import nan_after_failure, tree_sub
-from ._operator import as_operator
+from ._operator import as_operator, Matrix
 from ._solver import AutoLinearSolver
 
 
@@ -28,7 +28,7 @@ class Projection(NamedTuple):
 
 
 def project(
-    operator: lx.AbstractLinearOperator | Inexact[Array, "rows cols"],
+    operator: lx.AbstractLinearOperator | Matrix,
     vector: PyTree[ArrayLike],
     solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=False),
     *,

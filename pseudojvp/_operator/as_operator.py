@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lineax as lx
 import numpy as np
@@ -7,6 +7,18 @@ from jaxtyping import Array, Shaped
 
 from .inexact import as_inexact
 from .sparse import is_sparse, SparseLinearOperator
+
+
+@runtime_checkable
+class SparseMatrix(Protocol):
+    """`BCOO`, `BCSR` and SciPy's, without importing their modules."""
+
+    shape: tuple[int, ...]
+
+    def todense(self) -> Any: ...
+
+
+Matrix = Shaped[Array | np.ndarray, "rows cols"] | SparseMatrix
 
 
 def as_operator(

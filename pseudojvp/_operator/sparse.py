@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, Real
+from jaxtyping import Array, Bool, Inexact, Num, Real
 
 from .._misc import one_or_nan
 from .inexact import as_inexact
@@ -82,7 +82,7 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
         self.tags = frozenset(tags if isinstance(tags, Iterable) else (tags,))
         _check_tags(self.sparsity, self.tags)
 
-    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+    def mv(self, vector: Num[Array | np.ndarray, " cols"]) -> Inexact[Array, " rows"]:
         if jnp.shape(vector) != self.sparsity.shape[1:]:
             raise ValueError(
                 f"`SparseLinearOperator.mv` got a vector of shape {jnp.shape(vector)} "
@@ -90,7 +90,8 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
                 f"{self.sparsity.shape[1:]}; for several use `jax.vmap`."
             )
         data, vector = jnp.asarray(self.data), jnp.asarray(vector)
-        dtype = jnp.result_type(data, vector)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(data, vector)
         data, vector = data.astype(dtype), vector.astype(dtype)
         return rows_face(self.sparsity, data[:, None], vector[:, None, None])[:, 0, 0]
 
@@ -215,7 +216,8 @@ def _check_unbatched(matrix) -> None:
 def _row_of(indptr, nse: int):
     """The row of each entry of a BCSR; those past the last row are padding."""
     library = jnp if isinstance(indptr, jax.core.Tracer) else np
-    return library.searchsorted(indptr[1:], library.arange(nse), side="right")
+    entries = library.arange(nse, dtype=indptr.dtype)
+    return library.searchsorted(indptr[1:], entries, side="right")
 
 
 def _as_indices(name: str, indices, data):

@@ -1,7 +1,5 @@
 """Where the entries of a sparse matrix are, sorted for all three faces of its product."""
 
-import importlib
-
 import equinox as eqx
 import jax
 import jax.core
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._optional import import_late
 from .row_sums import AbstractRowSums, GroupedRowSums, SegmentRowSums
 from .substitution import create_triangle_pattern, TrianglePattern
 
@@ -118,10 +117,9 @@ def create_sparsity(
 
 def _full_rank(row, col, shape: tuple[int, int]) -> bool:
     """Whether any choice of the entries has full rank."""
-    # Of SciPy, which JAX needs as well; not at the top, for it takes 0.2 s.
-    csr_array = importlib.import_module("scipy.sparse").csr_array
-    csgraph = importlib.import_module("scipy.sparse.csgraph")
-    pattern = csr_array((np.ones(row.size), (row, col)), shape)
+    # It takes 0.2 s to import.
+    sparse, csgraph = map(import_late, ("scipy.sparse", "scipy.sparse.csgraph"))
+    pattern = sparse.csr_array((np.ones(row.size), (row, col)), shape)
     return bool(csgraph.structural_rank(pattern) == min(shape))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, Real
 
 from .._operator import SparseLinearOperator
-from .._optional import import_optional
+from .._optional import import_late, import_optional
 from .operator import (
     AbstractPreconditioner,
     check_count,
@@ -39,7 +39,8 @@ class _Level(eqx.Module):
     def smoothed(self, vector, steps: int):
         """x = S b and b − A x, for a polynomial S = p(D^-1 A) D^-1, symmetric if A is."""
         first, *later = self._weights(steps)
-        change = first[1] * self.inverse_diagonal * vector
+        length = first[1].astype(vector.dtype)
+        change = length * self.inverse_diagonal * vector
         start = jnp.zeros_like(vector), change, vector
         solution, _, residual = self._passes(vector, start, [*later, (0.0, 0.0)])
         return solution, residual
@@ -63,6 +64,7 @@ class _Level(eqx.Module):
 
         momenta, lengths = zip(*weights, strict=True)
         stacked = jnp.stack(momenta), jnp.stack(lengths)
+        stacked = jax.tree.map(lambda each: each.astype(vector.dtype), stacked)
         return lax.scan(advance, start, stacked, unroll=2)[0]
 
     def _weights(self, steps: int):
@@ -200,7 +202,7 @@ def amg(
 
 def _csr(operator: SparseLinearOperator, row, col, size: int):
     """A SciPy matrix; PyAMG does not look at what it is given, so this does."""
-    sparse = import_optional("scipy.sparse", "amg()", "amg")
+    sparse = import_late("scipy.sparse")
     data = np.asarray(operator.data)
     data = data.astype(np.result_type(data.dtype, np.float64))
     kept = row < size

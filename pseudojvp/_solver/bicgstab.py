@@ -4,7 +4,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
 
 from .._misc import check_options, check_square, Structure, tree_where
 from .krylov import (
@@ -81,11 +81,11 @@ class BiCGStab(AbstractKrylovSolver):
     (1992), section 3.
     """
 
-    rtol: float | None = None
-    atol: float = 0.0
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
     max_steps: int | None = None
     preconditioner: lx.AbstractLinearOperator | None = None
-    derivative_rtol: float | None = None
+    derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
 

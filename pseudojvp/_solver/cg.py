@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, PyTree, Real, Scalar
+from jaxtyping import Array, ArrayLike, PyTree, Real, Scalar
 
 from .._misc import (
     all_finite,
@@ -113,14 +113,14 @@ class CG(AbstractKrylovSolver):
     gradients for solving singular systems*, J. Comput. Appl. Math. 24 (1988).
     """
 
-    rtol: float | None = None
-    atol: float = 0.0
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
     norm: Callable[[PyTree], Scalar] | None = None
     stabilise_every: int | None = 10
     max_steps: int | None = None
     preconditioner: lx.AbstractLinearOperator | None = None
     well_posed: bool = True
-    derivative_rtol: float | None = None
+    derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
 

@@ -1,4 +1,5 @@
 import equinox.internal as eqxi
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
@@ -31,7 +32,7 @@ class Cholesky(AbstractDirectSolver):
         tagged = negative or lx.is_positive_semidefinite(operator)
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
-        matrix = operator.as_matrix()
+        matrix = jnp.asarray(operator.as_matrix())
         return cholesky(-matrix if negative else matrix), eqxi.Static(negative)
 
     def solve_columns(

@@ -74,7 +74,9 @@ def full_rank_result(rcond: Real[Array, ""], rows: int, cols: int) -> lx.RESULTS
     return lx.RESULTS.where(rcond > cutoff, lx.RESULTS.successful, lx.RESULTS.singular)
 
 
-def resolve_rcond(rcond: float | None, default: ArrayLike, dtype) -> Real[Array, ""]:
+def resolve_rcond(
+    rcond: Real[ArrayLike, ""] | None, default: Real[ArrayLike, ""], dtype
+) -> Real[Array, ""]:
     """The cutoff relative to the largest singular value; negative means eps."""
     resolved = jnp.asarray(default if rcond is None else rcond, dtype)
     return jnp.where(resolved < 0, jnp.finfo(dtype).eps, resolved)

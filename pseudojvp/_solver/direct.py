@@ -97,7 +97,7 @@ def _columns(operator: lx.AbstractLinearOperator):
         adjoint_mv = lx.conj(bare.transpose()).mv
         return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype
     if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
-        matrix = operator.as_matrix()
+        matrix = jnp.asarray(operator.as_matrix())
         adjoint_mv = lambda vector: (vector.conj() @ matrix).conj()
         return largest_entries(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
     diagonal, lower, upper = lx.tridiagonal(operator)

@@ -5,7 +5,7 @@ import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Inexact, Integer, PyTree, Real
+from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 
 from .._misc import check_options, check_square, Structure, tree_scale, tree_where
 from .krylov import (
@@ -27,9 +27,9 @@ from .tolerance import two_norm
 class _Arnoldi(eqx.Module):
     """A P V = V H with orthonormal rows of V, and Q H = R triangular."""
 
+    r_inverse: Inexact[Array, "restart restart"]
     basis: Inexact[Array, "restart+1 n"]  # those after `index` are left from before
     q: Inexact[Array, "restart+1 restart+1"]
-    r_inverse: Inexact[Array, "restart restart"]
     beta: Real[Array, ""]  # the residual norm at the beginning of the cycle
     size: Real[Array, ""]  # the largest column of H in this cycle
     index: Integer[Array, ""]
@@ -90,12 +90,12 @@ class GMRES(AbstractKrylovSolver):
     right).
     """
 
-    rtol: float | None = None
-    atol: float = 0.0
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
     max_steps: int | None = None
     restart: int = 20
     preconditioner: lx.AbstractLinearOperator | None = None
-    derivative_rtol: float | None = None
+    derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
 
@@ -139,9 +139,9 @@ class GMRES(AbstractKrylovSolver):
 def _start(system: System, restart: int) -> _Iterate:
     dtype, zero = system.guess.dtype, jnp.zeros_like(system.norm)
     arnoldi = _Arnoldi(
+        r_inverse=jnp.zeros((restart, restart), dtype),
         basis=jnp.zeros((restart + 1, system.guess.size), dtype),
         q=jnp.eye(restart + 1, dtype=dtype),
-        r_inverse=jnp.zeros((restart, restart), dtype),
         beta=zero,
         size=zero,
         index=jnp.array(0),
@@ -173,7 +173,7 @@ def _advance(system: System, precondition, iterate: _Iterate) -> _Iterate:
 
     fresh = jnp.eye(len(q), dtype=q.dtype)
     checked = (
-        _Arnoldi(basis, fresh, 0 * r_inverse, norm, 0 * norm, jnp.array(0)),
+        _Arnoldi(0 * r_inverse, basis, fresh, norm, 0 * norm, jnp.array(0)),
         cycle.checked(
             norm,
             norm <= system.allowed,
@@ -188,7 +188,7 @@ def _advance(system: System, precondition, iterate: _Iterate) -> _Iterate:
     ends = full | ~usable | ~(estimate > system.allowed)
     ends = ends | (height <= 10 * system.eps * size)
     stepped = (
-        _Arnoldi(basis, q, r_inverse, arnoldi.beta, size, index),
+        _Arnoldi(r_inverse, basis, q, arnoldi.beta, size, index),
         cycle.stepped(estimate, ends, max_steps=system.max_steps),
     )
     arnoldi, cycle = tree_where(cycle.due, checked, stepped)

@@ -25,11 +25,14 @@ _ALLOWED = 10.0
 
 
 class KLUState(eqx.Module):
-    """A with each position once. Indices equal to the size of A are padding."""
+    """A, or a batch of such, with each position once.
+
+    Indices equal to the size of A are padding.
+    """
 
     row: Int[Array, " nnz"]
     col: Int[Array, " nnz"]
-    data: Inexact[Array, " nnz"]
+    data: Inexact[Array, "*batch nnz"]
     padded: bool = eqx.field(static=True)
 
 

@@ -20,7 +20,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Bool, Inexact, Integer, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
 
 from .._misc import check_options, Structure, tree_conj
 from .preconditioner import check_tolerances, resolve_y0
@@ -88,11 +88,11 @@ class Cycle(eqx.Module):
 class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
     """A solver of products with A alone, that stops at a tolerance."""
 
-    rtol: eqx.AbstractVar[float | None]
-    atol: eqx.AbstractVar[float]
+    rtol: eqx.AbstractVar[Real[ArrayLike, ""] | None]
+    atol: eqx.AbstractVar[Real[ArrayLike, ""]]
     max_steps: eqx.AbstractVar[int | None]
     preconditioner: eqx.AbstractVar[lx.AbstractLinearOperator | None]
-    derivative_rtol: eqx.AbstractVar[float | None]
+    derivative_rtol: eqx.AbstractVar[Real[ArrayLike, ""] | None]
     history: eqx.AbstractVar[bool]
     progress: eqx.AbstractVar[int]
 

@@ -5,7 +5,7 @@ import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Inexact, PyTree, Real
+from jaxtyping import Array, ArrayLike, Inexact, PyTree, Real
 
 from .._misc import check_options, Structure, tree_scale, tree_where
 from .krylov import (
@@ -135,12 +135,12 @@ class LSMR(AbstractKrylovSolver):
     problems*, SIAM J. Sci. Comput. 33 (2011), sections 2.8, 5 and 6.
     """
 
-    rtol: float | None = None
-    atol: float = 0.0
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
     max_steps: int | None = None
     preconditioner: lx.AbstractLinearOperator | None = None
     well_posed: bool = False
-    derivative_rtol: float | None = None
+    derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
 

@@ -35,7 +35,7 @@ class LU(AbstractDirectSolver):
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator):
-        matrix = operator.as_matrix()
+        matrix = jnp.asarray(operator.as_matrix())
         factors, _, permutation = jll.lu(matrix)
         # The backward error is eps times the growth of the entries in U: some ten for
         # what people solve, 2^(n − 1) for Wilkinson's matrix.

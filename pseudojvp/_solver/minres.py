@@ -5,7 +5,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
 
 from .._misc import (
     check_options,
@@ -147,12 +147,12 @@ class MINRES(AbstractKrylovSolver):
     <r, r>.
     """
 
-    rtol: float | None = None
-    atol: float = 0.0
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
     max_steps: int | None = None
     preconditioner: lx.AbstractLinearOperator | None = None
     well_posed: bool = False
-    derivative_rtol: float | None = None
+    derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
 

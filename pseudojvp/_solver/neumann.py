@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import lineax.internal as lxi
-from jaxtyping import Array, Bool, Integer, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Integer, Num, PyTree, Real
 
 from .._misc import (
     all_finite,
@@ -88,10 +88,10 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     """
 
     num_terms: int = 100
-    scale: float | Array = 1.0
+    scale: Num[ArrayLike, ""] = 1.0
     preconditioner: lx.AbstractLinearOperator | None = None
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] | None = None
 
     def __check_init__(self):
         if isinstance(self.num_terms, bool) or not isinstance(self.num_terms, int):

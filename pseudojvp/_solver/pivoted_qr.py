@@ -6,7 +6,7 @@ import jax.lax.linalg as jll
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Inexact, Integer, PyTree, Real
+from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 
 from .._misc import after, check_options
 from .condition import (
@@ -118,7 +118,7 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
     (column pivoting), 5.4.7 (complete orthogonal decomposition) and 5.5.
     """
 
-    rcond: float | None = None
+    rcond: Real[ArrayLike, ""] | None = None
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

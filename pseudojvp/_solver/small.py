@@ -152,12 +152,12 @@ def _cholesky_steps(matrix: Inexact[Array, "n n batch"]) -> Inexact[Array, "n n 
     rows = []
     for j, rest in enumerate(matrix):
         if rows:
-            rest = rest - sum(row[j].conj() * row for row in rows)
-        root = jnp.sqrt(rest[j].real).astype(rest.dtype)
+            rest = rest - sum(row[j : j + 1].conj() * row for row in rows)
+        root = jnp.sqrt(rest[j : j + 1].real).astype(rest.dtype)
         row = jnp.where(places == j, root, rest / root)
         rows.append(jnp.where(places < j, 0, row))
     # A pivot that is not positive makes NaN of itself, or of the last one.
-    return nan_unless(rows[-1][-1].real > 0, jnp.stack(rows))
+    return nan_unless(rows[-1][None, -1:].real > 0, jnp.stack(rows))
 
 
 _cholesky = _in_batches(
@@ -182,10 +182,10 @@ def _solve_triangular(trans: str, lower: bool, unit_diagonal: bool) -> Callable:
         size, solved = matrix.shape[0], []
         for j in range(size) if forward else reversed(range(size)):
             x = rest[0] if forward else rest[-1]
-            x = x if unit_diagonal else x / matrix[j, j]
+            x = x if unit_diagonal else x / matrix[j, j][None]
             solved.append(x)
             others = matrix[j + 1 :, j] if forward else matrix[:j, j]
-            rest = (rest[1:] if forward else rest[:-1]) - others[:, None] * x
+            rest = (rest[1:] if forward else rest[:-1]) - others[:, None] * x[None]
         return jnp.stack(solved if forward else solved[::-1])
 
     def kernel(matrices, columns):

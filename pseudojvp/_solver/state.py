@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
@@ -29,7 +30,7 @@ def long_side_first(
     operator: lx.AbstractLinearOperator,
 ) -> tuple[Inexact[Array, "long short"], eqxi.Static]:
     """A and `False`; A^H and `True` if A is wide."""
-    matrix = operator.as_matrix()
+    matrix = jnp.asarray(operator.as_matrix())
     wide = matrix.shape[1] > matrix.shape[0]
     return matrix.conj().T if wide else matrix, eqxi.Static(wide)
 

@@ -6,7 +6,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Bool, Inexact, Integer, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
 
 from .._misc import check_options, one_or_nan
 from .condition import resolve_rcond
@@ -77,7 +77,7 @@ class SVD(lx.AbstractLinearSolver[SVDState]):
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 5.5.2.
     """
 
-    rcond: float | None = None
+    rcond: Real[ArrayLike, ""] | None = None
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

@@ -1,4 +1,5 @@
 import equinox.internal as eqxi
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
@@ -30,7 +31,7 @@ class Triangular(AbstractDirectSolver):
         tags = "lower_triangular_tag", "upper_triangular_tag"
         check_tagged(self, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
-        return operator.as_matrix(), eqxi.Static(lower), eqxi.Static(unit)
+        return jnp.asarray(operator.as_matrix()), eqxi.Static(lower), eqxi.Static(unit)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -33,7 +33,7 @@ class VarProBatch(eqx.Module):
     coefficients: Inexact[Array, "batch n *k"]
     residual: Inexact[Array, "batch m *k"]
     cost: Float[Array, " batch"]
-    rank: Integer[Array, "batch *k"]
+    rank: Integer[Array, " batch"] | Integer[Array, "batch k"]
     result: optx.RESULTS
     stats: dict[str, Any]
     _data: Inexact[Array, "batch m *k"]
@@ -129,14 +129,15 @@ class _Batched(eqx.Module):
 
 def varpro_batch(
     basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, "batch m *k"],
+    data: Num[ArrayLike, "batch m"] | Num[ArrayLike, "batch m k"] | list,
     theta0: PyTree[ArrayLike],
     args: Any = None,
     *,
     in_axes: dict[str, Any] | None = None,
     chunk_size: int = 1024,
-    weights: Real[ArrayLike, "..."] | None = None,
-    offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
+    weights: Real[ArrayLike, "..."] | list | None = None,
+    offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
         optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)

@@ -82,7 +82,8 @@ def _has_the_digits(
     squares = jnp.diagonal(gram).real
     inverse = jsl.solve_triangular(lower, jnp.eye(rows, dtype=lower.dtype), lower=True)
     inverse_squares = jnp.sum(jnp.abs(inverse) ** 2, axis=0)
-    w = jnp.ones(rows, squares.dtype) if weights is None else weights**2
+    w = jnp.ones(rows) if weights is None else weights
+    w = w.astype(squares.dtype) ** 2
     counted = w > 0
     trace = jnp.sum(jnp.where(counted, inverse_squares / jnp.where(counted, w, 1), 0))
     freedom = jnp.maximum(jnp.sum(counted) - rank, 0)

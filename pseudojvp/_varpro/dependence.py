@@ -233,6 +233,11 @@ def _transpose(operands, shapes, out, params):
     return [np.transpose(operands[0], (0, *axes))]
 
 
+def _unstack(operands, shapes, out, params):
+    pieces = np.moveaxis(operands[0], params["axis"] + 1, 0)
+    return list(np.broadcast_to(pieces, (len(out), *pieces.shape[1:])))
+
+
 def _dot_general(operands, shapes, out, params):
     """Of batch axes, and then those of each side that are not summed over."""
     contracted, batched = params["dimension_numbers"]
@@ -271,4 +276,5 @@ _MOVEMENTS: dict[str, Callable[..., Sequence[_Pattern] | None]] = {
     "squeeze": _squeeze,
     "stack": _stack,
     "transpose": _transpose,
+    "unstack": _unstack,  # from JAX 0.12 on; before, slices
 }

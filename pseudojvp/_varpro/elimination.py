@@ -126,7 +126,7 @@ class Elimination(eqx.Module):
         many = factors.shared and b.shape[1] > b.shape[0]
         if many and not isinstance(phi, lx.AbstractLinearOperator):
             (_, c, _), result, stats = factors.apply(b, None, Blocks(False, True, False))
-            r = _residual_of_many(factors, observations.weigh(phi), b, c)
+            r = _residual_of_many(factors, observations.weigh(phi.astype(dtype)), b, c)
         else:
             (r, c, _), result, stats = factors.apply(b, None, both)
         if r is None:  # the solver takes square A for regular: nothing is left
@@ -188,7 +188,9 @@ class Elimination(eqx.Module):
 
         def group(inputs):
             members, moved = inputs
-            direction = jnp.any(jnp.arange(flat.size)[:, None] == members, axis=1)
+            direction = jnp.any(
+                jnp.arange(flat.size)[:, None] == members[None, :], axis=1
+            )
             tangent = push(direction.astype(flat.dtype))
             if isinstance(tangent, _Matrix):
                 tangents = jax.vmap(products, in_axes=(None, 0))(tangent, moved)

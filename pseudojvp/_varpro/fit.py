@@ -45,7 +45,7 @@ class VarProFit(eqx.Module):
     coefficients: Inexact[Array, "n *k"]
     residual: Inexact[Array, "m *k"]
     cost: Float[Array, ""]
-    rank: Integer[Array, "*k"]
+    rank: Integer[Array, ""] | Integer[Array, " k"]
     result: optx.RESULTS
     stats: dict[str, Any]
     # Elimination, args and observations: functions as static parts, so that a fit can
@@ -125,12 +125,13 @@ def _predict(fit: VarProFit, args, level, absolute_weights) -> VarProPrediction:
 
 def varpro(
     basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, "m *k"],
+    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list,
     theta0: PyTree[ArrayLike],
     args: Any = None,
     *,
-    weights: Real[ArrayLike, "m *k"] | None = None,
-    offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
+    weights: Real[ArrayLike, " m"] | Real[ArrayLike, "m k"] | list | None = None,
+    offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
         optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)

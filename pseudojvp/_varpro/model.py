@@ -45,11 +45,12 @@ class Observations(eqx.Module):
         columns = jax.lax.stop_gradient(self.weigh(self.data))
         largest = jnp.max(jnp.abs(columns))
         largest = jnp.where(largest > 0, largest, 1)
-        size = largest * jnp.linalg.norm(columns / largest)
+        size = largest * jnp.linalg.norm(columns / largest.astype(columns.dtype))
         return jnp.where(size > 0, size, 1)
 
     def over(self, size: Float[Array, ""]) -> "Observations":
         """In units of `size`."""
+        size = size.astype(self.data.dtype)
         return Observations(self.data / size, self.weights, self.gain / size)
 
 
@@ -160,7 +161,7 @@ def check_shapes(phi, shift, data, caller: str) -> None:
 def spread(shift, gain, dtype):
     """The offset in each column."""
     shift = shift[:, None] if shift.ndim == 1 else shift
-    return shift.astype(dtype) * gain.astype(dtype)
+    return shift.astype(dtype) * gain.astype(dtype)[None, :]
 
 
 def times(phi, columns: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:

@@ -167,14 +167,15 @@ class _GaussNewtonStep(eqx.Module):
             theta, self.args, self.observations, at, exact=self.settings.exact
         )
         jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
-        return as_real(at.residual), jacobian * self.settings.scale.astype(jacobian.dtype)
+        scale = self.settings.scale.astype(jacobian.dtype)
+        return as_real(at.residual), jacobian * scale[None, :]
 
     def __call__(self, point: Float[Array, " q"]) -> _State:
         r, jacobian = self.linearised(point)
         # Columns of one length: none is lost for the scale of its parameter.
         length = jnp.linalg.norm(jacobian, axis=0)
         length = jnp.where(length > 0, length, 1)
-        operator = lx.MatrixLinearOperator(jacobian / length)
+        operator = lx.MatrixLinearOperator(jacobian / length[None, :])
         problem, _ = create_problem(operator, PivotedQR(), throw=False)
         step, rest, _, _ = apply_pseudoinverse(problem, r, residual=True)
         assert step is not None
@@ -211,7 +212,8 @@ def _polish(step: _GaussNewtonStep, point, while_loop):
         point, at = jtu.tree_map(
             lambda new, old: jnp.where(better, new, old), (new_point, new_at), (point, at)
         )
-        return point, evaluations + better, at, ~better | at.negligible
+        evaluations = evaluations + better.astype(evaluations.dtype)
+        return point, evaluations, at, ~better | at.negligible
 
     # Before the first evaluation, at the point itself, all is as bad as can be.
     structure = eqx.filter_eval_shape(step, point)

@@ -104,10 +104,11 @@ class ProjectedResidual(eqx.Module):
 
 def projected_residual(
     basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, "m *k"],
+    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list,
     *,
-    weights: Real[ArrayLike, "m *k"] | None = None,
-    offset: Callable[[PyTree[Array], Any], Inexact[Array, "m *k"]] | None = None,
+    weights: Real[ArrayLike, " m"] | Real[ArrayLike, "m k"] | list | None = None,
+    offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     jacobian: str = "exact",
 ) -> ProjectedResidual:

@@ -163,7 +163,8 @@ def _errors(fit, context, absolute_weights: bool) -> _Errors:
     k = at.residual.shape[1]
     rank = k * at.rank if at.rank.ndim == 0 else jnp.sum(at.rank)
     freedom = ways * (_count(observations) - rank) - theta_rank
-    chi_square = squared_norm(at.residual) / jnp.where(freedom > 0, freedom, 0)
+    cost = squared_norm(at.residual)
+    chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
     scale = jnp.ones_like(chi_square) if absolute_weights else chi_square
     # Of complex noise, s² is the variance of each part.
     return _Errors(
@@ -192,7 +193,7 @@ def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations, 
     # Columns of one length, so that the rank does not depend on the units of θ.
     size = jnp.linalg.norm(jacobian, axis=0)
     size = jnp.where(size > 0, size, 1)
-    operator = lx.MatrixLinearOperator(jacobian / size)
+    operator = lx.MatrixLinearOperator(jacobian / size[None, :])
     problem, _ = create_problem(operator, PivotedQR(), throw=False)
 
     def solve(unit):
@@ -203,7 +204,7 @@ def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations, 
 
     q = jacobian.shape[1]
     inverse, ranks = jax.vmap(solve)(jnp.eye(q, dtype=jacobian.dtype))
-    inverse = 0.5 * (inverse + inverse.T) / (size[:, None] * size)
+    inverse = 0.5 * (inverse + inverse.T) / jnp.outer(size, size)
     determined = ranks[0] == q
     return jnp.where(determined, inverse, jnp.nan), ranks[0]
 
@@ -239,7 +240,7 @@ def _gain(elimination, theta, args, observations, at: Eliminated):
 
 
 def student_quantile(
-    level: float, freedom: Integer[Array, ""], dtype
+    level: float | Float[Array, ""], freedom: Integer[Array, ""], dtype
 ) -> Float[Array, ""]:
     """t with P(|T| < t) = `level`, by bisection of s = t/(1 + t) in the incomplete beta
     function (Abramowitz & Stegun (1964), 26.7.1); by its expansion in 1/ν (26.7.5) where
