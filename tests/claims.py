@@ -23,6 +23,7 @@ TOLERANCE = dict(zip(DTYPES, (1e-11, 1e-5, 1e-11, 1e-5), strict=True))  # of ite
 class Claim(NamedTuple):
     """A solver and the systems that it claims to solve.
 
+    - `default`, `ci`: the shape and dtype of A that run by default, and in CI as well.
     - `kind`: of `drop_in_cases.TAGS`; all but "general" are square.
     - `deficient`: takes any rank, else full rank only.
     - `consistent`: takes b in the range only.
@@ -33,6 +34,8 @@ class Claim(NamedTuple):
     """
 
     make: Callable[[float], lx.AbstractLinearSolver]
+    default: str
+    ci: str
     kind: str = "general"
     square: bool = False
     deficient: bool = False
@@ -82,73 +85,136 @@ _cg = lambda tol: pj.CG(tol, tol)
 _singular_cg = lambda tol: pj.CG(tol, tol, well_posed=False)
 _auto = lambda well_posed: lambda tol: pj.AutoLinearSolver(well_posed)
 CLAIMS = {
-    "QR": Claim(lambda tol: pj.QR()),
-    "PivotedQR": Claim(lambda tol: pj.PivotedQR(), **_ANY),
-    "SVD": Claim(lambda tol: pj.SVD(), **_ANY),
-    "LU": Claim(lambda tol: pj.LU(), square=True),
-    "Cholesky": Claim(lambda tol: pj.Cholesky(), "positive"),
-    "Cholesky-negative": Claim(lambda tol: pj.Cholesky(), "negative"),
-    "Triangular": Claim(lambda tol: pj.Triangular(), "lower"),
-    "Triangular-unit": Claim(lambda tol: pj.Triangular(), "unit_lower"),
-    "Tridiagonal": Claim(lambda tol: pj.Tridiagonal(), "tridiagonal"),
-    "Normal(Cholesky)": Claim(lambda tol: pj.Normal(pj.Cholesky()), power=2),
-    "Normal(LU)": Claim(lambda tol: pj.Normal(pj.LU()), power=2),
-    "Normal(QR)": Claim(lambda tol: pj.Normal(pj.QR()), power=2),
-    "Normal(SVD)": Claim(lambda tol: pj.Normal(pj.SVD()), power=2, **_ANY),
-    "Normal(PivotedQR)": Claim(lambda tol: pj.Normal(pj.PivotedQR()), power=2, **_ANY),
-    "Normal(CG)": Claim(lambda tol: pj.Normal(_cg(tol)), power=2, tolerance=True),
+    "QR": Claim(lambda tol: pj.QR(), "4x3-complex128", "3x4-float32"),
+    "PivotedQR": Claim(
+        lambda tol: pj.PivotedQR(), "3x4-complex64", "6x2-float64", **_ANY
+    ),
+    "SVD": Claim(lambda tol: pj.SVD(), "4x3-float64", "2x5-complex64", **_ANY),
+    "LU": Claim(lambda tol: pj.LU(), "3x3-complex64", "6x6-float64", square=True),
+    "Cholesky": Claim(
+        lambda tol: pj.Cholesky(), "3x3-complex128", "6x6-float32", "positive"
+    ),
+    "Cholesky-negative": Claim(
+        lambda tol: pj.Cholesky(), "6x6-float64", "3x3-complex64", "negative"
+    ),
+    "Triangular": Claim(
+        lambda tol: pj.Triangular(), "6x6-complex64", "3x3-float64", "lower"
+    ),
+    "Triangular-unit": Claim(
+        lambda tol: pj.Triangular(), "3x3-float32", "6x6-complex128", "unit_lower"
+    ),
+    "Tridiagonal": Claim(
+        lambda tol: pj.Tridiagonal(), "6x6-complex128", "3x3-float32", "tridiagonal"
+    ),
+    "Normal(Cholesky)": Claim(
+        lambda tol: pj.Normal(pj.Cholesky()), "3x4-complex128", "6x2-float32", power=2
+    ),
+    "Normal(LU)": Claim(
+        lambda tol: pj.Normal(pj.LU()), "4x3-complex64", "2x5-float64", power=2
+    ),
+    "Normal(QR)": Claim(
+        lambda tol: pj.Normal(pj.QR()), "2x5-complex128", "4x3-float32", power=2
+    ),
+    "Normal(SVD)": Claim(
+        lambda tol: pj.Normal(pj.SVD()), "4x3-float64", "3x4-complex64", power=2, **_ANY
+    ),
+    "Normal(PivotedQR)": Claim(
+        lambda tol: pj.Normal(pj.PivotedQR()),
+        *("6x2-complex128", "3x4-float64"),
+        power=2,
+        **_ANY,
+    ),
+    "Normal(CG)": Claim(
+        lambda tol: pj.Normal(_cg(tol)),
+        *("4x3-complex128", "3x4-float32"),
+        power=2,
+        tolerance=True,
+    ),
     "Normal(CG-singular)": Claim(
-        lambda tol: pj.Normal(_singular_cg(tol)), power=2, tolerance=True, **_TWICE
+        lambda tol: pj.Normal(_singular_cg(tol)),
+        *("3x4-float64", "4x3-complex64"),
+        power=2,
+        tolerance=True,
+        **_TWICE,
     ),
-    "CG": Claim(_cg, "positive", tolerance=True),
-    "CG-negative": Claim(_cg, "negative", tolerance=True),
-    "CG-consistent": Claim(_cg, "positive", consistent=True, tolerance=True, **_ANY),
-    "CG-singular": Claim(_singular_cg, "positive", tolerance=True, **_TWICE),
+    "CG": Claim(_cg, "3x3-complex64", "6x6-float64", "positive", tolerance=True),
+    "CG-negative": Claim(
+        _cg, "6x6-float32", "3x3-complex128", "negative", tolerance=True
+    ),
+    "CG-consistent": Claim(
+        _cg,
+        *("3x3-complex128", "6x6-float64", "positive"),
+        consistent=True,
+        tolerance=True,
+        **_ANY,
+    ),
+    "CG-singular": Claim(
+        _singular_cg,
+        *("6x6-complex128", "3x3-float32", "positive"),
+        tolerance=True,
+        **_TWICE,
+    ),
     "Neumann": Claim(
-        lambda tol: pj.Neumann(200, rtol=tol, atol=tol), "near_identity", tolerance=True
+        lambda tol: pj.Neumann(200, rtol=tol, atol=tol),
+        *("3x3-complex64", "6x6-float64", "near_identity"),
+        tolerance=True,
     ),
-    "Auto(True)": Claim(_auto(True), square=True),
-    "Auto(None)": Claim(_auto(None)),
-    "Auto(False)": Claim(_auto(False), **_ANY),
-    "Auto(True)-diagonal": Claim(_auto(True), "diagonal"),
-    "Auto(True)-positive": Claim(_auto(True), "positive"),
-    "Auto(None)-upper": Claim(_auto(None), "upper"),
-    "Auto(None)-tridiagonal": Claim(_auto(None), "tridiagonal"),
-    "Auto(False)-diagonal": Claim(_auto(False), "diagonal", **_ANY),
-    "Auto(False)-negative": Claim(_auto(False), "negative", **_ANY),
-    "CholeskyQR": Claim(lambda tol: pj.CholeskyQR(), squares=True),
+    "Auto(True)": Claim(_auto(True), "6x6-complex64", "3x3-float64", square=True),
+    "Auto(None)": Claim(_auto(None), "3x4-complex128", "4x3-float32"),
+    "Auto(False)": Claim(_auto(False), "6x2-complex64", "3x4-float64", **_ANY),
+    "Auto(True)-diagonal": Claim(_auto(True), "3x3-complex64", "6x6-float64", "diagonal"),
+    "Auto(True)-positive": Claim(_auto(True), "6x6-float64", "3x3-complex64", "positive"),
+    "Auto(None)-upper": Claim(_auto(None), "3x3-complex128", "6x6-float32", "upper"),
+    "Auto(None)-tridiagonal": Claim(
+        _auto(None), "6x6-float32", "3x3-complex128", "tridiagonal"
+    ),
+    "Auto(False)-diagonal": Claim(
+        _auto(False), "6x6-complex128", "3x3-float32", "diagonal", **_ANY
+    ),
+    "Auto(False)-negative": Claim(
+        _auto(False), "3x3-complex64", "6x6-float64", "negative", **_ANY
+    ),
+    "CholeskyQR": Claim(
+        lambda tol: pj.CholeskyQR(), "6x2-complex64", "3x4-float64", squares=True
+    ),
 }
 
 
 class Cell(NamedTuple):
-    """What a compilation is for."""
+    """What a compilation is for; `label` is the name in `CLAIMS`."""
 
-    claim: Claim
+    label: str
     shape: tuple[int, int]
     dtype: np.dtype
 
+    @property
+    def claim(self):
+        return CLAIMS[self.label]
 
-def each_cell(names=tuple(CLAIMS), *, often=1, seldom=0, core=tuple(CLAIMS)):
+
+def cells(label):
+    """All that the solver claims to solve, by names such as "4x3-complex64"."""
+    return {
+        f"{rows}x{cols}-{dtype}": Cell(label, (rows, cols), dtype)
+        for rows, cols in CLAIMS[label].shapes
+        for dtype in DTYPES
+    }
+
+
+def each_cell(labels=tuple(CLAIMS), *, default=tuple(CLAIMS)):
     """Parametrises a test by solver, shape and dtype.
 
-    Each solver takes part in `often` cells, if it is one of `core`, and in `seldom` more
-    that are slow, of which CI runs two; shapes and dtypes come in turn.
+    A solver's `default` cell runs by default if the solver is one of `default`, else in
+    CI, as its `ci` cell does; all of its others run before a release.
     """
     params = []
-    for start, name in enumerate(names):
-        claim = CLAIMS[name]
-        turns = [
-            Cell(claim, shape, DTYPES[(row + column) % len(DTYPES)])
-            for row in range(len(DTYPES))
-            for column, shape in enumerate(claim.shapes)
+    for label in labels:
+        claim = CLAIMS[label]
+        marks = dict.fromkeys(cells(label), pytest.mark.nightly)
+        marks[claim.default] = () if label in default else pytest.mark.slow
+        marks[claim.ci] = pytest.mark.slow  # a compilation for each cell
+        params += [
+            pytest.param(cell, id=f"{label}-{name}", marks=marks[name])
+            for name, cell in cells(label).items()
         ]
-        turns = turns[start % len(turns) :] + turns[: start % len(turns)]
-        for turn, cell in enumerate(turns[: often + seldom]):
-            rows, cols = cell.shape
-            # Hundreds of cells with a compilation each.
-            marks = [] if turn < often and name in core else [pytest.mark.slow]
-            if turn >= often + 2:
-                marks.append(pytest.mark.exhaustive)
-            label = f"{name}-{rows}x{cols}-{cell.dtype}"
-            params.append(pytest.param(cell, id=label, marks=marks))
     return pytest.mark.parametrize("cell", params)

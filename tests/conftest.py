@@ -1,41 +1,112 @@
+"""What every test runs under, and how a test chooses which of its cases run when.
+
+A case runs by default, in CI as well (`slow`), or before a release (`nightly`). A test of
+many cases names those of the first two by patterns of what its id has in brackets,
+
+    @pytest.mark.default("tall-complex-QR")
+    @pytest.mark.ci("*-QR", "*-SVD")
+
+and the rest is `nightly`. Without `default`, all cases run by default but those whose
+parameters are marked. `test_selection.py` checks that no pattern is stale.
+"""
+
+import fnmatch
 import gc
-import zlib
+import importlib
+import os
+import pathlib
 
 import equinox as eqx
 import jax
+import jaxtyping
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+
+ROOT = pathlib.Path(__file__).parents[1]
+CHOICES = pytest.StashKey[dict]()
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# A test runs its programs a few times at most: compiling is what takes time.
+jax.config.update("jax_disable_most_optimizations", True)
+# What has been compiled before is not compiled again, other than what can raise. Keeping
+# it takes a fifth of the time of a first run, which CI does without.
+if not {"CI", "PSEUDOJVP_COLD"} & set(os.environ):
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-# Of eight cases of a grid, how many run by default, and how many more with the slow tests
-# in CI, where all of them would take three quarters of an hour.
-_BY_DEFAULT, _IN_CI = 1, 2
+# Each compiled program takes memory maps, of which Linux allows a process 65,530.
+_MOST_MAPS = 40_000
+
+
+def case_of(item):
+    """What stands in the brackets of the id."""
+    return item.callspec.id if hasattr(item, "callspec") else ""
+
+
+def matches(case, mark):
+    return any(fnmatch.fnmatchcase(case, pattern) for pattern in mark.args)
+
+
+def tier(item):
+    """When an item runs: "default", "slow" or "nightly"."""
+    if item.get_closest_marker("nightly"):
+        return "nightly"
+    if item.get_closest_marker("slow"):
+        return "slow"
+    default, ci = map(item.get_closest_marker, ("default", "ci"))
+    if default is None or not case_of(item) or matches(case_of(item), default):
+        return "default"
+    return "slow" if ci is not None and matches(case_of(item), ci) else "nightly"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
-def pytest_collection_modifyitems(items):
-    """Marks as `slow` what of a `grid` is not in the sample that runs by default, and as
-    `exhaustive` what is not in CI's either.
+def pytest_collection_modifyitems(config, items):
+    tiers = {item: tier(item) for item in items}
+    for item, when in tiers.items():
+        if when != "default":
+            item.add_marker(when)
+    config.stash[CHOICES] = tiers
 
-    The samples are drawn by the case (`[tall-real-QR]`), so that tests of one case, which
-    share what they compile, stay together; they are the same on every machine.
+
+class ByProblem(LoadScopeScheduling):
+    """Tests of one problem in one process, and those of a file: they share programs.
+
+    Not by `--dist=loadgroup`, whose groups pytest 9.2 ignores (pytest-xdist 3.8).
     """
-    for item in items:
-        case = item.name.partition("[")[2]
-        if not case or not item.get_closest_marker("grid"):
-            continue
-        turn = zlib.crc32(case.encode()) % 8
-        if turn >= _BY_DEFAULT:
-            item.add_marker(pytest.mark.slow)
-        if turn >= _BY_DEFAULT + _IN_CI:
-            item.add_marker(pytest.mark.exhaustive)
+
+    problems = frozenset()
+
+    def _split_scope(self, nodeid):
+        file, _, test = nodeid.partition("::")
+        case = test.partition("[")[2].removesuffix("]")
+        return case if case in self.problems else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    # Not at the top: the package is imported after the hook that checks annotations.
+    names = importlib.import_module("problems").PROBLEMS
+    scheduler = ByProblem(config, log)
+    scheduler.problems = frozenset(names)
+    return scheduler
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _free_compiled_programs():
-    """Each takes memory maps, of which Linux allows a process 65,530."""
     yield
-    jax.clear_caches()
-    eqx.clear_caches()
-    gc.collect()
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        eqx.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _as_users_have_it(request):
+    """Optimised, without checks of the annotations: where the claim is about that."""
+    optimised = request.node.get_closest_marker("optimised") is not None
+    untyped = request.node.get_closest_marker("untyped") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    jaxtyping.config.update("jaxtyping_disable", untyped)

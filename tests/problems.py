@@ -2,7 +2,8 @@
 
 A(t) = L(t) R(t), where L has independent columns and R independent rows; L, R and b are
 polynomials in t. The singular values of A(0) lie between 1 and 4, so that tolerances
-can be tight. Add a problem here and every property is tested for it.
+can be tight. Add a problem here and every property is tested for it: by default, in CI
+too, or before a release, as the problem says.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,8 @@ class Path(NamedTuple):
 
 class Problem(NamedTuple):
     name: str
+    label: str  # of the solver
+    tier: str  # when its tests run: "default", "slow" (in CI too) or "nightly"
     path: Path
     solver: lx.AbstractLinearSolver
     tags: Any = ()
@@ -41,19 +44,22 @@ class Problem(NamedTuple):
     def vector(self, t):
         return _evaluate(self.path.vector, t)
 
-    def solve_arrays(self, matrix, vector, **kwargs):
+    def linear_solve(self, matrix, vector, **kwargs) -> lx.Solution:
         operator = self.make_operator(matrix, self.tags)
         options = self.make_options(operator)
         return pj.linear_solve(
             operator, vector, self.solver, options=options, throw=False, **kwargs
-        ).value
+        )
+
+    def solve_arrays(self, matrix, vector, **kwargs):
+        return self.linear_solve(matrix, vector, **kwargs).value
 
     def solve(self, t_operator, t_vector):
         return self.solve_arrays(self.matrix(t_operator), self.vector(t_vector))
 
 
 def _evaluate(coefficients, t):
-    value = coefficients[-1]
+    t, value = jnp.asarray(t, coefficients.dtype), coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         value = coefficient + t * value
     return jnp.asarray(value)
@@ -85,11 +91,11 @@ def _random(rng, is_complex, *shape):
     return values + 1j * rng.standard_normal(shape) if is_complex else values
 
 
-def _factor(rng, is_complex, rows, rank):
-    """A polynomial whose constant term has singular values from 1 to 2."""
+def _factor(rng, is_complex, rows, rank, largest=2.0):
+    """A polynomial whose constant term has singular values from 1 to `largest`."""
     coefficients = 0.2 * _random(rng, is_complex, 4, rows, rank)
     q, _ = np.linalg.qr(_random(rng, is_complex, rows, rank))
-    coefficients[0] = q * np.linspace(1, 2, rank)
+    coefficients[0] = q * np.linspace(1, largest, rank)
     return coefficients
 
 
@@ -117,6 +123,7 @@ _SHAPES = {
     "tridiagonal": (5, 5, 5),
     "lower-triangular": (5, 5, 5),
     "upper-triangular": (5, 5, 5),
+    "consistent-clustered-semidefinite": (5, 5, 3),
 }
 _MASKS = {
     "diagonal": np.eye(5),
@@ -131,6 +138,7 @@ _TAGS = {
     "semidefinite": lx.positive_semidefinite_tag,
     "negative-semidefinite": lx.negative_semidefinite_tag,
     "consistent-semidefinite": lx.positive_semidefinite_tag,
+    "consistent-clustered-semidefinite": lx.positive_semidefinite_tag,
     "diagonal": lx.diagonal_tag,
     "diagonal-deficient": lx.diagonal_tag,
     "tridiagonal": lx.tridiagonal_tag,
@@ -157,7 +165,7 @@ def _path(kind, is_complex):
         right = np.zeros((4, rank, cols), left.dtype)
         right[0] = np.eye(rank, cols)
         return Path(left, right, vector)
-    left = _factor(rng, is_complex, rows, rank)
+    left = _factor(rng, is_complex, rows, rank, 1.05 if "clustered" in kind else 2.0)
     if "definite" not in kind:
         right = _factor(rng, is_complex, cols, rank).conj().swapaxes(1, 2)
         return Path(left, right, vector)
@@ -167,15 +175,19 @@ def _path(kind, is_complex):
     return Path(left, right, vector)
 
 
-def _problem(kind, field, label, solver, **kwargs):
-    path = _path(kind, field == "complex")
-    return Problem(f"{kind}-{field}-{label}", path, solver, _TAGS.get(kind, ()), **kwargs)
-
-
 def _landweber(operator):
     """P = A^H; with `scale` below, every eigenvalue of I − scale P A is at most 0.88."""
     matrix = operator.as_matrix()
     return {"preconditioner": lx.MatrixLinearOperator(matrix.conj().T)}
+
+
+def _row(kind, label, solver, *, default="", ci="", nightly="", **kwargs):
+    """The problems of a kind and a solver, by when their fields are tested."""
+    for tier, fields in (("default", default), ("slow", ci), ("nightly", nightly)):
+        for field in fields.split():
+            path = _path(kind, field == "complex")
+            name, tags = f"{kind}-{field}-{label}", _TAGS.get(kind, ())
+            yield Problem(name, label, tier, path, solver, tags, **kwargs)
 
 
 def _problems():
@@ -184,118 +196,192 @@ def _problems():
     # The eigenvalues of A lie between 1 and 4: 2 / (1 + 4) is the best scale, with rate
     # 0.6. Those of A^H A between 1 and 16: 2 / 17, with rate 0.88.
     neumann = pj.Neumann(num_terms=80, scale=0.4)
+    few_terms = pj.Neumann(num_terms=16, scale=0.95)  # of eigenvalues from 1 to 1.1
     landweber = pj.Neumann(num_terms=350, scale=2 / 17)
     projected = {"make_options": _landweber}
     iterative = {"rtol": 1e-8}  # stops at a residual of 1e-13 to 1e-11, thrice amplified
     nested = {"rtol": 1e-8, "long": True}
     core = {"core": True}
     rows = [
-        ("tall", "real complex", "QR", pj.QR(), core),
-        ("wide", "real complex", "QR", pj.QR(), core),
-        ("square", "real complex", "QR", pj.QR(), {}),
-        ("tall", "complex", "CholeskyQR", pj.CholeskyQR(), core),
-        ("wide", "real complex", "CholeskyQR", pj.CholeskyQR(), {}),
-        ("square", "real", "CholeskyQR", pj.CholeskyQR(), {}),
-        ("tall", "complex", "SVD", pj.SVD(), {}),
-        ("wide", "real", "SVD", pj.SVD(), {}),
-        ("tall-deficient", "real complex", "SVD", pj.SVD(), core),
-        ("wide-deficient", "real complex", "SVD", pj.SVD(), core),
-        ("square-deficient", "real complex", "SVD", pj.SVD(), {}),
-        ("semidefinite", "complex", "SVD", pj.SVD(), {}),
-        ("tall", "complex", "PivotedQR", pj.PivotedQR(), {}),
-        ("wide", "real", "PivotedQR", pj.PivotedQR(), {}),
-        ("tall-deficient", "real complex", "PivotedQR", pj.PivotedQR(), core),
-        ("wide-deficient", "real complex", "PivotedQR", pj.PivotedQR(), core),
-        ("square-deficient", "real complex", "PivotedQR", pj.PivotedQR(), {}),
-        ("square", "complex", "LU", pj.LU(), core),
-        ("definite", "complex", "Cholesky", pj.Cholesky(), {}),
-        ("negative-definite", "real", "Cholesky", pj.Cholesky(), {}),
-        ("lower-triangular", "complex", "Triangular", pj.Triangular(), {}),
-        ("tridiagonal", "real", "Tridiagonal", pj.Tridiagonal(), {}),
-        ("tall", "complex", "Normal(ours)", pj.Normal(pj.Cholesky()), {}),
-        (
-            "wide-deficient",
-            "real",
-            "Normal(PivotedQR)",
-            pj.Normal(pj.PivotedQR(1e-9)),
-            {},
+        _row("tall", "QR", pj.QR(), default="complex", ci="real", **core),
+        _row("wide", "QR", pj.QR(), default="complex", nightly="real", **core),
+        _row("square", "QR", pj.QR(), nightly="real complex"),
+        _row("tall", "CholeskyQR", pj.CholeskyQR(), default="complex", **core),
+        _row("wide", "CholeskyQR", pj.CholeskyQR(), default="real", ci="complex"),
+        _row("square", "CholeskyQR", pj.CholeskyQR(), nightly="real"),
+        _row("tall", "SVD", pj.SVD(), nightly="complex"),
+        _row("wide", "SVD", pj.SVD(), nightly="real"),
+        _row("tall-deficient", "SVD", pj.SVD(), ci="real", nightly="complex", **core),
+        _row("wide-deficient", "SVD", pj.SVD(), default="complex", ci="real", **core),
+        _row("square-deficient", "SVD", pj.SVD(), nightly="real complex"),
+        _row("semidefinite", "SVD", pj.SVD(), nightly="complex"),
+        _row("tall", "PivotedQR", pj.PivotedQR(), nightly="complex"),
+        _row("wide", "PivotedQR", pj.PivotedQR(), nightly="real"),
+        _row(
+            "tall-deficient",
+            "PivotedQR",
+            pj.PivotedQR(),
+            ci="complex",
+            nightly="real",
+            **core,
         ),
-        ("tall", "real complex", "Normal(Cholesky)", pj.Normal(lx.Cholesky()), {}),
-        ("wide", "real complex", "Normal(Cholesky)", pj.Normal(lx.Cholesky()), {}),
-        ("tall", "complex", "Normal(LU)", pj.Normal(lx.LU()), core),
-        ("wide", "complex", "Normal(LU)", pj.Normal(lx.LU()), {}),
-        ("tall", "complex", "Normal(QR)", pj.Normal(pj.QR()), {}),
-        ("tall", "real complex", "Normal(CG)", pj.Normal(cg), core | iterative),
-        ("wide", "real complex", "Normal(CG)", pj.Normal(cg), iterative),
-        ("tall-deficient", "complex", "Normal(SVD)", pj.Normal(pj.SVD(1e-9)), core),
-        ("wide-deficient", "complex", "Normal(SVD)", pj.Normal(pj.SVD(1e-9)), core),
-        ("tall-deficient", "real", "Normal(CG)", pj.Normal(singular_cg), nested),
-        ("wide-deficient", "complex", "Normal(CG)", pj.Normal(singular_cg), nested),
-        ("definite", "real complex", "CG", cg, core | iterative),
-        ("negative-definite", "complex", "CG", cg, iterative),
-        ("semidefinite", "real complex", "CG", singular_cg, nested),
-        ("negative-semidefinite", "complex", "CG", singular_cg, nested),
-        ("definite", "real complex", "Neumann", neumann, {}),
-        ("consistent-semidefinite", "real complex", "Neumann", neumann, core),
-        ("tall", "real", "Landweber", landweber, projected),
-        ("wide", "complex", "Landweber", landweber, projected),
-        ("tall-deficient", "complex", "Landweber", landweber, projected),
-        ("wide-deficient", "real", "Landweber", landweber, projected),
-        ("square", "complex", "Auto(True)", pj.AutoLinearSolver(True), {}),
-        ("definite", "real", "Auto(True)", pj.AutoLinearSolver(True), {}),
-        ("tridiagonal", "complex", "Auto(True)", pj.AutoLinearSolver(True), {}),
-        ("tall", "complex", "Auto(None)", pj.AutoLinearSolver(None), {}),
-        ("upper-triangular", "real", "Auto(None)", pj.AutoLinearSolver(None), {}),
-        ("wide-deficient", "complex", "Auto(False)", pj.AutoLinearSolver(False), {}),
-        ("diagonal-deficient", "real", "Auto(False)", pj.AutoLinearSolver(False), {}),
-        ("square", "complex", "lineax.LU", lx.LU(), core),
-        ("definite", "complex", "lineax.Cholesky", lx.Cholesky(), {}),
-        ("negative-definite", "real", "lineax.Cholesky", lx.Cholesky(), {}),
-        ("tall", "complex", "lineax.QR", lx.QR(), {}),
-        ("wide", "real", "lineax.QR", lx.QR(), {}),
-        ("tall-deficient", "complex", "lineax.SVD", lx.SVD(), {}),
-        ("wide-deficient", "real", "lineax.SVD", lx.SVD(), {}),
-        ("definite", "complex", "lineax.CG", lx.CG(1e-13, 1e-13), iterative),
-        ("square", "real", "lineax.GMRES", lx.GMRES(1e-13, 1e-13), iterative),
-        ("tall", "real", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), nested),
-        ("wide", "complex", "lineax.Normal(LU)", lx.Normal(lx.LU()), {}),
-        ("diagonal-deficient", "complex", "lineax.Diagonal", lx.Diagonal(), {}),
-        ("diagonal", "complex", "lineax.Diagonal", lx.Diagonal(True), {}),
-        ("lower-triangular", "complex", "lineax.Triangular", lx.Triangular(), {}),
-        ("tridiagonal", "real", "lineax.Tridiagonal", lx.Tridiagonal(), {}),
-        ("tall", "complex", "Pinv(True)", Pinv(True), {}),
-        ("wide", "complex", "Pinv(True)", Pinv(True), core),
-        ("square", "real", "Pinv(True)", Pinv(True), {}),
-        ("tall-deficient", "real", "Pinv(False)", Pinv(False), {}),
-        ("wide-deficient", "complex", "Pinv(False)", Pinv(False), core),
+        _row(
+            "wide-deficient",
+            "PivotedQR",
+            pj.PivotedQR(),
+            default="real",
+            nightly="complex",
+            **core,
+        ),
+        _row("square-deficient", "PivotedQR", pj.PivotedQR(), nightly="real complex"),
+        _row("square", "LU", pj.LU(), default="complex", **core),
+        _row("definite", "Cholesky", pj.Cholesky(), default="complex"),
+        _row("negative-definite", "Cholesky", pj.Cholesky(), ci="real"),
+        _row("lower-triangular", "Triangular", pj.Triangular(), default="complex"),
+        _row("tridiagonal", "Tridiagonal", pj.Tridiagonal(), default="real"),
+        _row("tall", "Normal(ours)", pj.Normal(pj.Cholesky()), default="complex"),
+        _row(
+            "wide-deficient",
+            "Normal(PivotedQR)",
+            pj.Normal(pj.PivotedQR(1e-09)),
+            default="real",
+        ),
+        _row(
+            "tall",
+            "Normal(Cholesky)",
+            pj.Normal(lx.Cholesky()),
+            default="complex",
+            nightly="real",
+        ),
+        _row(
+            "wide",
+            "Normal(Cholesky)",
+            pj.Normal(lx.Cholesky()),
+            ci="real",
+            nightly="complex",
+        ),
+        _row("tall", "Normal(LU)", pj.Normal(lx.LU()), default="complex", **core),
+        _row("wide", "Normal(LU)", pj.Normal(lx.LU()), nightly="complex"),
+        _row("tall", "Normal(QR)", pj.Normal(pj.QR()), default="complex"),
+        _row(
+            "tall",
+            "Normal(CG)",
+            pj.Normal(cg),
+            default="complex",
+            nightly="real",
+            **core,
+            **iterative,
+        ),
+        _row(
+            "wide", "Normal(CG)", pj.Normal(cg), ci="real", nightly="complex", **iterative
+        ),
+        _row(
+            "tall-deficient",
+            "Normal(SVD)",
+            pj.Normal(pj.SVD(1e-09)),
+            default="complex",
+            **core,
+        ),
+        _row(
+            "wide-deficient",
+            "Normal(SVD)",
+            pj.Normal(pj.SVD(1e-09)),
+            nightly="complex",
+            **core,
+        ),
+        _row(
+            "tall-deficient",
+            "Normal(CG)",
+            pj.Normal(singular_cg),
+            nightly="real",
+            **nested,
+        ),
+        _row(
+            "wide-deficient",
+            "Normal(CG)",
+            pj.Normal(singular_cg),
+            nightly="complex",
+            **nested,
+        ),
+        _row(
+            "definite", "CG", cg, default="complex", nightly="real", **core, **iterative
+        ),
+        _row("negative-definite", "CG", cg, nightly="complex", **iterative),
+        _row("semidefinite", "CG", singular_cg, ci="real", nightly="complex", **nested),
+        _row("negative-semidefinite", "CG", singular_cg, nightly="complex", **nested),
+        _row("definite", "Neumann", neumann, ci="real", nightly="complex"),
+        _row(
+            "consistent-semidefinite",
+            "Neumann",
+            neumann,
+            default="complex",
+            nightly="real",
+            **core,
+        ),
+        _row(
+            "consistent-clustered-semidefinite", "Neumann", few_terms, nightly="complex"
+        ),
+        _row("tall", "Landweber", landweber, nightly="real", **projected),
+        _row("wide", "Landweber", landweber, nightly="complex", **projected),
+        _row("tall-deficient", "Landweber", landweber, default="complex", **projected),
+        _row("wide-deficient", "Landweber", landweber, ci="real", **projected),
+        _row("square", "Auto(True)", pj.AutoLinearSolver(True), default="complex"),
+        _row("definite", "Auto(True)", pj.AutoLinearSolver(True), ci="real"),
+        _row("tridiagonal", "Auto(True)", pj.AutoLinearSolver(True), nightly="complex"),
+        _row("tall", "Auto(None)", pj.AutoLinearSolver(None), default="complex"),
+        _row("upper-triangular", "Auto(None)", pj.AutoLinearSolver(None), ci="real"),
+        _row("wide-deficient", "Auto(False)", pj.AutoLinearSolver(False), ci="complex"),
+        _row(
+            "diagonal-deficient",
+            "Auto(False)",
+            pj.AutoLinearSolver(False),
+            default="real",
+        ),
+        _row("square", "lineax.LU", lx.LU(), default="complex", **core),
+        _row("definite", "lineax.Cholesky", lx.Cholesky(), default="complex"),
+        _row("negative-definite", "lineax.Cholesky", lx.Cholesky(), nightly="real"),
+        _row("tall", "lineax.QR", lx.QR(), default="complex"),
+        _row("wide", "lineax.QR", lx.QR(), ci="real"),
+        _row("tall-deficient", "lineax.SVD", lx.SVD(), default="complex"),
+        _row("wide-deficient", "lineax.SVD", lx.SVD(), nightly="real"),
+        _row(
+            "definite", "lineax.CG", lx.CG(1e-13, 1e-13), default="complex", **iterative
+        ),
+        _row(
+            "square", "lineax.GMRES", lx.GMRES(1e-13, 1e-13), default="real", **iterative
+        ),
+        _row("tall", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), default="real", **nested),
+        _row("wide", "lineax.Normal(LU)", lx.Normal(lx.LU()), default="complex"),
+        _row("diagonal-deficient", "lineax.Diagonal", lx.Diagonal(), ci="complex"),
+        _row("diagonal", "lineax.Diagonal", lx.Diagonal(True), default="complex"),
+        _row("lower-triangular", "lineax.Triangular", lx.Triangular(), default="complex"),
+        _row("tridiagonal", "lineax.Tridiagonal", lx.Tridiagonal(), default="real"),
+        _row("tall", "Pinv(True)", Pinv(True), default="complex"),
+        _row("wide", "Pinv(True)", Pinv(True), default="complex", **core),
+        _row("square", "Pinv(True)", Pinv(True), nightly="real"),
+        _row("tall-deficient", "Pinv(False)", Pinv(False), ci="real"),
+        _row("wide-deficient", "Pinv(False)", Pinv(False), default="complex", **core),
     ]
-    return [
-        _problem(kind, field, label, solver, **kwargs)
-        for kind, fields, label, solver, kwargs in rows
-        for field in fields.split()
-    ]
+    return [problem for row in rows for problem in row]
 
 
 PROBLEMS = {problem.name: problem for problem in _problems()}
 CORE = [name for name, problem in PROBLEMS.items() if problem.core]
 
 
-def each(names):
-    """Parametrises a test by problems, under their names."""
-    return pytest.mark.parametrize(
-        "problem", [pytest.param(PROBLEMS[name], id=name) for name in names]
-    )
+def marks_of(*tiers):
+    """The mark of the latest of "default", "slow" and "nightly"."""
+    latest = max(tiers, key=("default", "slow", "nightly").index)
+    return () if latest == "default" else getattr(pytest.mark, latest)
 
 
-def marking_slow(condition, names=tuple(PROBLEMS)):
-    """As `each`, with the problems that fulfil `condition` marked slow."""
-    slow = pytest.mark.slow  # several seconds of compiling for each of fifty problems
+def each(names, tier="default"):
+    """Parametrises a test by problems, under their names.
+
+    They run when the problem says, or when `tier` says, if that is later.
+    """
+    problems = [PROBLEMS[name] for name in names]
     return pytest.mark.parametrize(
         "problem",
-        [
-            pytest.param(
-                PROBLEMS[name], id=name, marks=slow if condition(PROBLEMS[name]) else ()
-            )
-            for name in names
-        ],
+        [pytest.param(p, id=p.name, marks=marks_of(p.tier, tier)) for p in problems],
     )

@@ -82,10 +82,10 @@ class System(NamedTuple):
             bound = bound + np.finfo(dtype).eps * growth * (length + relative_vector)
         return 100 * bound
 
-    def relative_error(self, solution, claim, dtype):
+    def relative_error(self, solution, cell):
         """The error of the scaled solution, in multiples of the bound, or NaN."""
         error = np.linalg.norm(self.unscale(solution) - self.solution)
-        bound = self.error_bound(claim, dtype)
+        bound = self.error_bound(cell.claim, cell.dtype)
         return error / bound if bound > 0 else error
 
 
@@ -171,12 +171,13 @@ def system_of(matrix, vector, exponents, dtype, zero_below):
 
 
 @st.composite
-def systems(draw, claim, shape, dtype, *, claimed=True, scaled=True, condition=None):
-    """Systems that `claim` claims; or any of its kind and shape.
+def systems(draw, cell, *, claimed=True, scaled=True, condition=None):
+    """Systems that the solver of `cell` claims; or any of its kind and shape.
 
     No singular value lies between rounding and `condition`, so that the rank is clear.
     If `condition` is given there are no matrices of integers, which rarely are as good.
     """
+    claim, shape, dtype = cell.claim, cell.shape, cell.dtype
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
     size, eps = min(shape), np.finfo(dtype).eps
     full = claimed and not claim.deficient

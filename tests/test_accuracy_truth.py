@@ -16,9 +16,6 @@ from accuracy_truth import (
 )
 
 
-pytestmark = pytest.mark.grid
-
-
 KINDS = [
     ("tall", "float64"),
     ("tall-residual", "complex128"),

@@ -113,6 +113,7 @@ def assert_all_close(got, want, rtol):
         assert_close(one, other, rtol)
 
 
+@pytest.mark.slow  # a program of three orders
 def test_path_of_a_wide_root_has_derivatives_of_three_orders():
     got = jit(derivatives(on_a_sphere, 3))(2.0)
     assert_all_close(got, sphere_truth(2.0), 1e-11)
@@ -123,12 +124,15 @@ def test_path_of_a_singular_fixed_point_has_derivatives_of_two_orders():
     assert_all_close(got, ray_truth(0.7), 1e-11)
 
 
+@pytest.mark.default("jacrev-jacfwd")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
 def test_second_derivative_is_the_same_in_every_mode(outer, inner):
     assert_close(jit(outer(inner(on_a_ray)))(0.7), ray_truth(0.7)[2], 1e-11)
 
 
+@pytest.mark.slow  # others show reverse mode by default
 def test_reverse_mode_over_a_batch_is_right():
     thetas = jnp.array([0.4, 1.0, 2.5])
     got = jit(jax.vmap(jax.jacrev(on_a_sphere)))(thetas)
@@ -142,6 +146,7 @@ def test_rank_deficient_fit_has_the_tangent_of_its_least_norm():
     assert_all_close(got, truth, 1e-9)
 
 
+@pytest.mark.slow  # its tangent is tested by default
 def test_rank_deficient_fit_has_the_gradient_of_its_least_norm():
     weights = np.array([1.0, -2.0, 0.5])
     got = jit(jax.grad(lambda data: weights @ fitted(data)))(DATA)
@@ -149,6 +154,8 @@ def test_rank_deficient_fit_has_the_gradient_of_its_least_norm():
     assert_close(got, np.stack(along) @ weights, 1e-9)
 
 
+@pytest.mark.default("Auto(False)")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
     [
@@ -172,6 +179,8 @@ def test_solver_for_any_rank_serves_a_singular_hessian(solver):
     assert_all_close(both(0.9), [minimum_truth(0.9)] * 2, 1e-9)
 
 
+@pytest.mark.default("Normal(Cholesky)")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
     [pj.QR(), pj.Normal(lx.Cholesky()), pj.Normal(pj.CG(1e-12, 1e-12))],
@@ -183,6 +192,7 @@ def test_solver_for_full_rank_serves_a_wide_root(solver):
     assert_all_close(got, sphere_truth(2.0)[:3], 1e-10)
 
 
+@pytest.mark.slow  # a Hessian through two loops
 def test_what_all_roots_share_has_its_one_hessian():
     def amplitude(theta):
         function = lambda y, theta: jnp.stack([y[0] * y[1] - theta[0] * theta[1] ** 2])
@@ -230,6 +240,8 @@ FULL_RANK = pj.PseudoinverseAdjoint(pj.QR(), throw=False)
 REGULAR, SINGULAR = jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0])
 
 
+@pytest.mark.default("jacrev")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
 def test_failed_derivative_raises_by_default(derivative):
     adjoint = pj.PseudoinverseAdjoint(pj.QR())
@@ -238,6 +250,8 @@ def test_failed_derivative_raises_by_default(derivative):
         function(SINGULAR)
 
 
+@pytest.mark.default("jacrev")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
 def test_failed_derivative_without_throw_is_nan_in_its_member_only(derivative):
     function = jax.vmap(derivative(lambda c: pinned(c, FULL_RANK)))
@@ -271,6 +285,7 @@ def test_derivative_by_a_number_within_the_solver_is_an_error():
         jax.jacfwd(root)(0.1)
 
 
+@pytest.mark.untyped
 def test_solver_that_is_none_is_an_error():
     with pytest.raises(TypeError, match="Pass an instance of a solver"):
         pj.PseudoinverseAdjoint(pj.SVD)

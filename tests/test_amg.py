@@ -17,9 +17,6 @@ import pseudojvp as pj
 from pseudojvp._preconditioner.padded_rows import padded_operator
 
 
-pytestmark = pytest.mark.grid
-
-
 pytest.importorskip("pyamg")
 
 PSD = lx.positive_semidefinite_tag
@@ -46,6 +43,8 @@ def _amg(matrix, tags=PSD, **options):
     return pj.amg(pj.SparseLinearOperator(matrix, tags), **{"max_coarse": 20, **options})
 
 
+@pytest.mark.default("2-smoothed_aggregation", "1-ruge_stuben")
+@pytest.mark.ci("*")
 @methods
 @pytest.mark.parametrize("steps", [1, 2])
 def test_cycle_of_a_definite_operator_is_definite(method, steps):
@@ -57,6 +56,8 @@ def test_cycle_of_a_definite_operator_is_definite(method, steps):
     assert lx.is_positive_semidefinite(operator)
 
 
+@pytest.mark.default("2")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_cycle_is_the_product_of_smoothings_and_coarse_correction(steps):
     matrix = _poisson(6)
@@ -125,6 +126,7 @@ def test_cycle_of_a_hermitian_operator_is_hermitian_with_the_right_transpose():
     np.testing.assert_allclose(conjugate, matrix.conj(), atol=1e-13)
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_transpose_of_the_cycle_of_a_general_operator_is_its_transpose():
     matrix = _poisson() + 0.5 * scipy.sparse.eye_array(SIDE**2, k=1)
     operator = _amg(matrix.tocsr(), (), symmetry="nonsymmetric")
@@ -133,6 +135,7 @@ def test_transpose_of_the_cycle_of_a_general_operator_is_its_transpose():
     np.testing.assert_allclose(got(operator.transpose()), got(operator).T, atol=1e-13)
 
 
+@pytest.mark.slow  # two sizes, each a program of a hierarchy in a loop
 @methods
 def test_iterations_hardly_grow_with_the_number_of_unknowns(method):
     @jit
@@ -174,6 +177,7 @@ def _with_diagonal(value):
     return scipy.sparse.csr_array(matrix)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("matrix", "options", "match"),
     [
@@ -218,6 +222,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_without_pyamg_the_error_names_the_command():
     process = subprocess.run(
         [sys.executable, "-c", _WITHOUT],
@@ -225,7 +230,7 @@ def test_without_pyamg_the_error_names_the_command():
         check=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert process.stdout.splitlines() == [
         "False",

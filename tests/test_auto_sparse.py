@@ -159,7 +159,7 @@ def test_default_solve_of_a_large_bcoo_and_its_gradient_are_those_of_the_matrix(
 
 def test_conjugate_state_of_an_iterative_choice_solves_with_the_conjugate():
     matrix = _diagonally_dominant(LARGE)
-    rotated = matrix.data * np.exp(1j * np.linspace(0, 1, matrix.nse))
+    rotated = np.asarray(matrix.data) * np.exp(1j * np.linspace(0, 1, matrix.nse))
     operator = pj.SparseLinearOperator(
         jsparse.BCOO((rotated, matrix.indices), shape=matrix.shape)
     )

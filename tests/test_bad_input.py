@@ -10,6 +10,9 @@ import pytest
 import pseudojvp as pj
 
 
+# Else the check of an annotation would come before the message.
+pytestmark = pytest.mark.untyped
+
 POSITIVE = lx.positive_semidefinite_tag
 EYE = lx.MatrixLinearOperator(jnp.eye(2), POSITIVE)
 TALL = lx.MatrixLinearOperator(jnp.ones((3, 2)))

@@ -172,7 +172,7 @@ def test_threads_get_their_own_solutions():
     def solve(size):
         matrix = np.eye(size) + np.triu(np.ones((size, size)))
         x = pj.linear_solve(matrix, matrix @ np.arange(size), pj.LU()).value
-        return np.max(np.abs(x - np.arange(size)))
+        return np.max(np.abs(x - np.arange(float(size))))
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         errors = list(pool.map(solve, [2, 3, 4, 5] * 8))

@@ -9,9 +9,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 PSD = lx.positive_semidefinite_tag
 NSD = lx.negative_semidefinite_tag
 SUCCESSFUL = lx.RESULTS.successful
@@ -71,6 +68,8 @@ def _pinv(matrices, vectors):
     return _apply(np.linalg.pinv(matrices, rcond=1e-9, hermitian=True), vectors)
 
 
+@pytest.mark.default("negative-complex")
+@pytest.mark.ci("*")
 @dtypes
 @signs
 def test_definite_systems_are_solved(dtype, sign, tag):
@@ -80,6 +79,8 @@ def test_definite_systems_are_solved(dtype, sign, tag):
     np.testing.assert_allclose(_apply(sign * a, x), b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.default("negative-complex")
+@pytest.mark.ci("*")
 @dtypes
 @signs
 def test_consistent_singular_systems_get_the_minimum_norm_solution(dtype, sign, tag):
@@ -90,6 +91,8 @@ def test_consistent_singular_systems_get_the_minimum_norm_solution(dtype, sign, 
     np.testing.assert_allclose(x, sign * _pinv(a, b), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.default("negative-complex")
+@pytest.mark.ci("*")
 @dtypes
 @signs
 def test_not_well_posed_gives_the_pseudoinverse_of_any_vector(dtype, sign, tag):
@@ -114,6 +117,8 @@ def test_not_well_posed_refuses_a_first_guess():
         pj.linear_solve(operator, b[0], SINGULAR, options={"y0": b[0]})
 
 
+@pytest.mark.default("real-well-posed")  # a program that others run
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [TIGHT, SINGULAR], ids=["well-posed", "singular"])
 @dtypes
 def test_indefinite_systems_are_never_successful(dtype, solver):
@@ -131,6 +136,8 @@ def test_inconsistent_singular_systems_are_never_successful(nullity):
     assert not jnp.any(result == SUCCESSFUL)
 
 
+@pytest.mark.default("False")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("well_posed", [True, False])
 def test_solution_does_not_depend_on_the_scale_of_the_operator(well_posed):
     a, z = _deficient() if not well_posed else _definite()
@@ -143,6 +150,8 @@ def test_solution_does_not_depend_on_the_scale_of_the_operator(well_posed):
     np.testing.assert_allclose(x * scale, _pinv(a, b), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.default("1")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("stabilise_every", [None, 1, 10])
 def test_stabilising_does_not_change_the_solution(stabilise_every):
     a, b = _definite(size=8)
@@ -159,6 +168,7 @@ def test_too_few_steps_report_max_steps_reached():
     assert np.all(np.asarray(num_steps) == 2)
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_default_step_limit_is_ten_times_the_size_and_reported_as_singular():
     eigenvalues = np.geomspace(1, 1e14, SIZE)[None]
     solver = pj.CG(1e-30, 0.0)
@@ -178,6 +188,7 @@ def test_no_tolerance_runs_max_steps_to_the_krylov_optimum():
     np.testing.assert_allclose(x, (basis @ projected)[..., 0], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 @signs
 def test_first_guess_saves_steps_and_leaves_the_solution(sign, tag):
     a, b = _definite()
@@ -198,6 +209,8 @@ INVERSE_TESTS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.default("negative-complex")
+@pytest.mark.ci("*")
 @INVERSE_TESTS
 def test_exact_preconditioner_as_a_field_converges_at_once(sign, tag, dtype):
     a, b = _definite(dtype, count=1)
@@ -209,6 +222,7 @@ def test_exact_preconditioner_as_a_field_converges_at_once(sign, tag, dtype):
     assert int(steps[0]) <= 2
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_preconditioner_of_options_wins_over_the_field():
     a, b = _definite(count=1)
     identity = lx.MatrixLinearOperator(jnp.eye(SIZE), PSD)
@@ -221,6 +235,7 @@ def test_preconditioner_of_options_wins_over_the_field():
     assert without.stats["num_steps"] >= SIZE
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 @pytest.mark.parametrize("solver", [TIGHT, SINGULAR], ids=["well-posed", "singular"])
 def test_zero_vector_gives_zero(solver):
     a, b = _deficient()
@@ -269,6 +284,8 @@ def test_no_successful_solution_has_a_large_error(rank, tolerance):
     assert successful.mean() > 0.9
 
 
+@pytest.mark.default("*-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-10])
 def test_no_successful_projected_solution_has_a_large_error(dtype, tolerance):

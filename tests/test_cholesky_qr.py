@@ -42,7 +42,7 @@ def _error(matrix, vector, solution):
         else:
             true = a.T * ((a * a.T) ** -1 * b)
         true = np.array([float(entry) for entry in true])
-    return np.linalg.norm(solution - true) / np.linalg.norm(true)
+    return np.linalg.norm(np.asarray(solution) - true) / np.linalg.norm(true)
 
 
 _CONDITION_NUMBERS = [
@@ -51,6 +51,8 @@ _CONDITION_NUMBERS = [
 ]
 
 
+@pytest.mark.default("float64-*-wide")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(8, 4), (4, 8)], ids=["tall", "wide"])
 @pytest.mark.parametrize(("dtype", "condition"), _CONDITION_NUMBERS)
 def test_error_of_consistent_systems_is_that_of_a_qr_factorisation(
@@ -70,6 +72,8 @@ def test_error_of_consistent_systems_is_that_of_a_qr_factorisation(
         assert error <= 4 * condition * np.finfo(dtype).eps
 
 
+@pytest.mark.default("float64-*")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(("dtype", "largest"), [(np.float64, 1e8), (np.float32, 1e4)])
 def test_no_singular_matrix_is_called_regular(dtype, largest):
     rng = np.random.default_rng(1)
@@ -107,11 +111,13 @@ def test_beyond_the_limit_it_refuses():
     assert rcond <= 4 * np.finfo(float).eps ** 0.5
 
 
+@pytest.mark.default("1000000.0")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("condition", [1e2, 1e6])
 def test_minimum_residual_is_orthogonal_to_the_columns(condition):
     rng = np.random.default_rng(4)
     matrix, vector = _matrix(rng, 30, 5, [1, 1, 1, 1, 1 / condition]), np.ones(30)
-    _, residual = jit(lambda a, b: pj.project(a, b, SOLVER)[:2])(matrix, vector)
+    _, residual = jit(lambda a, b: pj.project(a, b, SOLVER, throw=False))(matrix, vector)
     columns, _ = np.linalg.qr(matrix)
     true = vector - columns @ (columns.T @ vector)
     # Both are as far from the truth as A is from being known: eps κ.
@@ -119,6 +125,8 @@ def test_minimum_residual_is_orthogonal_to_the_columns(condition):
     np.testing.assert_allclose(residual, true, atol=atol)
 
 
+@pytest.mark.default("wide")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5)], ids=["tall", "wide"])
 def test_transposed_and_conjugated_states_solve_those_systems(shape):
     rng = np.random.default_rng(5)
@@ -159,10 +167,13 @@ def _memory(function, *shapes):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.default("wide")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(2000, 100), (100, 2000)], ids=["tall", "wide"])
 def test_matrix_is_not_copied_for_each_vector(shape):
     def solve(matrix, vectors):
-        return jax.vmap(lambda v: pj.linear_solve(matrix, v, SOLVER).value)(vectors)
+        solve_one = lambda v: pj.linear_solve(matrix, v, SOLVER, throw=False).value
+        return jax.vmap(solve_one)(vectors)
 
     def gradient(matrix, vectors):
         loss = lambda *arguments: jnp.sum(solve(*arguments) ** 2)

@@ -11,9 +11,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 SIZE, COLUMNS = 8, 5
 SOLVERS = {
     "CG": pj.CG(1e-10),
@@ -29,6 +26,7 @@ MATRIX = (MATRIX + MATRIX.T) / 2
 VECTORS = np.stack([_BASIS[:, : k + 1].sum(1) for k in range(COLUMNS)])
 
 each = pytest.mark.parametrize("name", SOLVERS)
+pytestmark = [pytest.mark.default("CG"), pytest.mark.ci("*")]
 
 
 def _solve(name, matrix, vector):

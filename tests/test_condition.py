@@ -9,9 +9,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 DTYPES = ("float32", "float64", "complex128")
 _CONDITIONS = {"f": 10.0 ** np.arange(6), "d": 10.0 ** np.arange(0, 14)}
 
@@ -107,6 +104,8 @@ def _reciprocal_condition(matrix, by_rows):
     return values[-1] / values[0]
 
 
+@pytest.mark.default("QR-wide-complex128", "Tridiagonal-complex128")
+@pytest.mark.ci("*-complex128", "LU-small-float32", "Cholesky-float64")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", _ESTIMATES)
 def test_rcond_is_within_ten_of_that_with_unit_columns(name, dtype):
@@ -124,6 +123,8 @@ def test_rcond_is_within_ten_of_that_with_unit_columns(name, dtype):
     assert np.all(rcond <= 10 * np.maximum(truth, hidden))
 
 
+@pytest.mark.default("QR-6-float32")
+@pytest.mark.ci("*-6-complex128", "*-24-float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [2, 6, 24])
 @pytest.mark.parametrize("solver", [pj.QR(), pj.LU()], ids=["QR", "LU"])
@@ -135,6 +136,8 @@ def test_products_of_corank_one_are_singular(solver, size, dtype):
     assert not successful.any()
 
 
+@pytest.mark.default("3-complex128")
+@pytest.mark.ci("10-float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [3, 10])
 def test_gram_matrices_of_corank_one_are_singular_for_cholesky(size, dtype):
@@ -145,6 +148,8 @@ def test_gram_matrices_of_corank_one_are_singular_for_cholesky(size, dtype):
     assert not successful.any()
 
 
+@pytest.mark.default("LU-complex128")
+@pytest.mark.ci("QR-float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", [pj.QR(), pj.LU()], ids=["QR", "LU"])
 def test_well_conditioned_matrices_are_not_singular(solver, dtype):
@@ -154,6 +159,8 @@ def test_well_conditioned_matrices_are_not_singular(solver, dtype):
     assert successful.all()
 
 
+@pytest.mark.default("QR-tall")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR-tall", "LU", "Triangular"])
 def test_units_of_the_columns_do_not_matter(name):
     solver, tags, make, _ = _ESTIMATES[name]
@@ -242,6 +249,8 @@ def _raising(name):
     return solve, (matrix, np.arange(1.0, len(matrix) + 1)), match
 
 
+@pytest.mark.default("QR-advice", "LU", "SVD")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", _SAID)
 def test_message_says_what_was_seen_and_what_would_do(name):
     solve, arguments, match = _raising(name)
@@ -249,6 +258,8 @@ def test_message_says_what_was_seen_and_what_would_do(name):
         jax.block_until_ready(solve(*arguments))
 
 
+@pytest.mark.default("LU")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "LU", "CG"])
 def test_message_is_the_same_under_plain_jit(name):
     solve, arguments, match = _raising(name)

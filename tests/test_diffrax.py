@@ -18,6 +18,13 @@ pytestmark = pytest.mark.slow  # a Diffrax program takes several seconds to comp
 STIFFNESS, END = 50.0, 2.0
 
 
+@pytest.fixture(autouse=True)
+def _promotion_as_by_default():
+    """Diffrax 0.7.2 multiplies the time with a direction that is an integer."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def _van_der_pol(t, y, mu):
     return jnp.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]])
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 import types
 
+import jax
 import pytest
 
 import pseudojvp
@@ -47,27 +48,25 @@ _PAGES = [
 ]
 
 
-# Pages of fifteen seconds and more, nearly all of it compiling.
-_SLOW = ("faq.md", "other_libraries.md", "preconditioners.md", "varpro.md")
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, id=page.name, marks=pytest.mark.slow)
-        if page.name in _SLOW
-        else pytest.param(page, id=page.name)
-        for page in _PAGES
-    ],
-)
+# A page takes seven seconds and more, nearly all of it compiling.
+@pytest.mark.default("index.md")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_code_blocks_of_a_page_run_in_order_and_print_what_they_say(page):
     namespace = {"__name__": page.stem}
     printed, promised = io.StringIO(), []
     for code in _blocks(page):
         promised += _promised_output(code)
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), _users_promotion():
             exec(compile(code, str(page), "exec"), namespace)
     assert printed.getvalue().splitlines() == promised
+
+
+@contextlib.contextmanager
+def _users_promotion():
+    """As JAX has it by default: these blocks are users' code, and not ours."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def test_pages_with_code_are_found():

@@ -1,5 +1,7 @@
 """Honest failures: what cannot be solved is told in `result`, raised, or is NaN."""
 
+import functools
+
 import drop_in_cases as cases
 import equinox as eqx
 import jax
@@ -40,6 +42,9 @@ FAILING = {
     "Neumann-out-of-terms": (pj.Neumann(2, 0.3, rtol=1e-9), _POSITIVE, ()),
 }
 ALL = pytest.mark.parametrize("name", FAILING)
+# The programs with derivatives or that raise take a second and more to compile.
+FEW = pytest.mark.default("QR-tall", "Neumann-divergent")
+OTHERS = pytest.mark.ci("*")
 
 
 def _solve(name, throw):
@@ -55,6 +60,11 @@ def _solve(name, throw):
 def _problem(name):
     matrix = jnp.asarray(FAILING[name][1])
     return matrix, jnp.arange(1.0, matrix.shape[0] + 1)
+
+
+@functools.cache
+def _failed(name):
+    return _solve(name, throw=False)(*_problem(name))
 
 
 def _derivatives(name, throw=False):
@@ -75,22 +85,27 @@ def _derivatives(name, throw=False):
 
 @ALL
 def test_failed_solve_is_not_successful(name):
-    solution = _solve(name, throw=False)(*_problem(name))
-    assert solution.result != lx.RESULTS.successful
+    assert _failed(name).result != lx.RESULTS.successful
 
 
+@FEW
+@OTHERS
 @ALL
 def test_failed_solve_raises_if_asked_to(name):
     with pytest.raises(eqx.EquinoxRuntimeError, match=r"linear solve|non-finite|steps"):
         _solve(name, throw=True)(*_problem(name))
 
 
+@FEW
+@OTHERS
 @ALL
 def test_derivatives_of_a_failed_solve_are_nan(name):
     for derivative in eqx.filter_jit(_derivatives(name))(*_problem(name)):
         assert np.isnan(derivative).any()
 
 
+@pytest.mark.default("QR-zero")
+@OTHERS
 @pytest.mark.parametrize(
     "name", ["QR-zero", "LU-singular", "CG-zero", "Neumann-divergent"]
 )
@@ -105,6 +120,8 @@ def test_one_failed_member_of_a_batch_spoils_only_its_own_derivatives(name):
         assert np.isfinite(last).all()
 
 
+@pytest.mark.default("QR-tall")
+@OTHERS
 @pytest.mark.parametrize("name", ["LU-singular", "QR-tall", "CG-out-of-steps"])
 def test_derivative_of_a_failed_solve_raises_if_asked_to(name):
     with pytest.raises(eqx.EquinoxRuntimeError, match=r"linear solve|non-finite|steps"):
@@ -114,6 +131,8 @@ def test_derivative_of_a_failed_solve_raises_if_asked_to(name):
 _EASY = jnp.array([1.0, 0.0, 0.0])  # an eigenvector: CG needs one step for it
 
 
+@pytest.mark.default("jvp")
+@OTHERS
 @pytest.mark.parametrize("mode", ["jvp", "vjp"])
 def test_derivative_that_fails_after_a_good_primal_raises_if_asked_to(mode):
     derivative = _hard_derivative(mode, throw=True)
@@ -121,6 +140,8 @@ def test_derivative_that_fails_after_a_good_primal_raises_if_asked_to(mode):
         jax.block_until_ready(derivative(_EASY, jnp.array([1.0, 1.0, 2.0])))
 
 
+@pytest.mark.default("vjp")
+@OTHERS
 @pytest.mark.parametrize("mode", ["jvp", "vjp"])
 def test_derivative_that_fails_after_a_good_primal_is_nan_if_told_not_to_raise(mode):
     result, derivative = _hard_derivative(mode, throw=False)(
@@ -161,18 +182,17 @@ def test_qr_of_a_rank_three_tall_matrix_is_not_successful():
 
 
 def test_out_of_steps_is_told_with_the_last_iterate():
-    solution = _solve("CG-out-of-steps", throw=False)(*_problem("CG-out-of-steps"))
+    solution = _failed("CG-out-of-steps")
     assert solution.result == lx.RESULTS.max_steps_reached
     assert np.isfinite(solution.value).all()
 
 
 def test_divergent_series_is_told_early():
-    solution = _solve("Neumann-divergent", throw=False)(*_problem("Neumann-divergent"))
+    solution = _failed("Neumann-divergent")
     assert solution.result == lx.RESULTS.breakdown
     assert solution.stats["num_steps"] < solution.stats["max_steps"] == 200
 
 
 def test_series_out_of_terms_is_told():
-    name = "Neumann-out-of-terms"
-    solution = _solve(name, throw=False)(*_problem(name))
+    solution = _failed("Neumann-out-of-terms")
     assert solution.result == lx.RESULTS.max_steps_reached

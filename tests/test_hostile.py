@@ -11,32 +11,37 @@ import jax
 import lineax as lx
 import numpy as np
 import pytest
+from checks import jit
 from hostile_cases import CASES, DTYPES, finds_rank, is_direct, TAGS, tolerance
 
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
+# Their programs are those of other solvers here, or nearly so: in CI only.
+TWINS = ("Auto(True)", "Auto(None)", "Auto(False)", "LSMR(well_posed=True)")
+TWINS += ("lineax.GMRES", "lineax.BiCGStab")
+# A second program each, of five seconds.
+DIFFERENTIATED = ("QR", "Cholesky", "Neumann")
 
 
-# A program each: with all of them, the file would take minutes.
-FAST = ("QR", "Cholesky", "Normal(Cholesky)", "CG(well_posed=False)")
+def _marks(name, cell):
+    """A program each: hundreds, of a second and more."""
+    case = CASES[name]
+    if cell == case.default and name not in TWINS:
+        return ()
+    in_ci = cell in (case.default, case.ci)
+    return pytest.mark.slow if in_ci else pytest.mark.nightly
 
 
-def _marks(name, dtype):
-    everywhere = dtype == "float64" or (dtype == "float32" and name in FAST)
-    return () if everywhere else pytest.mark.slow
-
-
-def _grid(choose=lambda case, dtype: True):
+def _grid(choose=lambda case: True):
     return pytest.mark.parametrize(
         ("name", "kind", "dtype"),
         [
-            pytest.param(name, kind, dtype, marks=_marks(name, dtype))
+            pytest.param(name, kind, dtype, marks=_marks(name, f"{kind}-{dtype}"))
             for name, case in CASES.items()
             for kind in case.kinds.split()
             for dtype in DTYPES
-            if choose(case, dtype)
+            if choose(case)
         ],
     )
 
@@ -54,7 +59,7 @@ def _program(name, kind, dtype):
         stats = {key: solution.stats[key] for key in solution.stats if key == "rank"}
         return solution.value, solution.result == lx.RESULTS.successful, stats
 
-    return jax.jit(jax.vmap(solve))
+    return jit(jax.vmap(solve))
 
 
 @ft.cache
@@ -88,14 +93,14 @@ def test_successful_means_the_solution(name, kind, dtype):
     assert silent == {}
 
 
-@_grid(lambda case, dtype: case.exact)
+@_grid(lambda case: case.exact)
 def test_good_systems_of_every_scale_are_solved(name, kind, dtype):
     answers = _judged(name, kind, dtype)
     failed = [system.name for system, _, ok, _ in answers if system.good and not ok]
     assert failed == []
 
 
-@_grid(lambda case, dtype: dtype == "float64")
+@_grid()
 def test_bad_members_of_a_batch_spoil_only_themselves(name, kind, dtype):
     systems = hostile.systems(kind, dtype)
     good = [i for i, system in enumerate(systems) if system.good]
@@ -132,11 +137,14 @@ def test_scale_of_a_deficient_matrix_does_not_matter(name, kind, dtype):
 
 
 def _derivative_cases(choose=lambda case: True):
-    slow = pytest.mark.slow  # a second program each, of five seconds
     return pytest.mark.parametrize(
         ("name", "kind"),
         [
-            pytest.param(name, case.kinds.split()[-1], marks=() if name in FAST else slow)
+            pytest.param(
+                name,
+                case.kinds.split()[-1],
+                marks=() if name in DIFFERENTIATED else pytest.mark.slow,
+            )
             for name, case in CASES.items()
             if choose(case)
         ],
@@ -190,4 +198,4 @@ def _derivative_program(name, kind):
         _, tangent = jax.jvp(solve, (matrix, vector), (t_matrix, t_vector))
         return tangent, *jax.vjp(solve, matrix, vector)[1](ct)
 
-    return jax.jit(jax.vmap(derivatives, in_axes=(0, 0, None, None, None)))
+    return jit(jax.vmap(derivatives, in_axes=(0, 0, None, None, None)))

@@ -12,9 +12,6 @@ from checks import jit
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 SIZE = 9
 
 factorisers = pytest.mark.parametrize(
@@ -82,6 +79,8 @@ def _compiled(factorise, pattern, batched=False, **options):
     return jit(jax.vmap(matrices)) if batched else jit(matrices)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_incomplete_lu_is_the_row_by_row_elimination_on_the_pattern(dtype):
     matrix = _matrix(dtype)
@@ -93,6 +92,8 @@ def test_incomplete_lu_is_the_row_by_row_elimination_on_the_pattern(dtype):
     assert shift == 0
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_incomplete_cholesky_is_the_column_by_column_one_on_the_pattern(dtype):
     matrix = _hermitian(dtype)
@@ -104,6 +105,8 @@ def test_incomplete_cholesky_is_the_column_by_column_one_on_the_pattern(dtype):
     assert shift == 0
 
 
+@pytest.mark.default("lu")
+@pytest.mark.ci("*")
 @factorisers
 def test_full_pattern_gives_the_inverse(factorise):
     matrix = _hermitian() + 0.1
@@ -111,6 +114,8 @@ def test_full_pattern_gives_the_inverse(factorise):
     np.testing.assert_allclose(got, np.linalg.inv(matrix), atol=1e-14)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_sweeps_are_the_truncated_series_of_each_factor(dtype):
     matrix = _matrix(dtype)
@@ -125,6 +130,8 @@ def test_sweeps_are_the_truncated_series_of_each_factor(dtype):
     np.testing.assert_allclose(transpose, got.T, atol=1e-14)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_incomplete_cholesky_with_sweeps_is_positive_definite(dtype):
     matrix = _hermitian(dtype)
@@ -153,6 +160,8 @@ def _empty_row():
     return matrix
 
 
+@pytest.mark.default("_zero_diagonal")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("make", [_indefinite, _zero_diagonal])
 def test_incomplete_cholesky_shifts_until_all_pivots_are_positive(make):
     matrix = make()
@@ -170,6 +179,8 @@ def test_incomplete_cholesky_of_the_shifted_matrix_is_what_the_shift_says():
     np.testing.assert_allclose(got, np.linalg.inv(lower @ lower.T), atol=1e-10)
 
 
+@pytest.mark.default("-1")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_incomplete_lu_shifts_away_from_zero_pivots(sign):
     matrix = sign * _zero_diagonal()
@@ -178,6 +189,8 @@ def test_incomplete_lu_shifts_away_from_zero_pivots(sign):
     assert np.all(np.isfinite(got))
 
 
+@pytest.mark.default("cholesky")
+@pytest.mark.ci("*")
 @factorisers
 def test_an_empty_row_is_an_identity_row(factorise):
     matrix = _empty_row()
@@ -204,6 +217,8 @@ def _bcoo(matrix):
     return jsparse.BCOO((np.concatenate([0.25 * data, 0.75 * data]), index), shape=(9, 9))
 
 
+@pytest.mark.default("BCOO")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "convert",
     [

@@ -1,32 +1,20 @@
 """Tangents along paths of constant rank, against exact Taylor arithmetic in NumPy."""
 
-import functools as ft
-
 import jax
 import lineax as lx
 import numpy as np
 import pytest
 from checks import assert_close, derivatives, jit
 from problems import CORE, each, PROBLEMS
+from programs import alone
 from truth import central_difference, solution_derivatives
 
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 ALL = tuple(PROBLEMS)
 # b(t) leaves the range of A(t) unless both move.
 CORE_OF_ANY_VECTOR = [name for name in CORE if "consistent" not in name]
-
-
-@ft.cache
-def forward_derivatives(name):
-    """x, x' and mostly x'' at 0, with operator and vector moving; compiled once."""
-    problem = PROBLEMS[name]
-    order = 1 if problem.long else 2
-    return jit(derivatives(lambda t: problem.solve(t, t), order))(0.0)
 
 
 # The pseudoinverse of a path that `truth.py` uses, against `numpy.linalg.pinv`.
@@ -52,39 +40,35 @@ def test_every_problem_is_well_conditioned(problem):
     assert singular_values[0] / singular_values[rank - 1] < 50
 
 
+@pytest.mark.shows("solution")
 @each(ALL)
 def test_solution_is_pseudoinverse_times_vector(problem):
     want = np.linalg.pinv(problem.matrix(0.0), rcond=1e-8) @ problem.vector(0.0)
-    assert_close(forward_derivatives(problem.name)[0], want, problem.rtol)
+    assert_close(alone(problem.name).x, want, problem.rtol)
 
 
+@pytest.mark.shows("jvp")
 @each(ALL)
 def test_tangent_along_path_of_constant_rank(problem):
     want = solution_derivatives(problem.path)[1]
-    assert_close(forward_derivatives(problem.name)[1], want, problem.rtol)
+    assert_close(alone(problem.name).t_x, want, problem.rtol)
 
 
-@each([name for name in ALL if not PROBLEMS[name].long])
+@pytest.mark.shows("second derivative")
+@each(ALL)
 def test_second_tangent_along_path_of_constant_rank(problem):
     want = solution_derivatives(problem.path)[2]
-    assert_close(forward_derivatives(problem.name)[2], want, problem.rtol)
+    assert_close(alone(problem.name).tt_x, want, problem.rtol)
 
 
-@pytest.mark.slow  # ten seconds of compiling for each: loops within loops
-@each([name for name in ALL if PROBLEMS[name].long])
-def test_second_tangent_through_nested_loops(problem):
-    got = jit(derivatives(lambda t: problem.solve(t, t), 2))(0.0)[2]
-    assert_close(got, solution_derivatives(problem.path)[2], problem.rtol)
-
-
-@each(CORE_OF_ANY_VECTOR)
+@each(CORE_OF_ANY_VECTOR, "nightly")
 def test_tangents_with_respect_to_operator_alone(problem):
     got = jit(derivatives(lambda t: problem.solve(t, 0.0), 2))(0.0)
     want = solution_derivatives(problem.path, vector_moves=False)[:3]
     assert_close(np.stack(got), want, problem.rtol)
 
 
-@each(CORE_OF_ANY_VECTOR)
+@each(CORE_OF_ANY_VECTOR, "nightly")
 def test_tangents_with_respect_to_vector_alone(problem):
     got = jit(derivatives(lambda t: problem.solve(0.0, t), 2))(0.0)
     want = solution_derivatives(problem.path, operator_moves=False)[:3]

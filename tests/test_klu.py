@@ -17,9 +17,6 @@ from checks import assert_close, jit
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 pytest.importorskip("klujax")
 
 SIZE = 6
@@ -54,6 +51,8 @@ def _solution(data, row, col, vector):
     return pj.linear_solve(operator, vector, pj.KLU(), throw=False)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_sparse_systems_with_duplicate_entries_are_solved(dtype):
     data, row, col, vector = _system(dtype)
@@ -63,6 +62,8 @@ def test_sparse_systems_with_duplicate_entries_are_solved(dtype):
     np.testing.assert_allclose(solution.value, want, rtol=1e-12)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_gradients_are_those_of_the_dense_formula_on_the_pattern(dtype):
     data, row, col, vector = _system(dtype)
@@ -79,6 +80,7 @@ def test_gradients_are_those_of_the_dense_formula_on_the_pattern(dtype):
     assert_close(got_data, -adjoint[row] * x[col], 1e-12)
 
 
+@pytest.mark.slow  # a large program
 def test_second_derivatives_are_those_of_the_dense_formula():
     data, row, col, vector = _system()
     direction = np.random.default_rng(2).standard_normal(data.size)
@@ -90,6 +92,8 @@ def test_second_derivatives_are_those_of_the_dense_formula():
     assert_close(got, 2 * step @ step @ inverse @ vector, 1e-11)
 
 
+@pytest.mark.default("float-6")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(("dtype", "probes"), [(float, SIZE), (complex, 8)])
 def test_a_batch_of_vectors_is_one_factorisation_and_one_to_refine(dtype, probes):
     data, row, col, _ = _system(dtype)
@@ -106,6 +110,8 @@ def test_a_batch_of_vectors_is_one_factorisation_and_one_to_refine(dtype, probes
     assert len(calls) == 2
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_a_batch_of_matrices_on_one_pattern_is_solved(dtype):
     data, row, col, vector = _system(dtype)
@@ -134,6 +140,8 @@ def _singular():
     }
 
 
+@pytest.mark.default("zero", "low-rank", "ones", "nan")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", _singular())
 def test_singular_matrices_are_never_successful_and_do_not_raise(name):
     matrix = _singular()[name]
@@ -255,11 +263,12 @@ def _run(script):
         check=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return process.stdout.splitlines()
 
 
+@pytest.mark.slow  # a process of its own
 def test_settings_of_jax_are_as_before_and_double_precision_is_asked_for():
     assert _run(_SETTINGS) == [
         "False",
@@ -268,12 +277,15 @@ def test_settings_of_jax_are_as_before_and_double_precision_is_asked_for():
     ]
 
 
+@pytest.mark.slow  # a process of its own
 def test_without_klujax_the_error_names_the_command():
     assert _run(_WITHOUT) == [
         '`KLU()` needs the package klujax: `pip install "pseudojvp[klu]"`.'
     ]
 
 
+@pytest.mark.default("twice")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("repeated", [False, True], ids=["once", "twice"])
 def test_pivots_on_a_large_mesh_lose_no_digits(repeated):
     """2-D Poisson, 10,000 unknowns: without refinement the residual was 2.5e-8."""

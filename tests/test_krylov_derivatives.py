@@ -11,9 +11,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 RTOL = 1e-12
 
 
@@ -88,23 +85,11 @@ CASES = {
         _product(_LSMR_FULL, True, 4, 7, 4), True
     ),
 }
-# A program of several loops each: the rest of them pass through the same rules.
-FAST = (
-    "GMRES-preconditioned-complex",
-    "BiCGStab-preconditioned-real",
-    "MINRES-deficient-complex",
-    "LSMR-tall-deficient-complex",
-    "LSMR-wide-preconditioned-complex",
-)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=name, marks=() if name in FAST else pytest.mark.slow)
-        for name, case in CASES.items()
-    ],
-)
+@pytest.mark.default("LSMR-tall-deficient-complex")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_tangents_and_cotangents_are_those_of_the_pseudoinverse(case):
     rows, cols = case.matrix.shape
     is_complex = np.iscomplexobj(case.matrix)

@@ -10,9 +10,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 SIZE = 6
 MAKE = {
     "CG": pj.CG,
@@ -39,6 +36,8 @@ def test_default_tolerance_is_a_relative_residual_of_1e10(make):
     assert residual <= 1.01e-10 * np.linalg.norm(VECTOR)
 
 
+@pytest.mark.default("LSMR", "BiCGStab")
+@pytest.mark.ci("*")
 @each
 def test_history_is_the_residual_after_each_step_and_nan_at_the_end(make):
     value, successful, _, stats = _solve(make(1e-8, max_steps=30, history=True))
@@ -56,6 +55,8 @@ def test_no_history_unless_asked_for(make):
     assert "residual_norms" not in _solve(make())[3]
 
 
+@pytest.mark.default("GMRES")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("make", [pj.CG, pj.GMRES], ids=["CG", "GMRES"])
 def test_progress_prints_a_line_for_the_worst_of_a_batch(make, capsys):
     solver = make(1e-10, progress=2)
@@ -70,6 +71,8 @@ def test_progress_prints_a_line_for_the_worst_of_a_batch(make, capsys):
     assert lines[0].startswith(f"{make.__name__}: step 2, residual ")
 
 
+@pytest.mark.default("MINRES")
+@pytest.mark.ci("*")
 @each
 def test_gradient_does_not_vanish_under_an_absolute_tolerance(make):
     # The units of `atol` are those of b, not those of a cotangent.
@@ -82,6 +85,8 @@ def test_gradient_does_not_vanish_under_an_absolute_tolerance(make):
     assert krylov.relative_error(gradient, truth) < 1e-8
 
 
+@pytest.mark.default("Normal(CG)")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("wrap", [lambda s: s, pj.Normal], ids=["CG", "Normal(CG)"])
 def test_derivatives_have_a_tolerance_of_their_own(wrap):
     operator = krylov.operator(MATRIX, krylov.PSD)
@@ -118,6 +123,8 @@ def test_negative_settings_are_errors(make):
             make(**{name: -1})
 
 
+@pytest.mark.default("GMRES")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("make", [pj.MINRES, pj.LSMR, pj.GMRES, pj.BiCGStab])
 def test_vectors_are_trees(make):
     first, second = MATRIX[:2, :2], MATRIX[2:, 2:]

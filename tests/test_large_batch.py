@@ -87,17 +87,16 @@ def _unordered_calls(computation):
     return len(calls), pairs
 
 
-_more = pytest.mark.slow  # some seconds of compiling each
-_each_power = pytest.mark.parametrize(
-    "power",
-    [
-        pytest.param(1, id="constant-cotangent"),
-        pytest.param(2, id="cotangent-of-x", marks=_more),
-    ],
+# By default two factorisations with rows of their own, wide, where they call LAPACK most,
+# and the generic rows. A constant cotangent is the harder case: it does not wait for x.
+@pytest.mark.default(
+    "CholeskyQR-wide-constant-cotangent",
+    "PivotedQR-wide-constant-cotangent",
+    "LU-constant-cotangent",
 )
-
-
-@_each_power
+@pytest.mark.ci("*")
+@pytest.mark.optimised
+@pytest.mark.parametrize("power", [1, 2], ids=["constant-cotangent", "cotangent-of-x"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_library_calls_of_a_batched_gradient_have_an_order(name, power):
     _check_order(_compiled_gradient(*SOLVERS[name], power))
@@ -116,6 +115,9 @@ SMALL = {
 }
 
 
+@pytest.mark.default("Cholesky", "LU")
+@pytest.mark.ci("*")
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", SMALL)
 def test_library_calls_of_a_batched_gradient_of_small_problems(name):
     *problem, calls = SMALL[name]
@@ -142,6 +144,8 @@ def _fits(data):
     return pj.varpro_batch(decays, data, start, weights=weights, chunk_size=100)
 
 
+@pytest.mark.slow  # two large programs, optimised
+@pytest.mark.optimised
 @pytest.mark.parametrize("shape", [(250, 20), (250, 20, 30)], ids=["own", "shared"])
 def test_library_calls_of_the_statistics_of_many_fits_have_an_order(shape):
     fits = eqx.filter_eval_shape(_fits, jax.ShapeDtypeStruct(shape, float))
@@ -149,7 +153,8 @@ def test_library_calls_of_the_statistics_of_many_fits_have_an_order(shape):
     _check_order(statistics.lower(fits).compile().as_text())
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a large program, optimised
+@pytest.mark.optimised
 def test_library_calls_of_the_gradient_of_many_fits_have_an_order():
     gradient = jax.jit(jax.grad(lambda data: jnp.sum(_fits(data).coefficients)))
     data = jax.ShapeDtypeStruct((250, 20), float)
@@ -191,6 +196,7 @@ for solver, (m, n), tag in [
 """
 
 
+@pytest.mark.slow  # half a minute: seven programs, optimised, and 140,000 solves
 def test_gradients_of_ten_thousand_solves_end():
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT],

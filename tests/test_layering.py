@@ -120,6 +120,18 @@ def test_module_takes_nothing_private_from_other_packages(module):
     assert (imported, reached) == (set(), set())
 
 
+def test_semi_public_names_used_are_those_that_the_architecture_lists():
+    doors = (r"(equinox|lineax|optimistix)\.internal", r"jax\.core", r"jax\.interpreters")
+    doors += (r"jax\.extend\.core", r"jax\.experimental\.\w+")
+    pattern = "|".join(doors)
+    names = {name for module in _MODULES for name in _external_names(_tree(module))}
+    used = {m.group() for name in names if (m := re.match(pattern, name))}
+    page = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert {name for name in used if f"`{name}`" not in page} == set()
+    source = "".join((_PACKAGE / module).read_text("utf-8") for module in _MODULES)
+    assert set(re.findall(r"jax\._src[\w.]*", source)) == {"jax._src.callback"}
+
+
 @_each_module
 def test_module_assigns_to_no_attribute_or_item_on_import(module):
     targets = [
@@ -147,6 +159,6 @@ print(before == after)
         check=True,
         env=environment,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert process.stdout.strip() == "True"

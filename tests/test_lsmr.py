@@ -9,9 +9,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 SHAPES = {"tall": (8, 5), "wide": (5, 8), "square": (6, 6)}
 FULL_RANK = pj.LSMR(1e-12, well_posed=True)
 
@@ -29,6 +26,8 @@ def _matrix(shape, is_complex, deficient=False, seed=0):
     return krylov.with_values(seed, is_complex, *SHAPES[shape], values)
 
 
+@pytest.mark.default("complex128-wide")
+@pytest.mark.ci("*")
 @shapes
 @pytest.mark.parametrize("dtype", ["float64", "complex128", "float32"])
 def test_pseudoinverse_solution_of_any_rank(shape, dtype):
@@ -58,11 +57,13 @@ def test_vector_orthogonal_to_the_range_has_the_solution_zero():
 
 
 def test_zero_matrix_has_the_solution_zero():
-    value, successful, *_ = krylov.solve(np.zeros((4, 3)), np.ones(4), pj.LSMR())
+    value, successful, *_ = krylov.solve(np.zeros((8, 5)), np.ones(8), pj.LSMR())
     assert successful
     np.testing.assert_array_equal(value, 0)
 
 
+@pytest.mark.default("complex-wide")
+@pytest.mark.ci("*")
 @shapes
 @fields
 def test_preconditioner_of_the_shorter_side_leaves_the_solution(shape, is_complex):
@@ -77,6 +78,7 @@ def test_preconditioner_of_the_shorter_side_leaves_the_solution(shape, is_comple
     assert krylov.relative_error(value, krylov.pinv(matrix) @ vector) < 1e-9
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 @pytest.mark.parametrize("shape", ["tall", "wide"])
 def test_preconditioner_near_the_root_of_the_gram_inverse_saves_steps(shape):
     left, right = (krylov.orthonormal(seed, False, n, 5) for seed, n in ((0, 8), (1, 5)))
@@ -93,6 +95,7 @@ def test_preconditioner_near_the_root_of_the_gram_inverse_saves_steps(shape):
     assert stats["num_steps"] <= 2
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_first_guess_of_a_tall_operator_saves_steps():
     matrix = _matrix("tall", False)
     exact = np.ones(matrix.shape[1])
@@ -100,6 +103,8 @@ def test_first_guess_of_a_tall_operator_saves_steps():
     assert stats["num_steps"] == 0
 
 
+@pytest.mark.default("wide")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", ["wide", "square"])
 def test_deficient_rank_declared_full_is_not_successful(shape):
     matrix = _matrix(shape, False, deficient=True)
@@ -118,6 +123,7 @@ def test_residual_near_rounding_still_counts_as_least_squares():
     assert krylov.relative_error(value, krylov.pinv(matrix) @ vector) < 1e-12
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_too_few_steps_report_max_steps_reached():
     matrix = _matrix("tall", False)
     vector = krylov.random(1, False, len(matrix))
@@ -165,6 +171,7 @@ def _dense_damped(matrix, vector, damp):
     return jax.numpy.linalg.solve(gram, matrix.conj().T @ vector)
 
 
+@pytest.mark.slow  # of second order, through two loops
 @pytest.mark.parametrize("shape", ["tall", "wide"])
 def test_damped_derivatives_of_first_and_second_order(shape):
     matrix, t_matrix = _matrix(shape, False, True), _matrix(shape, False, True, 5)

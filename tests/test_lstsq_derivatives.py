@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import truth
-from checks import assert_close, jit
+from checks import assert_close, derivatives, jit
 from problems import Path
 
 import pseudojvp as pj
@@ -104,9 +104,7 @@ def series(case):
 
 def along(function):
     """The function and its first two derivatives in t, forward over forward."""
-    first = lambda t: jax.jvp(function, (t,), (1.0,))[1]
-    second = lambda t: jax.jvp(first, (t,), (1.0,))[1]
-    return lambda t: (function(t), first(t), second(t))
+    return derivatives(function, 2)
 
 
 @each_case
@@ -131,8 +129,7 @@ def test_first_and_second_derivatives_of_a_loss_in_reverse(name):
     x, residuals = series(case)
     gram = truth.multiply(truth.adjoint(x), x)
     want = np.trace(gram, axis1=1, axis2=2).real + residuals @ weights
-    gradient = jax.grad(loss)
-    got = jit(lambda t: (gradient(t), jax.grad(gradient)(t)))(0.0)
+    got = jit(jax.value_and_grad(jax.grad(loss)))(0.0)
     np.testing.assert_allclose(got, [want[1], 2 * want[2]], rtol=1e-11)
 
 
@@ -141,13 +138,13 @@ def test_equal_singular_values_are_no_matter(method):
     tangent, b = cases.random_array((3, 3), float, 1), np.array([1.0, 2.0, 3.0])
 
     @jit
-    def derivatives(a):
+    def path_and_gradient(a):
         solve = lambda t: lstsq(a + t * tangent, b, method=method)[:2]
         cotangents = (np.array([1.0, -1.0, 2.0]), np.ones(1))
         gradient = jax.vjp(lambda a: lstsq(a, b, method=method)[:2], a)[1]
         return along(solve)(0.0), gradient(cotangents)[0]
 
-    path, gradient = derivatives(np.eye(3))
+    path, gradient = path_and_gradient(np.eye(3))
     want = (b, -tangent @ b, 2 * tangent @ tangent @ b)
     for (x, residuals), value in zip(path, want, strict=True):
         np.testing.assert_allclose(x, value, atol=1e-14)

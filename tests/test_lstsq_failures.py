@@ -9,15 +9,13 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 A = np.array([[2.0, 1.0], [1.0, 3.0], [0.0, 1.0]])
 B = np.array([1.0, 2.0, 3.0])
 DEFICIENT = np.ones((3, 2))
 METHODS = ("pivoted_qr", "svd", "qr")
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("args", "kwargs", "error", "match"),
     [
@@ -59,6 +57,8 @@ def spoilt(array, bad):
     return copy
 
 
+@pytest.mark.default("*-qr")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_input_raises(method, bad):
@@ -73,6 +73,8 @@ def test_qr_of_a_deficient_matrix_raises():
         pj.lstsq(DEFICIENT, B, method="qr")
 
 
+@pytest.mark.default("*-svd")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_matrix_gives_nan_without_throw(method, bad):
@@ -81,6 +83,8 @@ def test_non_finite_matrix_gives_nan_without_throw(method, bad):
     assert rank == 0
 
 
+@pytest.mark.default("svd")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("method", METHODS)
 def test_non_finite_vector_spoils_its_own_column_only(method):
     b = np.stack([B, spoilt(B, np.nan), B], axis=1)
@@ -98,6 +102,8 @@ def test_qr_of_a_deficient_matrix_gives_nan_without_throw():
     assert np.isnan(np.concatenate([x, residuals])).all()
 
 
+@pytest.mark.default("qr")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("method", METHODS)
 def test_one_bad_member_of_a_batch_spoils_only_itself(method):
     a = np.stack([A, spoilt(A, np.inf), A, A])

@@ -11,9 +11,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 INDEFINITE = [3.0, -2.0, 1.5, -1.0, 0.7, -0.5]
 SINGULAR = [3.0, -2.0, 1.0, 0.0, 0.0, -0.5]
 SIZE = len(INDEFINITE)
@@ -45,6 +42,8 @@ def _solve_hermitian(eigenvalues, dtype, in_range, solver=None):
     return value, successful, np.stack(truth)
 
 
+@pytest.mark.default("complex128")
+@pytest.mark.ci("*")
 @dtypes
 def test_indefinite_systems_are_solved(dtype):
     value, successful, truth = _solve_hermitian(INDEFINITE, dtype, in_range=False)
@@ -52,6 +51,8 @@ def test_indefinite_systems_are_solved(dtype):
     assert krylov.relative_error(value, truth) < _bound(dtype)
 
 
+@pytest.mark.default("complex128")
+@pytest.mark.ci("*")
 @dtypes
 def test_consistent_singular_systems_get_the_minimum_norm_solution(dtype):
     value, successful, truth = _solve_hermitian(SINGULAR, dtype, in_range=True)
@@ -59,6 +60,8 @@ def test_consistent_singular_systems_get_the_minimum_norm_solution(dtype):
     assert krylov.relative_error(value, truth) < _bound(dtype)
 
 
+@pytest.mark.default("complex128")
+@pytest.mark.ci("*")
 @dtypes
 def test_inconsistent_singular_systems_get_the_pseudoinverse_solution(dtype):
     value, successful, truth = _solve_hermitian(SINGULAR, dtype, in_range=False)
@@ -66,11 +69,14 @@ def test_inconsistent_singular_systems_get_the_pseudoinverse_solution(dtype):
     assert krylov.relative_error(value, truth) < _bound(dtype)
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_inconsistent_systems_taken_for_nonsingular_are_never_successful():
     _, successful, _ = _solve_hermitian(SINGULAR, "float64", False, NONSINGULAR)
     assert not successful.any()
 
 
+@pytest.mark.default("complex64")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_no_successful_least_squares_solution_has_a_large_error(dtype):
     # In single precision the default tolerance is near rounding.
@@ -99,6 +105,8 @@ def test_inconsistency_too_small_to_tell_is_not_called_solved():
     assert not successful or error < 1e-8
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_preconditioner_near_the_inverse_of_the_modulus_saves_steps(is_complex):
     eigenvalues = np.array([300.0, -200.0, 1.5, -10.0, 70.0, -0.5])
@@ -153,6 +161,7 @@ def test_shifted_operator_and_the_derivative_in_the_shift():
     assert krylov.relative_error(tangent, np.linalg.solve(shifted, truth)) < 1e-8
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_too_few_steps_report_max_steps_reached():
     matrix, vector = krylov.hermitian(0, False, INDEFINITE), krylov.random(1, False, SIZE)
     solver = pj.MINRES(max_steps=2)
@@ -196,7 +205,13 @@ def test_operator_not_known_as_hermitian_is_refused(dtype, tags):
         pj.linear_solve(operator, np.ones(SIZE, dtype), pj.MINRES())
 
 
-@pytest.mark.parametrize("tag", [krylov.PSD, lx.negative_semidefinite_tag])
+@pytest.mark.default("negative")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize(
+    "tag",
+    [krylov.PSD, lx.negative_semidefinite_tag],
+    ids=["positive", "negative"],
+)
 def test_tag_of_definiteness_is_enough(tag):
     matrix = np.diag([1.0, 2.0, 3.0]) * (1 if tag is krylov.PSD else -1) + 0j
     value, successful, *_ = krylov.solve(matrix, np.ones(3) + 0j, pj.MINRES(), tag)

@@ -12,9 +12,6 @@ from pseudojvp._primitive import bind
 from pseudojvp._saddle_point import Blocks, Problem
 
 
-pytestmark = pytest.mark.grid
-
-
 SUCCESSFUL = lx.RESULTS.successful
 BREAKDOWN = lx.RESULTS.breakdown
 RNG = np.random.default_rng(11)
@@ -72,6 +69,8 @@ def _solve(matrices, vectors, solver):
     return jax.vmap(solve)(matrices, vectors)
 
 
+@pytest.mark.default("5-complex-P", "1-tall-P")
+@pytest.mark.ci("5-*", "0-complex-scale")
 @SERIES
 @pytest.mark.parametrize("num_terms", [0, 1, 2, 5])
 def test_series_and_its_derivatives_in_b_are_the_polynomial(a, p, scale, num_terms):
@@ -111,6 +110,8 @@ def test_preconditioner_of_options_wins_over_the_field():
     np.testing.assert_allclose(x, _polynomial(A_REAL, A_REAL.T, 0.6, 2) @ b, rtol=1e-12)
 
 
+@pytest.mark.default("complex-scale", "tall-P")
+@pytest.mark.ci("*")
 @SERIES
 def test_row_space_projection_is_the_closed_form(a, p, scale):
     solver = pj.Neumann(3, scale, _as_operator(p))
@@ -167,6 +168,8 @@ def _with_radius(radius, count=200, size=5):
     return a, rng.standard_normal((count, size))
 
 
+@pytest.mark.default("0.99")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("radius", [0.5, 0.9, 0.99])
 def test_with_tolerance_the_error_is_within_twice_it(radius):
     a, b = _with_radius(radius)
@@ -196,6 +199,8 @@ def test_tolerance_stops_at_the_first_term_that_meets_it():
     assert int(num_steps[0]) == 10
 
 
+@pytest.mark.default("1e-06-1.5", "None-3.0")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("radius", [1.5, 3.0])
 @pytest.mark.parametrize("rtol", [None, 1e-6])
 def test_growth_stops_early_with_breakdown(radius, rtol):
@@ -243,6 +248,8 @@ def test_vmap_flags_the_divergent_member_alone():
     assert int(num_steps[2]) < 60
 
 
+@pytest.mark.default("tall-deficient-complex")
+@pytest.mark.ci("*-complex", "square-deficient-real")
 @pytest.mark.parametrize("dtype", [float, complex], ids=["real", "complex"])
 @pytest.mark.parametrize(
     ("rows", "cols", "rank"),

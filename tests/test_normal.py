@@ -10,9 +10,6 @@ import pytest
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 SUCCESSFUL = lx.RESULTS.successful
 PSD = lx.positive_semidefinite_tag
 CG = pj.CG(1e-12, 1e-12, max_steps=200)
@@ -55,6 +52,8 @@ def _solve_and_compare(matrix, solver, operator=None):
     return solution
 
 
+@pytest.mark.default("lineax.LU-wide", "pseudojvp.SVD-tall")
+@pytest.mark.ci("*-wide")
 @tall_or_wide
 @pytest.mark.parametrize(
     "inner",
@@ -76,6 +75,8 @@ def test_every_inner_solver_gives_the_pseudoinverse_solution(inner, shape):
     _solve_and_compare(_matrix(*shape, min(shape), complex), pj.Normal(inner))
 
 
+@pytest.mark.default("square")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "shape", [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
 )
@@ -85,11 +86,15 @@ def test_real_operator_gets_a_real_pseudoinverse_solution(shape):
     assert solution.value.dtype == float
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_square_operator_is_solved_as_tall(dtype):
     _solve_and_compare(_matrix(4, 4, 4, dtype), pj.Normal(CG))
 
 
+@pytest.mark.default("SVD-wide")
+@pytest.mark.ci("*-tall", "CG-singular-wide")
 @deficient_shapes
 @pytest.mark.parametrize(
     "inner",
@@ -113,6 +118,8 @@ def test_rank_deficient_operator_gives_the_pseudoinverse_solution(
     np.testing.assert_allclose(solution.value, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.default("SVD-tall")
+@pytest.mark.ci("*")
 @deficient_shapes
 @pytest.mark.parametrize(
     "inner",
@@ -167,6 +174,8 @@ for _check in (
     _check.register(_MatrixFree, lambda operator: False)
 
 
+@pytest.mark.default("CG-wide")
+@pytest.mark.ci("*-tall")
 @tall_or_wide
 @pytest.mark.parametrize(
     "inner",
@@ -178,13 +187,20 @@ def test_matrix_free_operator_is_never_materialised(inner, shape):
     _solve_and_compare(matrix, pj.Normal(inner), _MatrixFree(jnp.asarray(matrix)))
 
 
+@pytest.mark.default("Cholesky-wide")
+@pytest.mark.ci("*")
 @tall_or_wide
-def test_transposed_and_conjugated_states_solve_those_systems(shape):
+@pytest.mark.parametrize(
+    "inner",
+    [lx.LU(), lx.Cholesky(), pj.QR(), CG],
+    ids=lambda inner: type(inner).__name__,
+)
+def test_transposed_and_conjugated_states_solve_those_systems(inner, shape):
     matrix = _matrix(*shape, min(shape), complex)
     rows, cols = shape
 
-    @eqx.filter_jit
-    def solve(matrix, b, transposed_b, inner):
+    @jax.jit
+    def solve(matrix, b, transposed_b):
         solver = pj.Normal(inner)
         state = solver.init(lx.MatrixLinearOperator(matrix), {})
         transposed = solver.transpose(state, {})
@@ -195,12 +211,13 @@ def test_transposed_and_conjugated_states_solve_those_systems(shape):
         )
 
     b, transposed_b = _vector(rows, complex), _vector(cols, complex)
-    for inner in (lx.LU(), lx.Cholesky(), pj.QR(), CG):
-        x_transposed, x_conjugated = solve(matrix, b, transposed_b, inner)
-        np.testing.assert_allclose(x_transposed, np.linalg.pinv(matrix.T) @ transposed_b)
-        np.testing.assert_allclose(x_conjugated, np.linalg.pinv(matrix.conj()) @ b)
+    x_transposed, x_conjugated = solve(matrix, b, transposed_b)
+    np.testing.assert_allclose(x_transposed, np.linalg.pinv(matrix.T) @ transposed_b)
+    np.testing.assert_allclose(x_conjugated, np.linalg.pinv(matrix.conj()) @ b)
 
 
+@pytest.mark.default("wide-complex")
+@pytest.mark.ci("tall-complex")
 @dtypes
 @tall_or_wide
 def test_exact_preconditioner_converges_at_once(shape, dtype):
@@ -209,12 +226,14 @@ def test_exact_preconditioner_converges_at_once(shape, dtype):
     options = {"preconditioner": lx.MatrixLinearOperator(np.linalg.pinv(matrix))}
     b = _vector(shape[0], dtype)
     solver = pj.Normal(pj.CG(1e-9, 1e-9, max_steps=50))
-    solution = pj.linear_solve(jnp.asarray(matrix), b, solver, options=options)
+    solution = pj.linear_solve(matrix, b, solver, options=options, throw=False)
     assert solution.stats["num_steps"] <= 2
     expected = np.linalg.pinv(matrix) @ b
     np.testing.assert_allclose(solution.value, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.default("tall-complex")
+@pytest.mark.ci("wide-complex")
 @dtypes
 @tall_or_wide
 def test_first_guess_at_the_solution_saves_steps(shape, dtype):
@@ -225,25 +244,29 @@ def test_first_guess_at_the_solution_saves_steps(shape, dtype):
     guess = jnp.asarray(pseudoinverse @ b)
     options = {"y0": guess, "preconditioner": lx.MatrixLinearOperator(pseudoinverse)}
     solver = pj.Normal(pj.CG(1e-9, 1e-9, max_steps=50))
-    solution = pj.linear_solve(jnp.asarray(matrix), b, solver, options=options)
+    solution = pj.linear_solve(matrix, b, solver, options=options, throw=False)
     assert solution.stats["num_steps"] <= 1
     np.testing.assert_allclose(solution.value, guess, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.default("wide")
+@pytest.mark.ci("*")
 @tall_or_wide
 def test_first_guess_leaves_the_solution(shape):
     matrix = _matrix(*shape, min(shape), complex)
     b, guess = _vector(shape[0], complex), jnp.ones(shape[1], complex)
     solution = pj.linear_solve(
-        jnp.asarray(matrix), b, pj.Normal(CG), options={"y0": guess}
+        matrix, b, pj.Normal(CG), options={"y0": guess}, throw=False
     )
     np.testing.assert_allclose(solution.value, np.linalg.pinv(matrix) @ b, rtol=1e-9)
 
 
+@pytest.mark.slow  # loops with preconditioners: one to two seconds of compiling each
 @tall_or_wide
 @pytest.mark.parametrize("scale", [2.0**664, 2.0**-664], ids=["huge", "tiny"])
-def test_scale_of_a_matrix_free_operator_does_not_matter(shape, scale):
-    # With a preconditioner and a first guess in the units of the operator.
+@pytest.mark.parametrize("names", [(), ("y0", "preconditioner")], ids=["bare", "options"])
+def test_scale_of_a_matrix_free_operator_does_not_matter(names, shape, scale):
+    # The preconditioner and the first guess are in the units of the operator.
     matrix = _matrix(*shape, min(shape), complex)
     pseudoinverse, b = np.linalg.pinv(matrix), _vector(shape[0], complex)
     options = {
@@ -251,24 +274,33 @@ def test_scale_of_a_matrix_free_operator_does_not_matter(shape, scale):
         "preconditioner": lx.MatrixLinearOperator(pseudoinverse / scale),
     }
     solver = pj.Normal(pj.CG(1e-12, 0.0, max_steps=50))
-    for given in ({}, options):
-        solution = pj.linear_solve(scale * matrix, b, solver, options=given)
-        np.testing.assert_allclose(solution.value * scale, pseudoinverse @ b, rtol=1e-10)
+    given = {name: options[name] for name in names}
+    solution = pj.linear_solve(scale * matrix, b, solver, options=given, throw=False)
+    np.testing.assert_allclose(solution.value * scale, pseudoinverse @ b, rtol=1e-10)
 
 
+@pytest.mark.default("transpose-tall")
+@pytest.mark.ci("*")
 @tall_or_wide
-def test_transposed_and_conjugated_states_keep_the_scale(shape):
-    matrix, scale, solver = _matrix(*shape, min(shape), complex), 2.0**664, pj.Normal(CG)
-    state = solver.init(lx.MatrixLinearOperator(scale * matrix), {})
-    truths = {"transpose": matrix.T, "conj": matrix.conj()}
-    for name, truth in truths.items():
-        mapped, options = getattr(solver, name)(state, {})
-        b = _vector(len(truth), complex)
-        value, result, _ = solver.compute(mapped, jnp.asarray(b), options)
-        assert result == SUCCESSFUL
-        np.testing.assert_allclose(value * scale, np.linalg.pinv(truth) @ b, rtol=1e-10)
+@pytest.mark.parametrize("mapping", ["transpose", "conj"])
+def test_transposed_and_conjugated_states_keep_the_scale(mapping, shape):
+    matrix, scale = _matrix(*shape, min(shape), complex), 2.0**664
+    truth = {"transpose": matrix.T, "conj": matrix.conj()}[mapping]
+    b = _vector(len(truth), complex)
+
+    @eqx.filter_jit
+    def solve(matrix, b):
+        solver = pj.Normal(CG)
+        state = solver.init(lx.MatrixLinearOperator(matrix), {})
+        state, options = getattr(solver, mapping)(state, {})
+        return solver.compute(state, b, options)
+
+    value, result, _ = solve(scale * matrix, b)
+    assert result == SUCCESSFUL
+    np.testing.assert_allclose(value * scale, np.linalg.pinv(truth) @ b, rtol=1e-10)
 
 
+@pytest.mark.slow  # of an inner solver of lineax
 @tall_or_wide
 def test_inner_gmres_that_is_content_with_a_large_residual_is_told(shape):
     # It looks at the residual after its preconditioner, here one that is far too small.
@@ -284,6 +316,7 @@ def test_inner_gmres_that_is_content_with_a_large_residual_is_told(shape):
     assert solution.result == lx.RESULTS.stagnation
 
 
+@pytest.mark.slow  # a second of compiling each
 @pytest.mark.parametrize("inner", [CG, lx.GMRES(1e-10, 1e-10)], ids=["CG", "GMRES"])
 @pytest.mark.parametrize(
     "operator",
@@ -297,7 +330,7 @@ def test_inner_gmres_that_is_content_with_a_large_residual_is_told(shape):
 )
 def test_operators_with_a_structure_are_solved(operator, inner):
     vector = jnp.arange(1, 1 + operator.out_size(), dtype=operator.out_structure().dtype)
-    got = pj.linear_solve(operator, vector, pj.Normal(inner)).value
+    got = pj.linear_solve(operator, vector, pj.Normal(inner), throw=False).value
     np.testing.assert_allclose(
         got, np.linalg.solve(operator.as_matrix(), vector), rtol=1e-9
     )

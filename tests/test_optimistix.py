@@ -62,12 +62,16 @@ def _root(method, linear_solver):
     return jit(find)(2.0)
 
 
+@pytest.mark.default("Auto(None)")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", SQUARE)
 def test_newton_finds_the_root(name):
     root = _root(optx.Newton, SQUARE[name])
     np.testing.assert_allclose(root, [np.sqrt(2), 1 / np.sqrt(2)], rtol=1e-9)
 
 
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
 # Without Normal(CG): Chord carries the state, in which it takes no jaxpr.
 @pytest.mark.parametrize("name", [*DIRECT, "Auto(None)"])
 def test_chord_finds_the_root(name):
@@ -75,6 +79,8 @@ def test_chord_finds_the_root(name):
     np.testing.assert_allclose(root, [np.sqrt(2), 1 / np.sqrt(2)], rtol=1e-9)
 
 
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "Normal(CG)", "Auto(None)"])
 def test_implicit_adjoint_of_a_root_is_right(name):
     @jit
@@ -89,6 +95,8 @@ def test_implicit_adjoint_of_a_root_is_right(name):
     np.testing.assert_allclose(jacobian(2.0), truth, rtol=1e-9)
 
 
+@pytest.mark.default("Neumann")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
     [
@@ -119,6 +127,8 @@ def test_implicit_adjoint_of_a_definite_fixed_point_is_right(solver):
     np.testing.assert_allclose(jacobian(jnp.asarray(right_side)), truth, rtol=1e-9)
 
 
+@pytest.mark.default("GaussNewton-SVD", "LevenbergMarquardt-Normal(Cholesky)")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("method", "name"),
     [
@@ -141,6 +151,8 @@ def test_least_squares_fit_is_the_minimum(method, name):
     np.testing.assert_allclose(got, _fitted(DATA), rtol=1e-6)
 
 
+@pytest.mark.default("SVD")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", DIRECT)
 def test_gradient_through_a_least_squares_fit_is_right(name):
     @jit
@@ -156,6 +168,8 @@ def test_gradient_through_a_least_squares_fit_is_right(name):
     np.testing.assert_allclose(gradient(DATA) @ direction, truth, rtol=1e-7)
 
 
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
     [pj.QR(), pj.SVD(), pj.Normal(pj.CG(1e-12, 1e-12)), lx.QR()],
@@ -174,6 +188,7 @@ def test_residual_that_solves_without_throwing_runs_in_levenberg_marquardt(solve
     np.testing.assert_allclose(fit(DATA), _fitted(DATA)[1], rtol=1e-6)  # as above
 
 
+@pytest.mark.slow  # a loop within a loop
 def test_problem_within_the_residual_of_another_runs_without_throwing():
     # Outside: the a at which the root (√a, 1/√a) has a ratio of 3. Inside: the root.
     def residual(a, _):
@@ -190,6 +205,7 @@ def test_problem_within_the_residual_of_another_runs_without_throwing():
     np.testing.assert_allclose(find(2.0), 3, rtol=1e-9)
 
 
+@pytest.mark.slow  # derivatives of derivatives in a loop
 def test_gradient_through_variable_projection_is_right():
     @jit
     @jax.grad
@@ -217,6 +233,8 @@ def _deficient_residuals(y, data):
 DEFICIENT_START = {name: jnp.array(1.0) for name in ("left", "right", "rate")}
 
 
+@pytest.mark.default("Dogleg")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("method", [optx.GaussNewton, optx.Dogleg])
 def test_least_squares_fit_with_a_rank_deficient_jacobian_is_the_minimum(method):
     solver = method(rtol=1e-10, atol=1e-10, linear_solver=pj.SVD())
@@ -226,6 +244,8 @@ def test_least_squares_fit_with_a_rank_deficient_jacobian_is_the_minimum(method)
     np.testing.assert_allclose(got, _fitted(DATA), rtol=1e-6)  # as above
 
 
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [pj.QR(), lx.LU()], ids=["QR", "lx.LU"])
 def test_implicit_adjoint_of_bfgs_is_right(solver):
     @jit
@@ -241,6 +261,8 @@ def test_implicit_adjoint_of_bfgs_is_right(solver):
     np.testing.assert_allclose(gradient(DATA) @ direction, truth, rtol=1e-7)
 
 
+@pytest.mark.default("PseudoinverseAdjoint")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "adjoint",
     [

@@ -11,9 +11,6 @@ from checks import assert_close, jit
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 PSD = lx.positive_semidefinite_tag
 SIDE = 3
 SIZE = SIDE**2
@@ -91,6 +88,8 @@ def _check(make, solver, tags, data, row, col, vector, weights):
     assert_close(got_data, -adjoint[row] * x[col], 1e-8)
 
 
+@pytest.mark.default("chebyshev-complex", "incomplete_cholesky-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_cg_gives_the_dense_solution_and_gradients(name, dtype):
@@ -99,6 +98,8 @@ def test_cg_gives_the_dense_solution_and_gradients(name, dtype):
     _check(PRECONDITIONERS[name], solver, PSD, data, row, col, vector, weights)
 
 
+@pytest.mark.default("incomplete_lu-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("name", GENERAL)
 def test_gmres_gives_the_dense_solution_and_gradients_of_general_systems(name, dtype):
@@ -108,6 +109,7 @@ def test_gmres_gives_the_dense_solution_and_gradients_of_general_systems(name, d
     _check(GENERAL[name], solver, (), data, row, col, vector, weights)
 
 
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
 def test_minres_takes_absolute_jacobi_for_an_indefinite_system():
     data, row, col, vector, weights = _system()
     data = np.where(row == col, data - 7, data)
@@ -118,6 +120,8 @@ def test_minres_takes_absolute_jacobi_for_an_indefinite_system():
     _check(make, solver, lx.symmetric_tag, data, row, col, vector, weights)
 
 
+@pytest.mark.default("nystroem")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_a_batch_of_matrices_on_one_pattern_is_solved(name):
     data, row, col, vector, _ = _system()
@@ -147,6 +151,8 @@ MOST_STEPS = {
 }
 
 
+@pytest.mark.default("chebyshev")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", MOST_STEPS)
 def test_iterations_fall_on_the_poisson_equation(name):
     make, most = MOST_STEPS[name]
@@ -158,6 +164,7 @@ def test_iterations_fall_on_the_poisson_equation(name):
     assert steps <= most
 
 
+@pytest.mark.slow  # two programs
 def test_nystroem_makes_the_iterations_few_for_a_kernel():
     points = np.arange(200) / 20
     kernel = np.exp(-0.5 * np.subtract.outer(points, points) ** 2)

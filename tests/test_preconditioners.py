@@ -12,9 +12,6 @@ from checks import jit
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 PSD = lx.positive_semidefinite_tag
 SIZE = 7
 
@@ -84,6 +81,8 @@ def _matrices(name, dtype):
     return matrices(_definite(dtype))
 
 
+@pytest.mark.default("*-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("name", NAMES)
 def test_preconditioner_of_a_definite_operator_is_definite(name, dtype):
@@ -92,6 +91,8 @@ def test_preconditioner_of_a_definite_operator_is_definite(name, dtype):
     assert np.linalg.eigvalsh(matrix)[0] > 0
 
 
+@pytest.mark.default("*-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("name", NAMES)
 def test_transpose_conjugate_and_product_are_those_of_the_matrix(name, dtype):
@@ -117,6 +118,8 @@ def test_preconditioner_of_a_definite_operator_is_tagged(name):
     assert all(map(lx.is_symmetric, tagged))
 
 
+@pytest.mark.default("_sparse-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("make", [_sparse, lx.MatrixLinearOperator])
 def test_jacobi_is_the_inverse_of_the_diagonal(make, dtype):
@@ -149,6 +152,8 @@ def test_jacobi_keeps_the_tree_of_the_vectors():
     np.testing.assert_array_equal(out["b"][0], [[0.25, 0.25]])
 
 
+@pytest.mark.default("3-_sparse-complex", "10-MatrixLinearOperator-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("make", [_sparse, lx.MatrixLinearOperator])
 @pytest.mark.parametrize("block", [1, 3, 10])
@@ -158,6 +163,8 @@ def test_block_jacobi_inverts_the_diagonal_blocks(make, block, dtype):
     np.testing.assert_allclose(got, _blocks(matrix, block), atol=1e-13)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_block_jacobi_of_a_definite_operator_inverts_the_blocks(dtype):
     (got, *_), _, _ = _matrices("block_jacobi", dtype)
@@ -183,6 +190,8 @@ def test_block_jacobi_of_a_symmetric_operator_is_symmetric():
     assert tags == [frozenset({lx.symmetric_tag})]
 
 
+@pytest.mark.default("4-complex")
+@pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("degree", [0, 1, 4])
 def test_chebyshev_is_the_shifted_chebyshev_polynomial(degree, dtype):
@@ -199,6 +208,8 @@ def test_chebyshev_is_the_shifted_chebyshev_polynomial(degree, dtype):
     np.testing.assert_allclose(got, want, atol=1e-13)
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_default_bounds_of_chebyshev_hold_the_largest_eigenvalue(dtype):
     bound = lambda matrix: pj.chebyshev(lx.MatrixLinearOperator(matrix, PSD)).upper
@@ -215,6 +226,8 @@ def _nystroem_matrix(matrix, rank, shift):
     return pj.nystroem(operator, rank, jax.random.key(0), shift).as_matrix()
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @dtypes
 def test_nystroem_of_full_rank_is_the_inverse_up_to_a_factor(dtype):
     matrix, shift = _definite(dtype), 0.5
@@ -247,6 +260,7 @@ def _untagged():
     return lx.MatrixLinearOperator(np.eye(3))
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [

@@ -14,25 +14,15 @@ import pseudojvp as pj
 
 
 # With b in the range only, a derivative is not that of A†b: the tangent leaves the range.
-DIFFERENTIABLE = [name for name in CLAIMS if not CLAIMS[name].consistent]
-CORE = (
-    "QR",
-    "CholeskyQR",
-    "PivotedQR",
-    "SVD",
-    "LU",
-    "Cholesky",
-    "Normal(Cholesky)",
-    "CG",
-    "Neumann",
-)
-each_differentiable_cell = each_cell(DIFFERENTIABLE, seldom=1, core=CORE)
+DIFFERENTIABLE = [label for label in CLAIMS if not CLAIMS[label].consistent]
+FEW = ("PivotedQR", "Cholesky", "CG")  # a compilation of seconds each
+each_differentiable_cell = each_cell(DIFFERENTIABLE, default=FEW)
 
 
 @ft.cache
 def compiled(cell):
     """The tangent of x, and the cotangents of A and b."""
-    claim, _, dtype = cell
+    claim, dtype = cell.claim, cell.dtype
     solver = claim.solver(dtype)
 
     def solve(matrix, vector):
@@ -52,15 +42,15 @@ class Drawn:
     """A system, a direction that keeps its rank, a cotangent, and what comes of them."""
 
     def __init__(self, cell, data):
-        claim, shape, dtype = cell
-        self.system = data.draw(systems(*cell, scaled=False, condition=10.0))
+        claim, shape, dtype = cell.claim, cell.shape, cell.dtype
+        self.system = data.draw(systems(cell, scaled=False, condition=10.0))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.t_matrix = direction(rng, claim, self.system, dtype).astype(dtype)
         self.t_vector = numbers(rng, shape[:1], dtype, False).astype(dtype)
         self.ct_solution = numbers(rng, shape[1:], dtype, False).astype(dtype)
         vectors = self.t_matrix, self.t_vector, self.ct_solution
         out = compiled(cell)(self.system.matrix, self.system.vector, *vectors)
-        self.t_solution, self.ct_matrix, self.ct_vector = out
+        self.t_solution, self.ct_matrix, self.ct_vector = map(np.asarray, out)
 
     def bound(self, claim, dtype):
         """Of the tangent: a backward error in each of up to three nested solves."""

@@ -15,9 +15,6 @@ from truth import loss_derivatives, solution_derivatives
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 # Seven and four numbers. `ravel_pytree` orders the leaves by key.
 TALL = {"a": jnp.zeros(3), "b": (jnp.zeros((2, 1)), jnp.zeros(2))}
 SHORT = {"c": jnp.zeros((1, 2)), "d": [jnp.zeros(()), jnp.zeros(1)]}
@@ -120,15 +117,26 @@ def solve_flat(make_operator, problem):
 @pytest.mark.parametrize("name", ["tall-real-QR", "wide-real-QR"])
 def test_operators_of_this_file_have_the_matrix_they_were_made_from(make_operator, name):
     matrix = PROBLEMS[name].matrix(0.0)
-    np.testing.assert_allclose(make_operator(matrix).as_matrix(), matrix, atol=1e-15)
+    got = jit(lambda matrix: make_operator(matrix).as_matrix())(matrix)
+    np.testing.assert_allclose(got, matrix, atol=1e-15)
 
 
+@pytest.mark.default(
+    "pytree_operator-tall-deficient-complex-SVD",
+    "function_operator-wide-real-QR",
+    "jacobian_operator-tall-real-Normal(CG)",
+)
+@pytest.mark.ci("*-QR")
 @each_case
 def test_solution_has_the_structure_of_the_unknown(make_operator, problem):
     got = jax.eval_shape(ft.partial(solve, make_operator, problem), 0.0)
     assert got == in_structure(problem.matrix(0.0))
 
 
+@pytest.mark.default(
+    "pytree_operator-wide-complex-QR", "jacobian_operator-wide-real-lineax.QR"
+)
+@pytest.mark.ci("*-SVD", "*_operator-tall-real-Normal(CG)")
 @each_case
 def test_solution_and_tangent_of_pytrees(make_operator, problem):
     got = jit(derivatives(solve_flat(make_operator, problem), 1))(0.0)
@@ -136,6 +144,13 @@ def test_solution_and_tangent_of_pytrees(make_operator, problem):
     assert_close(np.stack(got), want, problem.rtol)
 
 
+@pytest.mark.default("function_operator-tall-complex-Normal(LU)")
+@pytest.mark.ci(
+    "pytree_operator-wide-complex-QR",
+    "jacobian_operator-wide-real-lineax.QR",
+    "function_operator-wide-deficient-complex-SVD",
+    "jacobian_operator-tall-real-Normal(CG)",
+)
 @each_case
 def test_gradient_and_second_derivative_of_pytrees(make_operator, problem):
     solution = solve_flat(make_operator, problem)
@@ -144,6 +159,7 @@ def test_gradient_and_second_derivative_of_pytrees(make_operator, problem):
     assert_close(jit(derivatives(gradient, 1))(0.0), want, problem.rtol)
 
 
+@pytest.mark.slow  # one to two seconds of compiling each
 @pytest.mark.parametrize(("make_operator", "problem"), CASES[::4])
 def test_vmap_of_pytrees(make_operator, problem):
     times = np.array([-0.02, 0.0, 0.03])
@@ -152,6 +168,8 @@ def test_vmap_of_pytrees(make_operator, problem):
     assert_close(got, want, problem.rtol)
 
 
+@pytest.mark.default("pytree*")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(("make_operator", "problem"), CASES[::4])
 def test_cotangent_of_pytree_vector_is_transposed_pseudoinverse(make_operator, problem):
     matrix = problem.matrix(0.0)
@@ -173,7 +191,8 @@ def test_leaf_of_zero_tangent_beside_one_that_moves():
 
     def function(moving):
         vector = {"a": jnp.ones(3), "b": (moving, jnp.ones(2))}
-        return flatten(pj.linear_solve(pytree_operator(matrix), vector, pj.QR()).value)
+        operator = pytree_operator(matrix)
+        return flatten(pj.linear_solve(operator, vector, pj.QR(), throw=False).value)
 
     want = np.linalg.pinv(matrix)[:, 3:5]
     got = jit(jax.jacfwd(function))(jnp.ones((2, 1)))[:, :, 0]

@@ -12,6 +12,8 @@ import sys
 import pytest
 
 
+pytestmark = pytest.mark.slow  # a process of its own: half a minute
+
 SCRIPT = """
 import json
 import jax
@@ -80,7 +82,13 @@ def reports():
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
         check=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": flags,
+            # As here: compiling is what takes time.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         text=True,
         timeout=300,
     )

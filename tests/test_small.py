@@ -12,9 +12,6 @@ import pseudojvp as pj
 from pseudojvp._solver import small
 
 
-pytestmark = pytest.mark.grid
-
-
 BATCH = (25, 4)  # enough of them; fewer go to the library
 _dtypes = pytest.mark.parametrize(
     "dtype", ["float32", "float64", "complex64", "complex128"]
@@ -35,6 +32,9 @@ def _grams(dtype, size):
     return matrix, matrix.conj().mT @ matrix
 
 
+_cholesky_of_each = jax.jit(jax.vmap(small.cholesky))
+
+
 def _batched(function):
     return jax.jit(jax.vmap(jax.vmap(function)))
 
@@ -44,6 +44,8 @@ def _relative_error(got, want):
     return np.abs(got - want).max() / np.abs(want).max() / np.finfo(want.dtype).eps
 
 
+@pytest.mark.default("8-complex128")
+@pytest.mark.ci("3-*")
 @_dtypes
 @_sizes
 def test_gram_matrix_is_the_product(dtype, size):
@@ -51,6 +53,8 @@ def test_gram_matrix_is_the_product(dtype, size):
     assert _relative_error(_batched(small.gram)(matrix.conj().mT), want) <= 5
 
 
+@pytest.mark.default("8-complex128")
+@pytest.mark.ci("3-*")
 @_dtypes
 @_sizes
 def test_products_of_the_cholesky_factor_give_the_matrix(dtype, size):
@@ -60,6 +64,8 @@ def test_products_of_the_cholesky_factor_give_the_matrix(dtype, size):
     assert np.all(np.tril(r, -1) == 0)
 
 
+@pytest.mark.default("complex128")
+@pytest.mark.ci("float32")
 @_dtypes
 def test_cholesky_factor_is_of_the_upper_triangle(dtype):
     _, gram = _grams(dtype, 4)
@@ -73,10 +79,12 @@ def test_cholesky_factor_is_of_the_upper_triangle(dtype):
 def test_cholesky_factor_is_nan_if_the_matrix_is_not_definite(diagonal):
     matrices = np.tile(np.eye(3), (100, 1, 1))
     matrices[7] = np.diag(diagonal)
-    r = jax.vmap(small.cholesky)(jnp.asarray(matrices))
+    r = np.asarray(_cholesky_of_each(matrices))
     assert np.isnan(r).all(axis=(1, 2)).tolist() == [i == 7 for i in range(100)]
 
 
+@pytest.mark.default("-upper-C-8-complex128", "unit-lower-T-3-float32")
+@pytest.mark.ci("*-3-complex128")
 @_dtypes
 @_sizes
 @pytest.mark.parametrize("trans", "NTC")
@@ -99,8 +107,8 @@ def test_triangular_solves_leave_residuals_of_rounding(dtype, size, trans, lower
     assert residual.max() <= 20 * np.finfo(dtype).eps
 
 
-_MATRICES = _random(0, "float64", 100, 4, 4) + 4 * np.eye(4)
-_VECTORS = _random(1, "float64", 100, 7, 4)
+_MATRICES = jnp.asarray(_random(0, "float64", 100, 4, 4) + 4 * np.eye(4))
+_VECTORS = jnp.asarray(_random(1, "float64", 100, 7, 4))
 _solve = small.solve_triangular
 
 
@@ -113,11 +121,11 @@ _solve = small.solve_triangular
 )
 def test_vectors_of_each_matrix_under_two_vmaps(solve):
     want = np.linalg.solve(np.triu(_MATRICES)[:, None], _VECTORS[..., None])[..., 0]
-    np.testing.assert_allclose(solve(_MATRICES, _VECTORS), want, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(solve)(_MATRICES, _VECTORS), want, rtol=1e-12)
 
 
 def test_matrices_with_one_vector():
-    solutions = jax.vmap(_solve, (0, None))(_MATRICES, _VECTORS[0, 0])
+    solutions = jax.jit(jax.vmap(_solve, (0, None)))(_MATRICES, _VECTORS[0, 0])
     want = np.linalg.solve(np.triu(_MATRICES), _VECTORS[0, 0])
     np.testing.assert_allclose(solutions, want, rtol=1e-12)
 
@@ -138,6 +146,8 @@ def test_derivatives_of_the_kernels():
     np.testing.assert_allclose(gradient, want, rtol=1e-12)
 
 
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
     [pj.QR(), pj.CholeskyQR(), pj.Normal(pj.Cholesky())],

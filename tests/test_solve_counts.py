@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-from checks import count_primitive
+from checks import count_primitive, jit
 from problems import PROBLEMS
 
 import pseudojvp as pj
@@ -38,6 +38,11 @@ def arrays(problem):
     return problem.matrix(0.0), problem.vector(0.0)
 
 
+@pytest.mark.default(
+    *("wide-*-vjp", "tall-deficient-*-vjp", "definite-*-jvp", "square-complex-*-jvp"),
+    *("lower-triangular-*-jvp", "tridiagonal-*-jvp", "square-complex-LU-primal"),
+)
+@pytest.mark.ci("*")  # tracing takes a second
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", PINNED["solves"])
 def test_number_of_solves(name, mode):
@@ -48,6 +53,9 @@ def test_number_of_solves(name, mode):
     assert got == PINNED["solves"][name][mode]
 
 
+@pytest.mark.optimised
+@pytest.mark.default("wide-*-Normal(CG)-primal", "*-real-CG-vjp", "*-Neumann-primal")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", PINNED["loops"])
 def test_number_of_inner_loops_in_compiled_program(name, mode):
@@ -113,12 +121,18 @@ def test_number_of_sums_over_vectors_in_an_iteration_of_cg(solver, preconditione
 # More columns than tangents, vectors or cotangents: with fewer, Q itself is formed.
 TALL = np.random.default_rng(0).standard_normal((50, 40))
 MANY = 32
-_shapes = pytest.mark.parametrize("matrix", [TALL, TALL.T], ids=["tall", "wide"])
+_shapes = pytest.mark.parametrize(
+    "matrix",
+    [
+        pytest.param(TALL, id="tall", marks=pytest.mark.slow),  # a program each
+        pytest.param(TALL.T, id="wide"),
+    ],
+)
 
 
 def library_operands(name, function, *args):
     """The shapes of the operands of each LAPACK call of that name that is compiled."""
-    text = jax.jit(function).lower(*args).compile().as_text()
+    text = jit(function).lower(*args).compile().as_text()
     shapes = []
     for line in text.splitlines():
         if f"{name}_ffi" in line:

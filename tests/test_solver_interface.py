@@ -1,5 +1,7 @@
 """The laws of `lineax.AbstractLinearSolver`, and our solvers in `lineax.linear_solve`."""
 
+import functools
+
 import drop_in_cases as cases
 import equinox as eqx
 import jax
@@ -7,16 +9,19 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from checks import jit
 
 import pseudojvp as pj
-
-
-pytestmark = pytest.mark.grid
 
 
 SIZE = 3
 TOL = 1e-12
 CASES = cases.params({**cases.OURS, **cases.AUTO}, "complex128")
+# A program each.
+_FEW = pytest.mark.default(
+    "*QR-complex128", "*Normal(Cholesky)-complex128", "*CG-negative-complex128"
+)
+_CI = pytest.mark.ci("*")
 _SHAPES = pytest.mark.parametrize("shape", [(4, 2), (2, 4)], ids=["tall", "wide"])
 _ANY_SHAPE = {
     "QR": pj.QR(),
@@ -36,54 +41,80 @@ def _setting(case, dtype):
     return matrix, vector, case.make(TOL), cases.operator_of(matrix, case.kind)
 
 
-def _apply(solver, operator, vector, *maps):
-    """Solves with the state of `operator` after `maps`, "transpose" or "conj"."""
+# Of a state: once, which gives another system, and twice, which changes nothing.
+_ONCE = [("transpose",), ("conj",)]
+_TWICE = [("transpose", "transpose"), ("conj", "conj")]
 
-    @eqx.filter_jit
-    def compute(operator, vector):
+
+def _apply(solver, operator, vector, each_maps):
+    """Solves with the state of `operator` after each of `each_maps`; one program."""
+
+    def after(maps, operator, vector):
         state, options = solver.init(operator, {}), {}
         for name in maps:
             state, options = getattr(solver, name)(state, options)
-        return solver.compute(state, vector, options)[:2]
+        solution, result, _ = solver.compute(state, vector, options)
+        return solution, result == lx.RESULTS.successful
 
-    solution, result = compute(operator, jnp.asarray(vector))
-    assert result == lx.RESULTS.successful
-    return np.asarray(solution)
+    @jit
+    def compute(operator, vector):
+        return {maps: after(maps, operator, vector) for maps in each_maps}
+
+    return compute(operator, jnp.asarray(vector))
+
+
+@functools.cache
+def _mapped(case, dtype):
+    _, vector, solver, operator = _setting(case, dtype)
+    return _apply(solver, operator, vector, _ONCE + _TWICE)
+
+
+def _assert_solves(answer, want):
+    solution, successful = answer
+    assert successful
+    _assert_close(solution, want)
 
 
 def _assert_close(got, want):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-9 * np.linalg.norm(want))
 
 
+@_FEW
+@_CI
 @pytest.mark.parametrize(("case", "dtype"), CASES)
 def test_transposed_state_solves_the_transposed_system(case, dtype):
-    matrix, vector, solver, operator = _setting(case, dtype)
-    got = _apply(solver, operator, vector, "transpose")
-    _assert_close(got, np.linalg.solve(matrix.T, vector))
+    matrix, vector, _, _ = _setting(case, dtype)
+    truth = np.linalg.solve(matrix.T, vector)
+    _assert_solves(_mapped(case, dtype)["transpose",], truth)
 
 
+@_FEW
+@_CI
 @pytest.mark.parametrize(("case", "dtype"), CASES)
 def test_conjugated_state_solves_the_conjugated_system(case, dtype):
-    matrix, vector, solver, operator = _setting(case, dtype)
-    got = _apply(solver, operator, vector, "conj")
-    _assert_close(got, np.linalg.solve(matrix.conj(), vector))
+    matrix, vector, _, _ = _setting(case, dtype)
+    truth = np.linalg.solve(matrix.conj(), vector)
+    _assert_solves(_mapped(case, dtype)["conj",], truth)
 
 
+@_FEW
+@_CI
 @pytest.mark.parametrize(("case", "dtype"), cases.params(cases.OURS, "complex128"))
-@pytest.mark.parametrize(
-    "maps",
-    [("transpose", "transpose"), ("conj", "conj")],
-    ids=["transpose", "conj"],
-)
+@pytest.mark.parametrize("maps", _TWICE, ids=["transpose", "conj"])
 def test_mapping_a_state_twice_changes_nothing(case, dtype, maps):
-    matrix, vector, solver, operator = _setting(case, dtype)
-    got = _apply(solver, operator, vector, *maps)
-    _assert_close(got, np.linalg.solve(matrix, vector))
+    matrix, vector, _, _ = _setting(case, dtype)
+    _assert_solves(_mapped(case, dtype)[maps], np.linalg.solve(matrix, vector))
 
 
+@pytest.mark.default("transpose-SVD-tall", "adjoint-Normal(Cholesky)-wide")
+@pytest.mark.ci("adjoint-*-tall", "transpose-*-wide", "conj-QR-*")
 @_SHAPES
 @pytest.mark.parametrize("name", _ANY_SHAPE)
-@pytest.mark.parametrize("maps", [("transpose",), ("conj",), ("conj", "transpose")])
+@pytest.mark.parametrize(
+    "maps",
+    [("transpose",), ("conj",), ("conj", "transpose")],
+    ids=["transpose", "conj", "adjoint"],
+)
 def test_mapped_state_of_a_non_square_operator_is_its_pseudoinverse(name, maps, shape):
     matrix = cases.conditioned(shape, [1.0, 2.0], complex, 3)
     mapped = matrix
@@ -91,8 +122,17 @@ def test_mapped_state_of_a_non_square_operator_is_its_pseudoinverse(name, maps, 
         mapped = {"transpose": np.transpose, "conj": np.conj}[step](mapped)
     vector = cases.random_array(mapped.shape[:1], complex, 7)
     operator = lx.MatrixLinearOperator(jnp.asarray(matrix))
-    got = _apply(_ANY_SHAPE[name], operator, vector, *maps)
-    _assert_close(got, np.linalg.pinv(mapped) @ vector)
+    answer = _apply(_ANY_SHAPE[name], operator, vector, [maps])[maps]
+    _assert_solves(answer, np.linalg.pinv(mapped) @ vector)
+
+
+def _computed(solver, state, vector, options):
+    @eqx.filter_jit
+    def compute(state, vector, options):
+        solution, result, _ = solver.compute(state, vector, options)
+        return solution, result == lx.RESULTS.successful
+
+    return compute(state, jnp.asarray(vector), options)
 
 
 @pytest.mark.parametrize("map_name", ["transpose", "conj"])
@@ -107,9 +147,9 @@ def test_preconditioner_of_neumann_is_mapped_with_the_state(map_name, place):
     vector = cases.random_array((SIZE,), complex, 7)
     state = solver.init(lx.MatrixLinearOperator(jnp.asarray(matrix)), options)
     state, options = getattr(solver, map_name)(state, options)
-    got, result, _ = solver.compute(state, jnp.asarray(vector), options)
+    got, successful = _computed(solver, state, vector, options)
     mapped = {"transpose": np.transpose, "conj": np.conj}[map_name](matrix)
-    assert result == lx.RESULTS.successful
+    assert successful
     _assert_close(got, np.linalg.solve(mapped, vector))
 
 
@@ -125,12 +165,14 @@ def test_preconditioner_of_cg_is_mapped_with_the_state(map_name, place, wrap):
     vector = cases.random_array((SIZE,), complex, 7)
     state = solver.init(cases.operator_of(matrix, "positive"), options)
     state, options = getattr(solver, map_name)(state, options)
-    got, result, _ = solver.compute(state, jnp.asarray(vector), options)
+    got, successful = _computed(solver, state, vector, options)
     mapped = {"transpose": np.transpose, "conj": np.conj}[map_name](matrix)
-    assert result == lx.RESULTS.successful
+    assert successful
     _assert_close(got, np.linalg.solve(mapped, vector))
 
 
+@pytest.mark.default("QR-*", "CG-*")
+@_CI
 @pytest.mark.parametrize(("case", "dtype"), cases.params(cases.FEW, "float64"))
 def test_solver_and_its_derivatives_are_right_within_lineax(case, dtype):
     matrix, vector, solver, _ = _setting(case, dtype)
@@ -157,6 +199,8 @@ def test_solver_and_its_derivatives_are_right_within_lineax(case, dtype):
     _assert_close(paired, weights @ t_solution)
 
 
+@pytest.mark.default("Normal(LU)-wide")
+@pytest.mark.ci("*")
 @_SHAPES
 @pytest.mark.parametrize("name", _ANY_SHAPE)
 def test_non_square_solve_is_right_within_lineax(name, shape):
@@ -167,6 +211,8 @@ def test_non_square_solve_is_right_within_lineax(name, shape):
     _assert_close(solution.value, np.linalg.pinv(matrix) @ vector)
 
 
+@pytest.mark.default("SVD-*", "Neumann-tol-*")
+@_CI
 @pytest.mark.parametrize(("case", "dtype"), cases.params(cases.FEW, "float64"))
 def test_state_passes_through_a_loop(case, dtype):
     matrix, vector, solver, operator = _setting(case, dtype)

@@ -12,9 +12,6 @@ from truth import pairing
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 _each_case = pytest.mark.parametrize(
     "name", ["tall", "wide", "complex", "empty_rows", "long_rows", "no_entries"]
 )
@@ -170,6 +167,7 @@ def test_real_data_with_a_complex_vector_have_a_real_cotangent():
     np.testing.assert_allclose(ct_data, vector[col].real, atol=1e-13)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("columns", [1, 24])
 def test_memory_of_a_gradient_is_proportional_to_the_entries(columns):
     size, nse = 2000, 8000
@@ -199,6 +197,8 @@ _SOLVES = {
 }
 
 
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", _SOLVES)
 def test_gradient_of_a_solve_is_the_dense_one_on_the_pattern(name):
     (data, row, col, shape), solver = _SOLVES[name]

@@ -12,9 +12,6 @@ from checks import jit
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 # On both sides of the diagonal.
 _ENTRIES = cases.entries(4, 4, 9, seed=1)
 

@@ -11,9 +11,6 @@ from checks import jit
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 _SOLVER = pj.SparseTriangular()
 _TAGS = {True: lx.lower_triangular_tag, False: lx.upper_triangular_tag}
 
@@ -60,6 +57,8 @@ def _solve(operator, vector, throw=True):
     return pj.linear_solve(operator, vector, _SOLVER, throw=throw)
 
 
+@pytest.mark.default("complex", "long")
+@pytest.mark.ci("*")
 @_each_case
 def test_solutions_and_derivatives_are_those_of_the_dense_matrix(name):
     (data, row, col, shape), _ = CASES[name]
@@ -85,6 +84,8 @@ def test_solutions_and_derivatives_are_those_of_the_dense_matrix(name):
     np.testing.assert_allclose(tangent, want, rtol=1e-9)
 
 
+@pytest.mark.default("upper", "complex")
+@pytest.mark.ci("*")
 @_each_case
 def test_traced_indices_give_the_same_solutions(name):
     (data, row, col, shape), lower = CASES[name]

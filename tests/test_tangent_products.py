@@ -72,6 +72,8 @@ def test_face_under_nested_vmap_is_its_sum(face, outer, inner):
     np.testing.assert_allclose(got, want, atol=1e-14)
 
 
+@pytest.mark.default("matrix")
+@pytest.mark.ci("*")
 @each_face
 def test_face_has_derivatives_of_every_order(face):
     product = lambda *args: jnp.sin(matrix_product_p.bind(*args, face=face))
@@ -92,6 +94,9 @@ def _solution(name):
     return lambda a, b: pj.linear_solve(a, b, SOLVERS[name]).value
 
 
+@pytest.mark.optimised
+@pytest.mark.default("QR-tall", "CholeskyQR-wide")
+@pytest.mark.ci("*")  # a large program each
 @pytest.mark.parametrize("shape", [(200, 50), (50, 200)], ids=["tall", "wide"])
 @each_solver
 def test_tangents_of_a_matrix_are_not_copied(name, shape):
@@ -106,6 +111,9 @@ def test_tangents_of_a_matrix_are_not_copied(name, shape):
     assert memory.temp_size_in_bytes < of_tangents / 2
 
 
+@pytest.mark.optimised
+@pytest.mark.default("Normal(Cholesky)-wide")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300)], ids=["tall", "wide"])
 @pytest.mark.parametrize("name", ["QR", "CholeskyQR", "Normal(Cholesky)"])
 def test_long_products_are_with_rows(name, shape):

@@ -89,6 +89,7 @@ def test_no_success_where_the_scale_of_the_start_stops_the_search(rate):
     assert fit.stats["relative_offset"] > 0.1
 
 
+@pytest.mark.slow  # one more program
 def test_oleary_and_rust_example():
     """Comput. Optim. Appl. 54 (2013), section 5; the solution is SciPy's."""
     times = jnp.array([0, 0.1, 0.22, 0.31, 0.46, 0.50, 0.63, 0.78, 0.85, 0.97])
@@ -124,11 +125,7 @@ def test_offset_of_one_column_is_fitted():
 def test_columns_with_weights_and_offsets_of_their_own():
     data = cases.columns(2)
     weights = jnp.stack([cases.WEIGHTS, cases.WEIGHTS[::-1]], axis=1)
-    gains = jnp.array([1.0, -2.0])
-
-    def offset(theta, points):
-        return cases.offset(theta, points)[:, None] * gains
-
+    offset = cases.offset_of_two_columns
     fit = cases.fit(data, weights, offset=offset)
     full = cases.FullProblem(offset=offset)
     start = np.concatenate([FULL_START[:2], np.ones(6)])
@@ -208,6 +205,33 @@ def test_basis_may_be_a_module_with_arrays(truth):
     model = Model(cases.POINTS)
     fit = pj.varpro(model, cases.DATA, cases.START, weights=cases.WEIGHTS)
     assert_close(cases.unknowns(fit), truth, 1e-9)
+
+
+# Weights of integers; and more columns than rows, complex beside a real basis.
+OTHER_DTYPES = {
+    "float32": (cases.DATA.astype(jnp.float32), jnp.arange(1, 17)),
+    "complex": (cases.columns(20).astype(complex), cases.WEIGHTS.astype(jnp.float32)),
+}
+
+
+@pytest.mark.default("complex")
+@pytest.mark.ci("float32")
+@pytest.mark.parametrize("name", OTHER_DTYPES)
+def test_dtypes_are_promoted_explicitly(name):
+    """Traced under strict promotion, as all tests are; `basis` is of float64."""
+    data, weights = OTHER_DTYPES[name]
+    options = {"weights": weights, "offset": cases.offset}
+
+    def trace(data):
+        fit = cases.fit(data, **options)
+        residual = pj.projected_residual(cases.basis, data, **options)
+        jacobian = residual.jacobian(fit.theta, cases.POINTS)
+        return fit.residual, fit.statistics(), fit.predict(cases.POINTS), jacobian
+
+    residual, statistics, prediction, jacobian = jax.eval_shape(trace, data)
+    dtype = np.result_type(data.dtype, np.float64)
+    assert residual.dtype == prediction.value.dtype == jacobian.dtype == dtype
+    assert statistics.coefficient_covariance.dtype == dtype
 
 
 @pytest.mark.slow  # one more program

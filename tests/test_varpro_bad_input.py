@@ -12,6 +12,9 @@ import varpro_cases as cases
 import pseudojvp as pj
 
 
+# Our own messages, not those of the annotations.
+pytestmark = pytest.mark.untyped
+
 DATA = np.asarray(cases.DATA)
 WEIGHTS = np.asarray(cases.WEIGHTS)
 

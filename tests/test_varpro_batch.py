@@ -1,5 +1,8 @@
 """`varpro_batch`: many fits in chunks, each as alone."""
 
+import contextlib
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,23 +22,40 @@ _BAD = 4
 
 
 def _decays(theta, x):
-    return jnp.exp(-x[:, None] * theta)
+    return jnp.exp(-jnp.outer(x, theta))
 
 
-@pytest.fixture(scope="module")
-def fits():
+def _fit_all(**keywords):
     """Chunks of 3, 3 and 1, the middle one with a member that is NaN."""
     data = _DATA.copy()
     data[_BAD, 3] = np.nan
-    return pj.varpro_batch(
-        _decays, data, _START, _X, weights=_WEIGHTS, chunk_size=3, progress=True
-    )
+    keywords = {"weights": _WEIGHTS, "chunk_size": 3, "progress": True, **keywords}
+    return pj.varpro_batch(_decays, data, _START, _X, **keywords)
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """The fits, and what was on the screen."""
+    with contextlib.redirect_stderr(io.StringIO()) as screen:
+        fits = _fit_all()
+        jax.block_until_ready(fits.theta)
+        jax.effects_barrier()
+    return fits, screen.getvalue()
+
+
+@pytest.fixture(scope="module")
+def fits(shown):
+    return shown[0]
 
 
 @pytest.fixture(scope="module")
 def alone():
     """Fits of the first and of the last member, one by one."""
-    fit = lambda i: pj.varpro(_decays, _DATA[i], _START, _X, weights=_WEIGHTS[i])
+
+    def fit(i):
+        weights = _WEIGHTS[i]
+        return pj.varpro(_decays, _DATA[i], _START, _X, weights=weights, throw=False)
+
     return {i: fit(i) for i in (0, 6)}
 
 
@@ -56,12 +76,14 @@ def test_every_other_member_is_near_its_true_rates(fits):
     np.testing.assert_allclose(fits.theta[good], _RATES[good], atol=0.3)
 
 
+@pytest.mark.slow  # one more program
 def test_member_by_index_has_the_statistics_of_the_fit_alone(fits, alone):
     got, truth = fits[6].statistics(), alone[6].statistics()
     np.testing.assert_allclose(got.theta_covariance, truth.theta_covariance, rtol=1e-8)
     assert got.degrees_of_freedom == 8
 
 
+@pytest.mark.slow  # one more program
 def test_statistics_of_all_members_have_the_batch_in_front(fits, alone):
     got, truth = fits.statistics(), alone[0].statistics()
     assert got.coefficient_covariance.shape == (7, 2, 2)
@@ -70,6 +92,7 @@ def test_statistics_of_all_members_have_the_batch_in_front(fits, alone):
     )
 
 
+@pytest.mark.slow  # two more programs
 def test_predictions_of_all_members_have_the_batch_in_front(fits, alone):
     points = np.linspace(0, 5, 4)
     got, truth = fits.predict(points), alone[6].predict(points)
@@ -80,14 +103,11 @@ def test_batch_has_a_length(fits):
     assert len(fits) == 7
 
 
-def test_bar_counts_the_chunks(capfd):
-    pj.varpro_batch(
-        _decays, _DATA[:4], _START, _X, chunk_size=3, max_steps=2, progress=True
-    )
-    jax.effects_barrier()
-    assert "2/2" in capfd.readouterr().err
+def test_bar_counts_the_chunks(shown):
+    assert "3/3" in shown[1]
 
 
+@pytest.mark.slow  # one more program
 def test_starts_and_args_may_differ_between_members():
     x = np.stack([_X, _X + 0.1])
     data = np.exp(-_RATES[:2, None, :] * x[..., None]) @ [1.0, 2.0]
@@ -101,6 +121,7 @@ def test_starts_and_args_may_differ_between_members():
     np.testing.assert_allclose(fits.theta, _RATES[:2], rtol=1e-8)
 
 
+@pytest.mark.slow  # one more program
 def test_shared_weights_are_those_of_each_member(alone):
     weights = _WEIGHTS[6]
     fits = pj.varpro_batch(_decays, _DATA[4:], _START, _X, weights=weights)
@@ -108,12 +129,9 @@ def test_shared_weights_are_those_of_each_member(alone):
 
 
 def test_throw_names_what_was_wrong():
-    data = _DATA[:3].copy()
-    data[1, 0] = np.inf
+    adjoint = pj.PseudoinverseAdjoint(throw=False)  # the program of `fits`
     with pytest.raises(Exception, match="got NaN, Inf or a negative weight"):
-        jax.block_until_ready(
-            pj.varpro_batch(_decays, data, _START, _X, throw=True).theta
-        )
+        jax.block_until_ready(_fit_all(throw=True, adjoint=adjoint).theta)
 
 
 @pytest.mark.slow  # compiles a fit and its derivative: about 30 s on a busy machine
@@ -129,6 +147,8 @@ def test_gradient_with_respect_to_the_data_is_that_of_single_fits():
     np.testing.assert_allclose(got[2], truth, rtol=1e-8)
 
 
+@pytest.mark.slow  # two more programs
+@pytest.mark.optimised
 def test_memory_beside_data_and_results_is_that_of_a_chunk():
     def temporary(batch):
         data = jnp.zeros((batch, 12))
@@ -141,6 +161,7 @@ def test_memory_beside_data_and_results_is_that_of_a_chunk():
     assert large - small < 3 * 800 * 12 * 8
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("keywords", "match"),
     [

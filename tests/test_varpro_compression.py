@@ -40,12 +40,14 @@ def sums(offset, data, points=cases.POINTS):
     return jit(both)(), count
 
 
+@pytest.mark.default("offset-complex")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("offset", "data", "count"),
     [
         (None, MANY, 16),
         (cases.offset, MANY, 17),
-        (cases.offset, MANY * (1 + 0.5j), 17),
+        (cases.offset, MANY.astype(complex) * (1 + 0.5j), 17),
     ],
     ids=["plain", "offset", "offset-complex"],
 )

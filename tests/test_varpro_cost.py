@@ -21,7 +21,7 @@ THETA = jnp.linspace(0.2, 1.4, Q)
 
 def wide_basis(theta, points):
     """n columns of q parameters, all of which depend on all."""
-    phases = points[:, None] * jnp.arange(1, N + 1)
+    phases = jnp.outer(points, jnp.arange(1.0, N + 1))
     return sum(jnp.sin(rate * phases + i) for i, rate in enumerate(theta))
 
 
@@ -69,6 +69,9 @@ COLUMNS = 40
 MANY = cases.columns(COLUMNS)
 
 
+slow = pytest.mark.slow  # one more program
+
+
 @pytest.fixture(scope="module")
 def many():
     """The program of a fit to more columns than rows, and what it returns."""
@@ -80,11 +83,13 @@ def many():
     return program.as_text(), program(MANY)
 
 
+@slow
 def test_fit_of_many_columns_has_no_jacobian_of_all(many):
     text, _ = many
     assert max(sizes(text)) < 16 * COLUMNS * cases.SIZE
 
 
+@slow
 def test_fit_of_many_columns_is_stationary_in_all(many):
     """By dense pseudoinverses of all columns."""
     _, fit = many
@@ -109,6 +114,7 @@ def test_fit_of_many_columns_is_stationary_in_all(many):
     assert_close(fit.cost, least / 2, 1e-12)
 
 
+@slow
 def test_fit_of_many_columns_has_the_coefficients_of_each(many):
     _, fit = many
     a = cases.WEIGHTS[:, None] * cases.basis(fit.theta, cases.POINTS)
@@ -117,6 +123,7 @@ def test_fit_of_many_columns_has_the_coefficients_of_each(many):
     assert_close(fit.residual, cases.WEIGHTS[:, None] * MANY - a @ want, 1e-12)
 
 
+@slow
 def test_pixels_of_a_lifetime_image_take_few_steps():
     """Of two decays and a background: 6.5 on average. A first damping 1000 times larger,
     the optimiser's own, makes it some 27.
@@ -130,7 +137,7 @@ def test_pixels_of_a_lifetime_image_take_few_steps():
     counts = rng.poisson(mean).astype(float)
 
     def basis(theta, times):
-        columns = jnp.exp(-times[:, None] / jnp.exp(theta))
+        columns = jnp.exp(-jnp.outer(times, jnp.exp(-theta)))
         return jnp.column_stack([columns, jnp.ones_like(times)])
 
     start, weights = np.log([0.5, 4.0]), 1 / np.sqrt(mean)

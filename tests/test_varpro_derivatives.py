@@ -1,6 +1,7 @@
 """Derivatives of a fit are those of the solution of the full problem."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
@@ -9,9 +10,6 @@ import varpro_cases as cases
 from checks import assert_close, jit
 
 import pseudojvp as pj
-
-
-pytestmark = pytest.mark.grid
 
 
 INPUTS = cases.DATA, cases.WEIGHTS, cases.POINTS
@@ -31,30 +29,19 @@ def both_derivatives(data, weights, points, rate):
         *inputs, rate = inputs
         return solution(*inputs, start={**cases.START, "rate": rate})
 
-    inputs = data, weights, points, rate
-    value, push = jax.linearize(from_start, *inputs)
-    transpose = jax.linear_transpose(push, *inputs)
-    forward = [
-        jax.vmap(lambda t, i=i: push(*zeros_but(i, t, inputs)), out_axes=-1)(
-            jnp.eye(x.size).reshape(x.size, *x.shape)
-        )
-        for i, x in enumerate(inputs)
-    ]
-    reverse = [
-        jax.vmap(lambda ct, i=i: transpose(zeros_but(i, ct, value)))(
-            jnp.eye(x.size).reshape(x.size, *x.shape)
-        )
-        for i, x in enumerate(value)
-    ]
-    # [of what][with respect to what]
-    forward = list(zip(*forward, strict=True))
-    return {"forward": forward, "reverse": reverse}
+    flat, unravel = jax.flatten_util.ravel_pytree((data, weights, points, rate))
+    of_flat = lambda flat: cases.raveled(from_start(*unravel(flat)))
+    value, push = jax.linearize(of_flat, flat)
+    transpose = jax.linear_transpose(push, flat)
+    forward = jax.vmap(push, out_axes=1)(jnp.eye(flat.size))
+    (reverse,) = jax.vmap(transpose)(jnp.eye(value.size))
+    return {"forward": blocks(forward), "reverse": blocks(reverse)}
 
 
-def zeros_but(index, value, like):
-    out = [jnp.zeros_like(x) for x in like]
-    out[index] = value
-    return tuple(out)
+def blocks(matrix):
+    """[of what][with respect to what]"""
+    rows = jnp.split(matrix, np.cumsum([5, 16]))
+    return [jnp.split(row, np.cumsum([16, 16, 16]), axis=1) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +92,6 @@ def test_cost_moves_as_the_full_problem(derivatives, total_derivatives, index):
 
 
 @pytest.mark.slow  # two more programs
-@pytest.mark.slow  # two more programs
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_derivatives_do_not_depend_on_the_jacobian(truth, transform):
     def kaufman(*inputs):
@@ -135,6 +121,7 @@ def theta_of_scaled_points(s):
     return pj.varpro(basis, data, jnp.array(0.5), throw=False).theta
 
 
+@pytest.mark.slow  # one more program
 def test_what_the_basis_closes_over_has_its_derivative():
     value, derivative = jit(jax.value_and_grad(theta_of_scaled_points))(2.0)
     assert_close(derivative, -value / 2.0, 1e-9)

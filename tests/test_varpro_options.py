@@ -61,6 +61,7 @@ def test_success_with_a_wrong_scale_means_stationary(scale):
     assert gap < 1e-6 or not cases.successful(fit)
 
 
+@pytest.mark.slow  # one more program, which cannot be cached
 def test_progress_logs_evaluations(capfd):
     def basis(theta, points):
         return jnp.exp(-theta * points)[:, None]

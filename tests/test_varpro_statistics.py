@@ -12,9 +12,6 @@ import pseudojvp as pj
 from pseudojvp._varpro.statistics import student_quantile
 
 
-pytestmark = pytest.mark.grid
-
-
 Q = cases.SIZE
 DATA = cases.columns(2)
 # Seven data do not count.
@@ -26,11 +23,11 @@ ELSEWHERE = jnp.linspace(-0.5, 4.0, 7)
 class Case:
     """A fit with the covariance of all unknowns, and the model at other points."""
 
-    def __init__(self, data, weights, absolute):
-        self.fit = cases.fit(data, weights)
+    def __init__(self, data, weights, offset, absolute):
+        self.fit = cases.fit(data, weights, offset=offset)
         self.statistics = self.fit.statistics(absolute_weights=absolute)
         self.prediction = self.fit.predict(ELSEWHERE, 0.9, absolute_weights=absolute)
-        full = cases.FullProblem()
+        full = cases.FullProblem(offset=offset)
         self.unknowns = cases.unknowns(self.fit)
         inputs = self.unknowns, data, weights, cases.POINTS
         jacobian, residual = jit(lambda *i: (full.jacobian(*i), full.residual(*i)))(
@@ -38,6 +35,11 @@ class Case:
         )
         counted = int(np.count_nonzero(np.broadcast_to(weights.T, data.T.shape)))
         self.freedom = counted - self.unknowns.size
+        student, normal = (
+            scipy.stats.t.ppf(0.95, self.freedom),
+            scipy.stats.norm.ppf(0.95),
+        )
+        self.quantile = normal if absolute else student
         self.chi_square = np.sum(np.asarray(residual) ** 2) / self.freedom
         scale = 1.0 if absolute else self.chi_square
         self.covariance = scale * np.linalg.inv(jacobian.T @ jacobian)
@@ -57,17 +59,18 @@ class Case:
         return out[0] if self.fit.coefficients.ndim == 1 else out
 
 
-ABSOLUTE = pytest.param("vector-absolute", marks=pytest.mark.slow)  # more programs
+VECTOR = cases.DATA, cases.WEIGHTS.at[5].set(0.0), None
+COLUMNS = DATA, WEIGHTS, cases.offset_of_two_columns
+CASES = [
+    pytest.param((*VECTOR, False), id="vector", marks=pytest.mark.slow),  # more programs
+    pytest.param((*VECTOR, True), id="vector-absolute", marks=pytest.mark.slow),
+    pytest.param((*COLUMNS, False), id="columns"),
+]
 
 
-@pytest.fixture(scope="module", params=["vector", ABSOLUTE, "columns"], name="case")
+@pytest.fixture(scope="module", params=CASES, name="case")
 def _case(request):
-    data, weights = (
-        (DATA, WEIGHTS)
-        if request.param == "columns"
-        else (cases.DATA, cases.WEIGHTS.at[5].set(0.0))
-    )
-    return Case(data, weights, request.param.endswith("absolute"))
+    return Case(*request.param)
 
 
 def test_degrees_of_freedom_do_not_count_zero_weights(case):
@@ -115,16 +118,14 @@ def test_deviation_of_the_prediction_is_that_of_the_delta_method(case):
     assert_close(case.prediction.standard_deviation, case.deviation, 1e-9)
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-def test_band_is_a_quantile_of_student_or_of_the_normal_distribution(absolute):
-    fit = cases.fit()
-    prediction = fit.predict(ELSEWHERE, 0.9, absolute_weights=absolute)
-    student, normal = scipy.stats.t.ppf(0.95, 16 - 5), scipy.stats.norm.ppf(0.95)
-    half = (normal if absolute else student) * prediction.standard_deviation
+def test_band_is_a_quantile_of_student_or_of_the_normal_distribution(case):
+    prediction = case.prediction
+    half = case.quantile * prediction.standard_deviation
     assert_close(prediction.upper, prediction.value + half, 1e-9)
     assert_close(prediction.lower, prediction.value - half, 1e-9)
 
 
+@pytest.mark.slow  # one more program
 def test_absolute_weights_do_not_look_at_the_residual():
     fit = cases.fit()
     relative, absolute = fit.statistics(), fit.statistics(absolute_weights=True)
@@ -133,21 +134,25 @@ def test_absolute_weights_do_not_look_at_the_residual():
         assert_close(getattr(absolute, name), want, 1e-12)
 
 
+@pytest.mark.slow  # one more program
 def test_covariance_of_theta_that_is_not_determined_is_nan():
     fit = cases.fit(0 * cases.DATA)  # c = 0, and θ does not matter
     assert np.isnan(fit.statistics(absolute_weights=True).theta_covariance).all()
 
 
 def test_statistics_of_a_failed_fit_are_nan():
-    found = cases.fit(cases.DATA.at[3].set(jnp.nan)).statistics()
+    _, weights, offset = COLUMNS
+    found = cases.fit(DATA.at[3].set(jnp.nan), weights, offset=offset).statistics()
     assert np.isnan(found.theta_covariance).all()
     assert np.isnan(found.coefficient_covariance).all()
     assert np.isnan(found.theta_standard_deviation).all()
 
 
-@pytest.mark.parametrize("counted", [4, 5])
+@pytest.mark.parametrize("counted", [3, 4])
 def test_without_degrees_of_freedom_nothing_is_known(counted):
-    fit = cases.fit(weights=cases.WEIGHTS.at[counted:].set(0.0))
+    """Of twice as many data, 6 coefficients and 2 parameters."""
+    data, weights, offset = COLUMNS
+    fit = cases.fit(data, weights.at[counted:].set(0.0), offset=offset)
     statistics = fit.statistics()
     assert statistics.degrees_of_freedom <= 0
     assert not np.isfinite(statistics.reduced_chi_square)
@@ -168,14 +173,16 @@ FREEDOMS = np.array([1, 2, 3, 10, 100, 1000, 10**6])[:, None]
 )
 def test_quantile_of_student(dtype, levels, rtol):
     quantile = jnp.vectorize(lambda level, nu: student_quantile(level, nu, dtype))
-    got = jit(quantile)(jnp.asarray(levels, dtype), FREEDOMS)
+    levels, freedoms = np.broadcast_arrays(levels, FREEDOMS)
+    got = jit(quantile)(jnp.asarray(levels, dtype), freedoms)
     assert got.dtype == dtype
-    want = scipy.stats.t.ppf(0.5 * (1 + levels), FREEDOMS)
+    want = scipy.stats.t.ppf(0.5 * (1 + levels), freedoms)
     np.testing.assert_allclose(got, want, rtol=rtol)
 
 
 def test_quantile_of_student_without_freedom_is_nan():
-    assert np.isnan(student_quantile(0.95, jnp.array(0), jnp.float64))
+    quantile = jit(lambda freedom: student_quantile(0.95, freedom, jnp.float64))
+    assert np.isnan(quantile(jnp.array(0)))
 
 
 @pytest.fixture(scope="module", name="complex_case")
@@ -186,7 +193,7 @@ def _complex_case():
     )
 
     def value(p, points):
-        c = p[4:6] + 1j * p[6:8]
+        c = jax.lax.complex(p[4:6], p[6:8])
         return cases.complex_basis(p[:4], points) @ c
 
     parts = lambda p: jnp.concatenate(

@@ -9,6 +9,9 @@ import varpro_cases as cases
 from checks import assert_close, jit
 
 
+# Two programs of the fit. By default, `test_varpro_batch.py` has fits side by side.
+pytestmark = pytest.mark.slow
+
 BATCH = 4
 FAILED = 2
 GOOD = [0, 1, 3]

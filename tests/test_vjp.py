@@ -1,7 +1,5 @@
 """Cotangents: paired with the true tangent of a path they give the change of x."""
 
-import functools as ft
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,12 +8,10 @@ import numpy as np
 import pytest
 from checks import assert_close, jit
 from problems import CORE, each, PROBLEMS
+from programs import alone, cotangent, random_like
 from truth import pairing, path_tangents, solution_derivatives
 
 import pseudojvp as pj
-
-
-pytestmark = pytest.mark.grid
 
 
 ALL = tuple(PROBLEMS)
@@ -23,65 +19,41 @@ ALL = tuple(PROBLEMS)
 OF_ANY_VECTOR = [name for name in ALL if "consistent" not in name]
 
 
-def random_like(array, seed):
-    rng = np.random.default_rng(seed)
-    values = rng.standard_normal(array.shape)
-    if jnp.iscomplexobj(array):
-        values = values + 1j * rng.standard_normal(array.shape)
-    return values
-
-
-@ft.cache
-def cotangents(name):
-    """w, and the cotangents of matrix and vector that it pulls back to."""
-    problem = PROBLEMS[name]
-    matrix, vector = problem.matrix(0.0), problem.vector(0.0)
-    ct_solution = random_like(matrix[0], 0)
-
-    def pull_back(matrix, vector, ct_solution):
-        _, vjp = jax.vjp(problem.solve_arrays, matrix, vector)
-        return vjp(ct_solution)
-
-    ct_solution = jnp.asarray(ct_solution, matrix.dtype)
-    return ct_solution, *jit(pull_back)(matrix, vector, ct_solution)
-
-
+@pytest.mark.shows("vjp")
 @each(ALL)
 def test_vjp_pairs_with_true_tangent(problem):
-    ct_solution, ct_matrix, ct_vector = cotangents(problem.name)
+    answer = alone(problem.name)
     t_matrix, t_vector = path_tangents(problem.path)
-    want = pairing((ct_solution, solution_derivatives(problem.path)[1]))
-    got = pairing((ct_matrix, t_matrix), (ct_vector, t_vector))
+    want = pairing((cotangent(problem), solution_derivatives(problem.path)[1]))
+    got = pairing((answer.ct_matrix, t_matrix), (answer.ct_vector, t_vector))
     assert got == pytest.approx(want, rel=problem.rtol, abs=problem.rtol)
 
 
 @each(OF_ANY_VECTOR)
 def test_cotangent_of_operator_pairs_with_true_tangent(problem):
-    ct_solution, ct_matrix, _ = cotangents(problem.name)
     t_matrix, _ = path_tangents(problem.path)
     t_solution = solution_derivatives(problem.path, vector_moves=False)[1]
-    want = pairing((ct_solution, t_solution))
-    got = pairing((ct_matrix, t_matrix))
+    want = pairing((cotangent(problem), t_solution))
+    got = pairing((alone(problem.name).ct_matrix, t_matrix))
     assert got == pytest.approx(want, rel=problem.rtol, abs=problem.rtol)
 
 
 @each(OF_ANY_VECTOR)
 def test_cotangent_of_vector_is_transposed_pseudoinverse(problem):
-    ct_solution, _, ct_vector = cotangents(problem.name)
-    want = np.linalg.pinv(problem.matrix(0.0), rcond=1e-8).T @ ct_solution
-    assert_close(ct_vector, want, problem.rtol)
+    want = np.linalg.pinv(problem.matrix(0.0), rcond=1e-8).T @ cotangent(problem)
+    assert_close(alone(problem.name).ct_vector, want, problem.rtol)
 
 
-@each(CORE)
+@each(CORE, "nightly")
 def test_vjp_is_transpose_of_jvp_in_a_direction_off_the_path(problem):
     primals = problem.matrix(0.0), problem.vector(0.0)
     tangents = tuple(random_like(array, 1) for array in primals)
     _, t_solution = jit(lambda *args: jax.jvp(problem.solve_arrays, *args))(
         primals, tangents
     )
-    ct_solution, ct_matrix, ct_vector = cotangents(problem.name)
-    want = pairing((ct_matrix, tangents[0]), (ct_vector, tangents[1]))
-    got = pairing((ct_solution, t_solution))
+    answer = alone(problem.name)
+    want = pairing((answer.ct_matrix, tangents[0]), (answer.ct_vector, tangents[1]))
+    got = pairing((cotangent(problem), t_solution))
     assert got == pytest.approx(want, rel=problem.rtol, abs=problem.rtol)
 
 

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from checks import assert_close, derivatives, jit
 from problems import each, PROBLEMS
-from truth import loss_derivatives, solution_derivatives
+from programs import cotangent, in_batch, TIMES
+from truth import loss_derivatives, pairing, path_tangents, solution_derivatives
 
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
-TIMES = np.array([-0.02, 0.0, 0.03])
+ALL = tuple(PROBLEMS)
 BATCHED = [
     "tall-complex-QR",
     "wide-real-QR",
@@ -39,12 +37,59 @@ FACTORS = [  # one operator, many vectors
 ]
 
 
+def _of_members(problem, order):
+    return np.stack([solution_derivatives(problem.path, t)[order] for t in TIMES])
+
+
+@pytest.mark.shows("batched solution")
+@each(ALL)
+def test_each_member_of_a_batch_is_solved(problem):
+    got = in_batch(problem.name).x[:3]
+    assert_close(got, _of_members(problem, 0), problem.rtol)
+
+
+@pytest.mark.shows("batched jvp")
+@each(ALL)
+def test_each_member_of_a_batch_has_its_tangent(problem):
+    got = in_batch(problem.name).t_x[:3]
+    assert_close(got, _of_members(problem, 1), problem.rtol)
+
+
+@pytest.mark.shows("batched second derivative")
+@each(ALL)
+def test_each_member_of_a_batch_has_its_second_tangent(problem):
+    got = in_batch(problem.name).tt_x[:3]
+    assert_close(got, _of_members(problem, 2), problem.rtol)
+
+
+@pytest.mark.shows("batched vjp")
+@each(ALL)
+def test_each_member_of_a_batch_has_cotangents_that_pair_with_its_tangent(problem):
+    answer, ct_solution = in_batch(problem.name), cotangent(problem)
+    for member, t in enumerate(TIMES):
+        t_matrix, t_vector = path_tangents(problem.path, t)
+        want = pairing((ct_solution, solution_derivatives(problem.path, t)[1]))
+        of_matrix = answer.ct_matrix[member], t_matrix
+        got = pairing(of_matrix, (answer.ct_vector[member], t_vector))
+        assert got == pytest.approx(want, rel=problem.rtol, abs=problem.rtol)
+
+
+@pytest.mark.shows("failure")
+@each(ALL)
+def test_member_with_nan_in_its_matrix_fails_and_no_other(problem):
+    results = in_batch(problem.name).result
+    np.testing.assert_array_equal(results == lx.RESULTS.successful._value, [1, 1, 1, 0])
+
+
+@each(ALL)
+def test_derivatives_of_a_failed_member_are_nan(problem):
+    answer = in_batch(problem.name)
+    for leaf in (answer.t_x, answer.tt_x, answer.ct_vector):
+        assert np.isnan(leaf[3]).all()
+
+
 def loss(problem):
     return lambda t: jnp.sum(jnp.abs(problem.solve(t, t)) ** 2)
-
-
-def want_solutions(problem, order):
-    return np.stack([solution_derivatives(problem.path, t)[order] for t in TIMES])
 
 
 def want_losses(problem, order):
@@ -55,11 +100,7 @@ def want_losses(problem, order):
 @ft.cache
 def vmap_of_derivatives(name):
     problem = PROBLEMS[name]
-
-    def member(t):
-        gradient, hessian = derivatives(jax.grad(loss(problem)), 1)(t)
-        return derivatives(lambda t: problem.solve(t, t), 1)(t), gradient, hessian
-
+    member = lambda t: derivatives(jax.grad(loss(problem)), 1)(t)
     return jit(jax.vmap(member))(TIMES)
 
 
@@ -78,43 +119,31 @@ def derivatives_of_vmap(name):
     return jit(all_of_them)(TIMES)
 
 
-@each(BATCHED)
-def test_vmap_of_solve(problem):
-    got = vmap_of_derivatives(problem.name)[0][0]
-    assert_close(got, want_solutions(problem, 0), problem.rtol)
-
-
-@each(BATCHED)
-def test_vmap_of_jvp(problem):
-    got = vmap_of_derivatives(problem.name)[0][1]
-    assert_close(got, want_solutions(problem, 1), problem.rtol)
-
-
-@each(BATCHED)
+@each(BATCHED, "slow")  # a second program of a batch for each
 def test_vmap_of_vjp(problem):
-    got = vmap_of_derivatives(problem.name)[1]
+    got = vmap_of_derivatives(problem.name)[0]
     assert_close(got, want_losses(problem, 1), problem.rtol)
 
 
-@each(BATCHED)
+@each(BATCHED, "slow")
 def test_vmap_of_jvp_of_vjp(problem):
-    got = vmap_of_derivatives(problem.name)[2]
+    got = vmap_of_derivatives(problem.name)[1]
     assert_close(got, want_losses(problem, 2), problem.rtol)
 
 
-@each(BATCHED)
+@each(BATCHED, "slow")  # and a third
 def test_jvp_of_vmap(problem):
     got = derivatives_of_vmap(problem.name)[0]
-    assert_close(got, want_solutions(problem, 1), problem.rtol)
+    assert_close(got, _of_members(problem, 1), problem.rtol)
 
 
-@each(BATCHED)
+@each(BATCHED, "slow")
 def test_vjp_of_vmap(problem):
     got = derivatives_of_vmap(problem.name)[1]
     assert_close(got, want_losses(problem, 1), problem.rtol)
 
 
-@each(BATCHED)
+@each(BATCHED, "slow")
 def test_jvp_of_vjp_of_vmap(problem):
     got = derivatives_of_vmap(problem.name)[2]
     assert_close(got, want_losses(problem, 2), problem.rtol)
@@ -162,6 +191,8 @@ def test_vmap_over_operators_with_one_vector(name):
     assert_close(jit(solve)(matrices, vector), want, problem.rtol)
 
 
+@pytest.mark.default("tall-real-QR")
+@pytest.mark.ci("*")  # a program each
 @pytest.mark.parametrize("name", ["tall-real-QR", "wide-real-SVD", "definite-real-CG"])
 def test_jacobian_by_forward_and_reverse_mode_agree(name):
     problem = PROBLEMS[name]
@@ -191,6 +222,8 @@ def solve_batch(solver, matrices, vectors):
     return solve(matrices, vectors)
 
 
+@pytest.mark.default("1e-08")
+@pytest.mark.ci("*")  # a program each
 @pytest.mark.parametrize("tolerance", [1e-6, 1e-8, 1e-11])
 def test_singular_cg_is_accurate_for_every_member_of_a_batch(tolerance):
     matrices, _, vectors = semidefinite_batch()

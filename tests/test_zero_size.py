@@ -11,9 +11,6 @@ from claims import CLAIMS
 import pseudojvp as pj
 
 
-pytestmark = pytest.mark.grid
-
-
 ANY_SHAPE = (
     *("QR", "CholeskyQR", "PivotedQR", "SVD", "Normal(Cholesky)", "Normal(CG)"),
     "Auto(False)",
@@ -49,6 +46,17 @@ def _arrays(shape):
     return jnp.zeros(shape), jnp.arange(1.0, shape[0] + 1)
 
 
+@pytest.mark.default(
+    "QR-3x0",
+    "CholeskyQR-0x3",
+    "PivotedQR-3x0",
+    "SVD-0x3",
+    "Normal(Cholesky)-0x3",
+    "LU",
+    "Triangular",
+    "Cholesky",
+)
+@pytest.mark.ci("*")
 @each_empty
 def test_solution_of_an_empty_system_is_zero_and_successful(name, shape):
     solution = _solve(name)(*_arrays(shape))
@@ -56,6 +64,8 @@ def test_solution_of_an_empty_system_is_zero_and_successful(name, shape):
     assert solution.result == lx.RESULTS.successful
 
 
+@pytest.mark.default("QR-3x0", "CholeskyQR-0x3", "LU")
+@pytest.mark.ci("*")
 @each_empty
 def test_derivatives_of_an_empty_system_are_zero(name, shape):
     value = lambda matrix, vector: _solve(name)(matrix, vector).value
@@ -72,7 +82,9 @@ def test_derivatives_of_an_empty_system_are_zero(name, shape):
         np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.default("QR-(0, 3)", "PivotedQR-(3, 0)")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", ["QR", "CholeskyQR", "PivotedQR", "SVD"])
 def test_batch_of_empty_systems(name, shape):
     matrix, vector = _arrays(shape)
@@ -81,13 +93,17 @@ def test_batch_of_empty_systems(name, shape):
     np.testing.assert_array_equal(got, np.zeros((2, shape[1])))
 
 
+@pytest.mark.default("CholeskyQR")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "CholeskyQR", "PivotedQR", "SVD"])
 def test_empty_batch_of_systems(name):
     batched = jax.vmap(lambda m, v: _solve(name)(m, v).value)
     assert jit(batched)(jnp.zeros((0, 4, 3)), jnp.zeros((0, 4))).shape == (0, 3)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.default("*-(3, 0)")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", ["PivotedQR", "SVD"])
 def test_rank_of_an_empty_system_is_zero(name, shape):
     assert _solve(name)(*_arrays(shape)).stats["rank"] == 0

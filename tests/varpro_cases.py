@@ -31,7 +31,12 @@ def offset(theta, points):
 
 def complex_basis(theta, points):
     """Two damped oscillations."""
-    return jnp.exp((-theta[:2] + 1j * theta[2:]) * points[:, None])
+    exponents = jax.lax.complex(-theta[:2], theta[2:])
+    return jnp.exp(jnp.outer(points.astype(exponents.dtype), exponents))
+
+
+def offset_of_two_columns(theta, points):
+    return jnp.outer(offset(theta, points), jnp.array([1.0, -2.0]))
 
 
 def noise(shape, size, seed):
@@ -49,10 +54,10 @@ def columns(count, seed=2):
     return jnp.asarray(exact + noise((16, count), 0.05, seed + 1))
 
 
-COMPLEX_TRUTH = np.array([0.3, 0.5, 2.0, 5.0])
+COMPLEX_TRUTH = jnp.array([0.3, 0.5, 2.0, 5.0])
 COMPLEX_START = jnp.array([0.2, 0.6, 1.9, 5.2])
 COMPLEX_DATA = jnp.asarray(
-    complex_basis(COMPLEX_TRUTH, POINTS) @ np.array([1 + 1j, 2 - 0.5j])
+    np.asarray(complex_basis(COMPLEX_TRUTH, POINTS)) @ np.array([1 + 1j, 2 - 0.5j])
     + noise(16, 0.05, 3)
     + 1j * noise(16, 0.05, 4)
 )
