@@ -145,6 +145,19 @@ def apply_saddle_point(
     return _any_solver(problem, rhs, wanted)
 
 
+def structure_of_blocks(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
+    """Shapes and dtypes of the blocks that `apply_saddle_point` returns."""
+    data, unknown = problem.operator.out_structure(), problem.operator.in_structure()
+    if problem.from_adjoint:
+        data, unknown = unknown, data
+    data_wanted, unknown_wanted, projection_wanted = _without_zeros(problem, rhs, wanted)
+    return Blocks(
+        data if data_wanted else None,
+        unknown if unknown_wanted else None,
+        unknown if projection_wanted else None,
+    )
+
+
 def _without_zeros(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
     """The wanted blocks less those that are zero whatever the numbers."""
     solved = rhs.data is not None or rhs.unknown is not None

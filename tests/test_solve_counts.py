@@ -8,13 +8,14 @@ import json
 import pathlib
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
 from checks import count_primitive, jit
-from problems import PROBLEMS
+from problems import Pinv, PROBLEMS
 
 import pseudojvp as pj
 
@@ -51,6 +52,27 @@ def test_number_of_solves(name, mode):
     jaxpr = jax.make_jaxpr(function)(*arrays(problem))
     got = count_primitive("linear_solve", jaxpr.jaxpr)
     assert got == PINNED["solves"][name][mode]
+
+
+class Counted(Pinv):
+    """Counts how often it is traced."""
+
+    traces: list[None] = eqx.field(static=True)
+
+    def compute(self, state, vector, options):
+        self.traces.append(None)
+        return super().compute(state, vector, options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("full_rank", [True, False])
+def test_no_solver_is_traced_for_the_shapes_of_a_derivative(full_rank, mode):
+    problem = PROBLEMS["tall-complex-Pinv(True)"]
+    solver = Counted(full_rank, traces=[])
+    solve = problem._replace(solver=solver).solve_arrays
+    jax.make_jaxpr(in_mode(mode, solve))(*arrays(problem))
+    # Of the primal it is, in the jaxpr of the solve and in the tangent of that.
+    assert len(solver.traces) == (1 if mode == "primal" else 2)
 
 
 @pytest.mark.optimised
