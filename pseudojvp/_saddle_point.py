@@ -356,8 +356,7 @@ def _compute(problem: Problem) -> _Attempt:
 
     def compute(vector):
         solution, result, stats = solver.compute(problem.state, vector, problem.options)
-        result = verified(solver, operator.mv, vector, solution, result)
-        return solution, result, stats
+        return *verified(solver, operator.mv, vector, solution, result), stats
 
     return _Attempt(compute)
 
@@ -379,5 +378,6 @@ def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
 
     vector = tree_conj(vector)
     solution, result, solve.stats = solver.compute(state, vector, options)
-    solve.note(verified(solver, transpose_mv, vector, solution, result))
+    solution, result = verified(solver, transpose_mv, vector, solution, result)
+    solve.note(result)
     return tree_conj(solution)

@@ -275,3 +275,22 @@ def test_lstsq_has_its_tangent_at_the_identity(method):
     push = jit(lambda a, t_a: jax.jvp(solve, (a,), (t_a,)))
     _, tangent = push(jnp.eye(3), t_matrix)
     np.testing.assert_allclose(tangent, -t_matrix @ vector, rtol=1e-12)
+
+
+# 12. lineax.BiCGStab makes NaN of b = 0, and so of a cotangent that is zero.
+
+
+@pytest.mark.parametrize("normal", [False, True])
+def test_bicgstab_of_lineax_has_the_solution_zero_of_zero(normal):
+    matrix = jnp.asarray(_of_condition(2.0, 4, 4))
+    solver = lx.BiCGStab(1e-12, 1e-12)
+    solver = pj.Normal(solver) if normal else solver
+
+    @jit
+    def masked(matrix, vector):
+        loss = lambda a, b: 0.0 * jnp.sum(pj.linear_solve(a, b, solver).value)
+        return jax.value_and_grad(loss, (0, 1))(matrix, vector)
+
+    for vector in (jnp.zeros(4), jnp.ones(4)):
+        for leaf in jax.tree.leaves(masked(matrix, vector)):
+            np.testing.assert_array_equal(leaf, 0)

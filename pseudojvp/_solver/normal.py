@@ -171,8 +171,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         out = self.inner_solver.compute(state.inner, vector, inner_options)
         solution, result, stats = out
         gram_mv = lambda vector: second.mv(first.mv(vector))
-        result = verified(self.inner_solver, gram_mv, vector, solution, result)
-        return solution, result, stats
+        verdict = verified(self.inner_solver, gram_mv, vector, solution, result)
+        return *verdict, stats
 
     def to_inner(self, state: NormalState, vector: PyTree[Array], *, out: bool):
         structure = state.structures.value[0 if out else 1]

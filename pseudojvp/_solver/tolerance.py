@@ -1,3 +1,4 @@
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import lineax.internal as lxi
 import numpy as np
 from jaxtyping import Array, PyTree, Real, Scalar
 
-from .._misc import first_failure, tree_sub
+from .._misc import first_failure, tree_sub, tree_where
 from .preconditioner import promoting
 
 
@@ -106,19 +107,25 @@ def verified(
     vector: PyTree[Array],
     solution: PyTree[Array],
     result: lx.RESULTS,
-) -> lx.RESULTS:
-    """`result`, or `stagnation` if b − A x does not meet the solver's tolerance.
+) -> tuple[PyTree[Array], lx.RESULTS]:
+    """The solution and `result`, which is `stagnation` if b − A x is too large.
 
     `lineax.GMRES` looks at the residual after its preconditioner, `lineax.BiCGStab` at
     one that it updates (lineax 0.1.1): both may be small where b − A x is not. One
-    product `mv` with A for these two, none for the others.
+    product `mv` with A for these two, none for the others. `lineax.BiCGStab` is NaN for
+    b = 0, such as the cotangent of a masked loss: here it is zero.
     """
     if not isinstance(solver, lx.BiCGStab | lx.GMRES):
-        return result
+        return solution, result
+    if isinstance(solver, lx.BiCGStab):
+        leaves = [jnp.all(leaf == 0) for leaf in jtu.tree_leaves(vector)]
+        zero = ft.reduce(jnp.logical_and, leaves, jnp.array(True))
+        solution = tree_where(zero, jtu.tree_map(jnp.zeros_like, solution), solution)
+        result = lx.RESULTS.where(zero, lx.RESULTS.successful, result)
     if all(
         isinstance(tol, int | float) and tol == 0 for tol in (solver.rtol, solver.atol)
     ):
-        return result  # asked for a number of steps
+        return solution, result  # asked for a number of steps
     residual = tree_sub(vector, mv(solution))
 
     def scaled(r, b):
@@ -134,4 +141,4 @@ def verified(
 
     met = solver.norm(jtu.tree_map(scaled, residual, vector)) <= 1
     told = lx.RESULTS.where(met, lx.RESULTS.successful, lx.RESULTS.stagnation)
-    return first_failure(result, told)
+    return solution, first_failure(result, told)

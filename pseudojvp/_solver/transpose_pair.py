@@ -43,7 +43,7 @@ class TransposePair(lx.AbstractLinearSolver[_PairState]):
         solver, _ = self._ordered(state)
         solution, result, stats = solver.compute(state.states[0], vector, options)
         mv = state.operators[0].mv
-        return solution, verified(solver, mv, vector, solution, result), stats
+        return *verified(solver, mv, vector, solution, result), stats
 
     def transpose(self, state: _PairState, options: dict[str, Any]):
         solver, _ = self._ordered(state)
