@@ -75,7 +75,13 @@ def test_tangents_with_respect_to_vector_alone(problem):
     assert_close(np.stack(got), want, problem.rtol)
 
 
-@pytest.mark.parametrize("solver", [pj.QR(), pj.SVD(), pj.PivotedQR()])
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize(
+    "solver",
+    [pj.QR(), pj.SVD(), pj.PivotedQR()],
+    ids=lambda solver: type(solver).__name__,
+)
 def test_tangent_is_linear_in_a_vector_of_any_size(solver):
     """1e170 is Inf in single precision, and its square is in double."""
     problem = PROBLEMS["tall-real-QR"]

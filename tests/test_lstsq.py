@@ -51,10 +51,8 @@ def assert_alike(got, want, rtol):
         np.testing.assert_allclose(g, w, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.default(
-    "pivoted_qr-wide-deficient-complex128", "svd-tall-deficient-complex128"
-)
-@pytest.mark.ci("pivoted_qr-tall-deficient-*", "svd-square-float32", "qr-*")
+@pytest.mark.default("svd-tall-deficient-complex128")
+@pytest.mark.ci("pivoted_qr-*-deficient-*", "svd-square-float32", "qr-*")
 @pytest.mark.parametrize(("method", "kind", "dtype"), _CASES)
 def test_agrees_with_jax_numpy(method, kind, dtype):
     a, b = system(kind, dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import truth
 from checks import assert_close, derivatives, jit
-from problems import Path
+from paths import Path
 
 import pseudojvp as pj
 

@@ -88,7 +88,7 @@ def _check(make, solver, tags, data, row, col, vector, weights):
     assert_close(got_data, -adjoint[row] * x[col], 1e-8)
 
 
-@pytest.mark.default("chebyshev-complex", "incomplete_cholesky-complex")
+@pytest.mark.default("incomplete_cholesky-complex")
 @pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("name", PRECONDITIONERS)

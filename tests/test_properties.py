@@ -47,7 +47,7 @@ def compiled_pseudoinverse(cell):
     return jit(pseudoinverse)
 
 
-@each_cell()
+@each_cell(default=CORE)
 @settings(FIXED, max_examples=50)
 @given(data=st.data())
 def test_claimed_system_is_solved_with_the_pseudoinverse(cell, data):

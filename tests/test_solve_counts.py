@@ -40,8 +40,8 @@ def arrays(problem):
 
 
 @pytest.mark.default(
-    *("wide-*-vjp", "tall-deficient-*-vjp", "definite-*-jvp", "square-complex-*-jvp"),
-    *("lower-triangular-*-jvp", "tridiagonal-*-jvp", "square-complex-LU-primal"),
+    *("wide-complex-*-vjp", "tall-deficient-complex-*-vjp", "definite-*-jvp"),
+    *("square-complex-LU-*", "lower-triangular-*-jvp", "tridiagonal-*-jvp"),
 )
 @pytest.mark.ci("*")  # tracing takes a second
 @pytest.mark.parametrize("mode", MODES)

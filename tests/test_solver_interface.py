@@ -135,6 +135,8 @@ def _computed(solver, state, vector, options):
     return compute(state, jnp.asarray(vector), options)
 
 
+@pytest.mark.default("CG-options-transpose", "Normal(CG)-field-conj")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("map_name", ["transpose", "conj"])
 @pytest.mark.parametrize("place", ["field", "options"])
 def test_preconditioner_of_neumann_is_mapped_with_the_state(map_name, place):
@@ -171,7 +173,7 @@ def test_preconditioner_of_cg_is_mapped_with_the_state(map_name, place, wrap):
     _assert_close(got, np.linalg.solve(mapped, vector))
 
 
-@pytest.mark.default("QR-*", "CG-*")
+@pytest.mark.default("QR-*")
 @_CI
 @pytest.mark.parametrize(("case", "dtype"), cases.params(cases.FEW, "float64"))
 def test_solver_and_its_derivatives_are_right_within_lineax(case, dtype):

@@ -68,8 +68,13 @@ def _losses(name, create, columns):
     return ours, theirs, sparse.data
 
 
-@pytest.mark.default("complex-BCSR-columns", "complex-tall-BCOO-columns")
-@pytest.mark.ci("*-BCOO-vector", "wide-BCSR-columns", "symmetric-BCSR-columns")
+@pytest.mark.default("complex-BCSR-columns")
+@pytest.mark.ci(
+    "*-BCOO-vector",
+    "complex-tall-BCOO-columns",
+    "wide-BCSR-columns",
+    "symmetric-BCSR-columns",
+)
 @pytest.mark.parametrize("columns", [(), (3,)], ids=["vector", "columns"])
 @pytest.mark.parametrize("create", _FORMATS.values(), ids=_FORMATS)
 @pytest.mark.parametrize("name", _CASES)

@@ -187,7 +187,7 @@ def test_klu_reports_fs_183_1_which_is_solvable_by_its_estimate():
     assert _relative(np.asarray(solution.value) - x, x) <= 1e-8
 
 
-@pytest.mark.default("BiCGStab-Ragusa16", "KLU-Ragusa16")
+@pytest.mark.default("BiCGStab-Ragusa16")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["Ragusa16", "Tina_AskCal"])
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def _solve(operator, vector, throw=True):
     return pj.linear_solve(operator, vector, _SOLVER, throw=throw)
 
 
-@pytest.mark.default("complex", "long")
+@pytest.mark.default("complex")
 @pytest.mark.ci("*")
 @_each_case
 def test_solutions_and_derivatives_are_those_of_the_dense_matrix(name):

@@ -95,7 +95,7 @@ def _solution(name):
 
 
 @pytest.mark.optimised
-@pytest.mark.default("QR-tall", "CholeskyQR-wide")
+@pytest.mark.default("QR-tall")
 @pytest.mark.ci("*")  # a large program each
 @pytest.mark.parametrize("shape", [(200, 50), (50, 200)], ids=["tall", "wide"])
 @each_solver

@@ -122,6 +122,7 @@ def test_offset_of_one_column_is_fitted():
     assert_close(cases.unknowns(fit), want, 1e-9)
 
 
+@pytest.mark.slow  # one more program, of what the default statistics are of too
 def test_columns_with_weights_and_offsets_of_their_own():
     data = cases.columns(2)
     weights = jnp.stack([cases.WEIGHTS, cases.WEIGHTS[::-1]], axis=1)

@@ -63,7 +63,7 @@ def dense(setting, flat):
 
 def slow_if_covered(setting):
     """Settings whose parts are in others."""
-    covered = setting not in ("columns-have-weights", "deficient")
+    covered = setting != "columns-have-weights"
     return pytest.param(setting, marks=pytest.mark.slow if covered else ())
 
 
