@@ -207,7 +207,7 @@ _SAID = {
         pj.Normal(pj.Cholesky()),
         _EQUAL_COLUMNS,
         (),
-        r"`Normal\(Cholesky\(\)\)` .*condition number of its Gram matrix.*`QR\(\)`",
+        r"`Normal\(Cholesky\(\)\)` .* of its Gram matrix .*; at most 4e-16 .*`QR\(\)`",
     ),
     "CholeskyQR": (
         pj.CholeskyQR(),
@@ -230,6 +230,12 @@ _SAID = {
         _DEFINITE,
         r"`CG\(\)` .* maximum number of solver steps.* preconditioner",
     ),
+    "BiCGStab": (
+        pj.BiCGStab(),
+        np.array([[0.0, 1], [-1, 0]]),
+        (),
+        r"`BiCGStab\(\)` .* broke down. Try another solver",
+    ),
     "Neumann": (
         pj.Neumann(200),
         np.diag([4.0, 5.0]),
@@ -249,7 +255,7 @@ def _raising(name):
     return solve, (matrix, np.arange(1.0, len(matrix) + 1)), match
 
 
-@pytest.mark.default("QR-advice", "LU", "SVD")
+@pytest.mark.default("QR-advice", "LU", "LU-zero", "SVD", "Normal(Cholesky)", "BiCGStab")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", _SAID)
 def test_message_says_what_was_seen_and_what_would_do(name):

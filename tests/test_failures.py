@@ -151,6 +151,44 @@ def test_derivative_that_fails_after_a_good_primal_is_nan_if_told_not_to_raise(m
     assert np.isnan(derivative).all()
 
 
+class FailsTransposed(lx.AbstractLinearSolver):
+    """Of full rank, by the dense pseudoinverse; never succeeds with the transpose."""
+
+    def init(self, operator, options):
+        return jnp.linalg.pinv(operator.as_matrix()), jnp.array(True)
+
+    def compute(self, state, vector, options):
+        pseudoinverse, works = state
+        breakdown = lx.RESULTS.breakdown
+        result = lx.RESULTS.where(works, lx.RESULTS.successful, breakdown)
+        return pseudoinverse @ vector, result, {}
+
+    def transpose(self, state, options):
+        return (state[0].T, jnp.array(False)), options
+
+    def conj(self, state, options):
+        return (state[0].conj(), state[1]), options
+
+    def assume_full_rank(self):
+        return True
+
+
+@pytest.mark.parametrize("rows", [3, 4], ids=["square", "tall"])
+def test_adjoint_solve_that_fails_is_told(rows):
+    matrix = np.random.default_rng(0).standard_normal((rows, 3))
+
+    def loss(vector, throw):
+        operator = lx.MatrixLinearOperator(matrix)
+        solver = FailsTransposed()
+        return jnp.sum(pj.linear_solve(operator, vector, solver, throw=throw).value)
+
+    gradient = eqx.filter_jit(jax.grad(loss))
+    assert np.isfinite(loss(jnp.ones(rows), True))
+    assert np.isnan(gradient(jnp.ones(rows), False)).all()
+    with pytest.raises(eqx.EquinoxRuntimeError, match="broke down"):
+        jax.block_until_ready(gradient(jnp.ones(rows), True))
+
+
 def _hard_derivative(mode, throw):
     """A solve of two steps for an eigenvector, too few for the (co)tangent."""
     solver = pj.CG(1e-9, 1e-9, max_steps=2)

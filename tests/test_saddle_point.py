@@ -53,17 +53,17 @@ def by_name(cases, tier="default"):
 
 
 def by_name_and_dtype(cases):
-    """The complex ones when the case says, the real ones in CI."""
+    """The complex ones when the case says, the real ones one tier later."""
+    later = {"default": "slow", "slow": "nightly"}
     return pytest.mark.parametrize(
         ("case", "dtype"),
         [
-            pytest.param(case, dtype, id=f"{case.name}-{label}", marks=marks)
+            pytest.param(case, dtype, id=f"{case.name}-{label}", marks=marks_of(tier))
             for case in cases
             for dtype, label, tier in (
-                (complex, "complex", "default"),
-                (float, "real", "slow"),
+                (complex, "complex", case.tier),
+                (float, "real", later[case.tier]),
             )
-            for marks in [marks_of(case.tier, tier)]
         ],
     )
 

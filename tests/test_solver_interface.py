@@ -135,8 +135,6 @@ def _computed(solver, state, vector, options):
     return compute(state, jnp.asarray(vector), options)
 
 
-@pytest.mark.default("CG-options-transpose", "Normal(CG)-field-conj")
-@pytest.mark.ci("*")
 @pytest.mark.parametrize("map_name", ["transpose", "conj"])
 @pytest.mark.parametrize("place", ["field", "options"])
 def test_preconditioner_of_neumann_is_mapped_with_the_state(map_name, place):
@@ -155,6 +153,8 @@ def test_preconditioner_of_neumann_is_mapped_with_the_state(map_name, place):
     _assert_close(got, np.linalg.solve(mapped, vector))
 
 
+@pytest.mark.default("CG-options-transpose", "Normal(CG)-field-conj")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("map_name", ["transpose", "conj"])
 @pytest.mark.parametrize("place", ["field", "options"])
 @pytest.mark.parametrize("wrap", [lambda s: s, pj.Normal], ids=["CG", "Normal(CG)"])

@@ -27,6 +27,7 @@ SETTINGS = {
     "weighted": (cases.basis, cases.DATA, WEIGHTS[:, 0], None),
     "offset": (cases.basis, cases.DATA, WEIGHTS[:, 0], cases.offset),
     "columns-share-weights": (cases.basis, DATA, WEIGHTS[:, 0], cases.offset),
+    "many-columns": (cases.basis, cases.columns(20), WEIGHTS[:, 0], cases.offset),
     "columns-have-weights": (cases.basis, DATA, WEIGHTS, cases.offset),
     "deficient": (deficient_basis, cases.DATA, WEIGHTS[:, 0], None),
     "deficient-columns-have-weights": (deficient_basis, DATA, WEIGHTS, None),
@@ -93,6 +94,15 @@ def test_residual_and_coefficients_are_those_of_the_dense_pseudoinverse(evaluate
     want = dense(setting, POINT)
     assert_close(residual, want[0], 1e-12)
     assert_close(coefficients, want[1], 1e-12)
+
+
+def test_residual_of_more_columns_than_rows_is_that_of_the_dense_pseudoinverse():
+    basis, data, weights, offset = SETTINGS["many-columns"]
+    residual = pj.projected_residual(basis, data, weights=weights, offset=offset)
+    parts = jit(lambda *inputs: (residual(*inputs), residual.coefficients(*inputs)))
+    got = parts(unravel(jnp.asarray(POINT)), cases.POINTS)
+    for part, want in zip(got, dense("many-columns", POINT), strict=True):
+        assert_close(part, want, 1e-12)
 
 
 def test_exact_jacobian_is_the_difference_of_the_dense_residual(evaluated):
