@@ -6,8 +6,8 @@ many cases names those of the first two by patterns of what its id has in bracke
     @pytest.mark.default("tall-complex-QR")
     @pytest.mark.ci("*-QR", "*-SVD")
 
-and the rest is `nightly`. Without `default`, all cases run by default but those whose
-parameters are marked. `test_selection.py` checks that no pattern is stale.
+and the rest is `nightly`. A case whose parameters are marked `slow` or `nightly` runs
+then. `test_selection.py` checks that each pattern chooses something.
 """
 
 import fnmatch

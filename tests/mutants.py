@@ -213,8 +213,9 @@ def main():
     counts, records = collections.defaultdict(collections.Counter), []
     with tempfile.TemporaryDirectory() as scratch:
         trees = [pathlib.Path(scratch, f"tree{i}") for i in range(arguments.processes)]
+        ignored = shutil.ignore_patterns(".git", ".venv", ".jax_cache")
         for tree in trees:
-            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv"))
+            shutil.copytree(ROOT, tree, ignore=ignored)
         for mutant, outcome, seconds, last in outcomes(chosen, trees, arguments.limit):
             counts[mutant.module][outcome] += 1
             place = f"{mutant.module}:{mutant.line} {mutant.operator}"

@@ -1,4 +1,4 @@
-"""One compiled program a problem, with everything that is compared of it."""
+"""Two compiled programs a problem, alone and in a batch, with all that is compared."""
 
 import functools as ft
 from typing import NamedTuple

@@ -119,6 +119,7 @@ def test_path_of_a_wide_root_has_derivatives_of_three_orders():
     assert_all_close(got, sphere_truth(2.0), 1e-11)
 
 
+@pytest.mark.slow  # one more program
 def test_path_of_a_singular_fixed_point_has_derivatives_of_two_orders():
     got = jit(derivatives(on_a_ray, 2))(0.7)
     assert_all_close(got, ray_truth(0.7), 1e-11)
@@ -139,6 +140,7 @@ def test_reverse_mode_over_a_batch_is_right():
     assert_close(got, np.stack([sphere_truth(t)[1] for t in thetas]), 1e-11)
 
 
+@pytest.mark.slow  # one more program
 def test_rank_deficient_fit_has_the_tangent_of_its_least_norm():
     direction = np.array([1.0, 0.5, -1.0, 2.0])
     got = jit(lambda data: jax.jvp(fitted, (data,), (direction,)))(DATA)

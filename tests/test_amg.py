@@ -17,8 +17,6 @@ import pseudojvp as pj
 from pseudojvp._preconditioner.padded_rows import padded_operator
 
 
-pytest.importorskip("pyamg")
-
 PSD = lx.positive_semidefinite_tag
 SIDE = 12
 

@@ -167,6 +167,7 @@ def _memory(function, *shapes):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.optimised
 @pytest.mark.default("wide")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(2000, 100), (100, 2000)], ids=["tall", "wide"])

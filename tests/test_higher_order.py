@@ -67,7 +67,7 @@ MIXES = {
     "vmap-vjp-vjp-vjp": (jax.vmap, reverse, reverse, reverse),
 }
 ONE = ("jvp-vmap-vjp-jvp",)
-FEW = (*ONE, "vjp-jvp-vmap-vjp", "vmap-vjp-vjp-vjp")
+FEW = (*ONE, "vmap-vjp-vjp-vjp")
 CLASSES = [
     RuleClass("independent-columns", PROBLEMS["tall-complex-Pinv(True)"], FEW),
     RuleClass("independent-columns-and-rows", PROBLEMS["square-real-Pinv(True)"], ONE),

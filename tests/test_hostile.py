@@ -143,7 +143,7 @@ def _derivative_cases(choose=lambda case: True):
         [
             pytest.param(
                 name,
-                case.kinds.split()[-1],
+                case.default.rpartition("-")[0],  # the kind
                 marks=() if name in DIFFERENTIATED else pytest.mark.slow,
             )
             for name, case in CASES.items()

@@ -113,6 +113,7 @@ def _lapack_calls(count):
     return str(compiled.as_text()).count('custom_call_target="lapack')
 
 
+@pytest.mark.optimised
 def test_few_vectors_need_no_library_call():
     assert [_lapack_calls(8), _lapack_calls(9)] == [0, 1]
 

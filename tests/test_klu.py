@@ -17,8 +17,6 @@ from checks import assert_close, jit
 import pseudojvp as pj
 
 
-pytest.importorskip("klujax")
-
 SIZE = 6
 SUCCESSFUL = lx.RESULTS.successful
 
@@ -92,6 +90,7 @@ def test_second_derivatives_are_those_of_the_dense_formula():
     assert_close(got, 2 * step @ step @ inverse @ vector, 1e-11)
 
 
+@pytest.mark.optimised
 @pytest.mark.default("float-6")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(("dtype", "probes"), [(float, SIZE), (complex, 8)])

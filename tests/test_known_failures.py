@@ -72,6 +72,7 @@ def _throwless(solver, tags):
 _ONE_STEP = pj.CG(1e-10, 1e-10, max_steps=1)  # enough for an eigenvector alone
 
 
+@pytest.mark.slow  # as in `test_failures.py`
 def test_gradient_that_fails_after_a_good_solve_is_nan_and_does_not_raise():
     solve = _throwless(_ONE_STEP, lx.positive_semidefinite_tag)
     eigenvector = jnp.array([1.0, 0, 0])
@@ -80,6 +81,7 @@ def test_gradient_that_fails_after_a_good_solve_is_nan_and_does_not_raise():
     assert np.isnan(gradient).all()
 
 
+@pytest.mark.slow  # as in `test_failures.py`
 def test_tangent_that_fails_after_a_good_solve_is_nan_and_does_not_raise():
     solve = _throwless(_ONE_STEP, lx.positive_semidefinite_tag)
     push = jit(lambda b, t_b: jax.jvp(solve, (b,), (t_b,)))

@@ -87,7 +87,10 @@ CASES = {
 }
 
 
-@pytest.mark.default("LSMR-tall-deficient-complex")
+@pytest.mark.default(
+    *("LSMR-wide-deficient-real", "MINRES-deficient-real", "GMRES-real"),
+    "BiCGStab-complex",
+)
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_tangents_and_cotangents_are_those_of_the_pseudoinverse(case):

@@ -14,6 +14,8 @@ from jax.interpreters import partial_eval
 import pseudojvp as pj
 
 
+pytestmark = pytest.mark.optimised
+
 A = cases.random_array((6, 3), float, 1)
 B = cases.random_array((6,), float, 2)
 # So many that the reflectors are applied by the library and not one by one, and fewer

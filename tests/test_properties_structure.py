@@ -161,8 +161,10 @@ def compiled_nested(name, batch):
     return jit(jax.vmap(jax.vmap(solve, inner), outer))
 
 
-@pytest.mark.default("PivotedQR-vector-operator", "QR-operator-vector", "CG-both-both")
-@pytest.mark.ci("PivotedQR-*", "*-both-both")  # six compilations for each solver
+@pytest.mark.default("QR-operator-vector")
+@pytest.mark.ci(
+    "PivotedQR-*", "*-both-both", "*-operator-vector"
+)  # six compilations for each solver
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", NESTED)
 @settings(FIXED, max_examples=15)

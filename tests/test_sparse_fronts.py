@@ -160,6 +160,7 @@ def test_derivative_of_deficient_least_squares_is_that_along_constant_rank():
     np.testing.assert_allclose(got, (pinv(h) - pinv(-h)) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow  # one more program
 def test_damped_solution_and_its_derivatives_are_those_of_the_stacked_matrix():
     dense, damp = _RECTANGULAR["tall"], 0.7
     matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
@@ -232,6 +233,7 @@ def test_gradient_by_jax_sparse_is_a_matrix_of_the_same_format():
     np.testing.assert_allclose(gradient.data, truth, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.slow  # two more programs
 def test_transpose_solver_is_what_the_gradient_solves_with():
     """The one for Aᵀ may take a single step, and the gradient shows it."""
     matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))

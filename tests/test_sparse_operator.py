@@ -226,6 +226,7 @@ def test_as_operator_wraps_scipy_matrices():
     assert isinstance(operator, pj.SparseLinearOperator)
 
 
+@pytest.mark.slow  # one more program
 def test_invert_takes_a_sparse_matrix():
     matrix = scipy.sparse.diags_array([[1.0, 2.0, 4.0], [1.0, 1.0]], offsets=[0, 1])
     inverse = pj.invert(matrix.tocsr(), pj.LU(), throw=False)

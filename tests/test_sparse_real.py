@@ -54,7 +54,7 @@ _ANY_SHAPE = {
     "Tina_AskCal": Case(_LSMR),
 }
 # Those that are solved once, for all the tests of a solution and of its gradient.
-_chosen = pytest.mark.default("bfwa62", "Ragusa16")
+_SQUARE_ONE, _ANY_ONE = "bfwa62", "Ragusa16"
 _others = pytest.mark.ci("*")
 _each_square = pytest.mark.parametrize("name", _SQUARE)
 _each_of_any_shape = pytest.mark.parametrize("name", _ANY_SHAPE)
@@ -121,7 +121,7 @@ def _relative(error, of):
     return np.linalg.norm(error) / np.linalg.norm(of)
 
 
-@_chosen
+@pytest.mark.default(_SQUARE_ONE)
 @_others
 @_each_square
 def test_relative_residual_of_a_real_square_matrix_is_1e8_at_most(name):
@@ -130,7 +130,7 @@ def test_relative_residual_of_a_real_square_matrix_is_1e8_at_most(name):
     assert _relative(residual, vector) <= 1e-8
 
 
-@_chosen
+@pytest.mark.default(_ANY_ONE)
 @_others
 @_each_of_any_shape
 def test_solution_of_a_real_matrix_is_that_of_the_pseudoinverse(name):
@@ -138,7 +138,7 @@ def test_solution_of_a_real_matrix_is_that_of_the_pseudoinverse(name):
     assert _relative(_solved(name)[0] - truth, truth) <= 1e-8
 
 
-@_chosen
+@pytest.mark.default(_SQUARE_ONE, _ANY_ONE)
 @_others
 @pytest.mark.parametrize("name", [*_SQUARE, *_ANY_SHAPE])
 def test_gradient_of_a_real_matrix_is_the_dense_one_on_its_pattern(name):

@@ -112,6 +112,7 @@ def test_transpose_is_solved_with():
     np.testing.assert_allclose(_solve(operator, vector).value, want, rtol=1e-10)
 
 
+@pytest.mark.slow  # one more program
 def test_hessian_of_a_solve():
     (data, row, col, shape), _ = CASES["lower"]
     operator = pj.SparseLinearOperator((data, row, col, shape))

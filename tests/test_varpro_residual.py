@@ -163,6 +163,7 @@ def test_tangents_are_columns_of_the_jacobian():
         assert_close(columns, jacobian, 1e-12)
 
 
+@pytest.mark.slow  # one more program
 def test_tangents_of_args_and_of_data_are_exact_in_the_kaufman_residual():
     theta = unravel(jnp.asarray(POINT))
     basis, data = cases.basis, cases.DATA
