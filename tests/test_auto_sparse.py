@@ -121,6 +121,8 @@ def _diagonally_dominant(size):
     return jsparse.BCOO((jnp.asarray(data), indices), shape=(size, size))
 
 
+@pytest.mark.default("True")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("well_posed", [True, False])
 def test_large_sparse_solve_and_its_gradient_make_nothing_dense(well_posed):
     matrix = _diagonally_dominant(LARGE)

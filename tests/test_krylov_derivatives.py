@@ -88,7 +88,7 @@ CASES = {
 
 
 @pytest.mark.default(
-    *("LSMR-wide-deficient-real", "MINRES-deficient-real", "GMRES-real"),
+    *("LSMR-tall-real", "MINRES-deficient-real", "GMRES-real"),
     "BiCGStab-complex",
 )
 @pytest.mark.ci("*")

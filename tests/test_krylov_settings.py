@@ -28,6 +28,8 @@ def _solve(solver, vector=VECTOR, matrix=MATRIX):
     return krylov.solve(matrix, vector, solver, krylov.PSD)
 
 
+@pytest.mark.default("GMRES", "LSMR")
+@pytest.mark.ci("*")
 @each
 def test_default_tolerance_is_a_relative_residual_of_1e10(make):
     value, successful, *_ = _solve(make())

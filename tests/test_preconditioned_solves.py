@@ -98,8 +98,7 @@ def test_cg_gives_the_dense_solution_and_gradients(name, dtype):
     _check(PRECONDITIONERS[name], solver, PSD, data, row, col, vector, weights)
 
 
-@pytest.mark.default("incomplete_lu-complex")
-@pytest.mark.ci("*")
+@pytest.mark.slow
 @dtypes
 @pytest.mark.parametrize("name", GENERAL)
 def test_gmres_gives_the_dense_solution_and_gradients_of_general_systems(name, dtype):

@@ -20,8 +20,7 @@ _SOLVES = {
 
 
 @pytest.mark.optimised
-@pytest.mark.default("general")
-@pytest.mark.ci("*")
+@pytest.mark.slow  # three seconds each
 @pytest.mark.parametrize(("solve", "pattern", "tags"), _SOLVES.values(), ids=_SOLVES)
 def test_temporary_memory_of_a_gradient_is_proportional_to_the_entries(
     solve, pattern, tags

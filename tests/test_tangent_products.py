@@ -112,8 +112,7 @@ def test_tangents_of_a_matrix_are_not_copied(name, shape):
 
 
 @pytest.mark.optimised
-@pytest.mark.default("Normal(Cholesky)-wide")
-@pytest.mark.ci("*")
+@pytest.mark.slow  # two seconds each
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300)], ids=["tall", "wide"])
 @pytest.mark.parametrize("name", ["QR", "CholeskyQR", "Normal(Cholesky)"])
 def test_long_products_are_with_rows(name, shape):

@@ -149,6 +149,8 @@ def test_jvp_of_vjp_of_vmap(problem):
     assert_close(got, want_losses(problem, 2), problem.rtol)
 
 
+@pytest.mark.default("tall-complex-QR")
+@pytest.mark.ci("*")
 @each(FACTORS)
 def test_vmap_over_vectors_with_one_operator(problem):
     matrix = problem.matrix(0.0)
@@ -158,6 +160,8 @@ def test_vmap_over_vectors_with_one_operator(problem):
     assert_close(jit(solve)(matrix, vectors), want, problem.rtol)
 
 
+@pytest.mark.default("tall-complex-QR")
+@pytest.mark.ci("*")
 @each(FACTORS)
 def test_vmap_over_tangents_of_vector(problem):
     matrix, vector = problem.matrix(0.0), problem.vector(0.0)
@@ -171,6 +175,8 @@ def test_vmap_over_tangents_of_vector(problem):
     assert_close(jit(jax.vmap(push_forward))(tangents).T, want, problem.rtol)
 
 
+@pytest.mark.default("tall-complex-QR")
+@pytest.mark.ci("*")
 @each(FACTORS)
 def test_vmap_over_cotangents_of_vector(problem):
     matrix, vector = problem.matrix(0.0), problem.vector(0.0)
