@@ -132,7 +132,7 @@ def _fits(data):
     x = np.linspace(0, 3, data.shape[1])
 
     def decays(theta, _):
-        decay = jnp.exp(-x[:, None] * jnp.exp(theta))
+        decay = jnp.exp(-jnp.outer(x, jnp.exp(theta)))
         return jnp.concatenate([decay, jnp.ones((x.size, 1))], axis=1)
 
     weights = 1 + jnp.abs(data) if data.ndim == 2 else None
