@@ -98,7 +98,7 @@ def _of_classes():
             marks = ()
             if mix not in MIXES:
                 marks = pytest.mark.nightly
-            elif mix not in rule.mixes:  # five to fifteen seconds each
+            elif mix not in rule.mixes:  # seconds each
                 marks = pytest.mark.slow
             yield pytest.param(rule, transforms, id=f"{rule.label}-{mix}", marks=marks)
 
@@ -117,24 +117,18 @@ def test_third_derivative_of_each_class_of_the_rule(rule, transforms):
     assert_close(got, np.stack(want), 10 * rule.problem.rtol)
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        pytest.param(reverse, forward, id="vjp of jvp"),
+        pytest.param(forward, reverse, id="jvp of vjp", marks=pytest.mark.nightly),
+        pytest.param(reverse, reverse, id="vjp of vjp", marks=pytest.mark.nightly),
+    ],
+)
 @each(PROBLEMS, "slow")
-def test_second_derivative_by_vjp_of_jvp(problem):
+def test_second_derivative(problem, outer, inner):
     want = loss_derivatives(problem.path, weights(problem))[2]
-    got = jit(reverse(forward(loss(problem))))(0.0)
-    assert got == pytest.approx(want, rel=problem.rtol)
-
-
-@each(PROBLEMS, "nightly")
-def test_second_derivative_by_jvp_of_vjp(problem):
-    want = loss_derivatives(problem.path, weights(problem))[2]
-    got = jit(forward(reverse(loss(problem))))(0.0)
-    assert got == pytest.approx(want, rel=problem.rtol)
-
-
-@each(PROBLEMS, "nightly")
-def test_second_derivative_by_vjp_of_vjp(problem):
-    want = loss_derivatives(problem.path, weights(problem))[2]
-    got = jit(reverse(reverse(loss(problem))))(0.0)
+    got = jit(outer(inner(loss(problem))))(0.0)
     assert got == pytest.approx(want, rel=problem.rtol)
 
 

@@ -97,8 +97,6 @@ def test_each_test_has_a_case_in_ci(tiers):
 # The full product of solvers, orders and modes, of which the classes of the rule, and one
 # program a solver, show the parts.
 ONLY_NIGHTLY = {
-    "test_second_derivative_by_jvp_of_vjp",
-    "test_second_derivative_by_vjp_of_vjp",
     "test_tangents_with_respect_to_operator_alone",
     "test_tangents_with_respect_to_vector_alone",
     "test_third_derivative_by_jvp_of_vjp_of_jvp",

@@ -1,4 +1,3 @@
-import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import lineax.internal as lxi
 import numpy as np
 from jaxtyping import Array, PyTree, Real, Scalar
 
-from .._misc import first_failure, tree_sub, tree_where
+from .._misc import first_failure, is_zero, tree_sub, tree_where
 from .preconditioner import promoting
 
 
@@ -118,8 +117,7 @@ def verified(
     if not isinstance(solver, lx.BiCGStab | lx.GMRES):
         return solution, result
     if isinstance(solver, lx.BiCGStab):
-        leaves = [jnp.all(leaf == 0) for leaf in jtu.tree_leaves(vector)]
-        zero = ft.reduce(jnp.logical_and, leaves, jnp.array(True))
+        zero = is_zero(vector)
         solution = tree_where(zero, jtu.tree_map(jnp.zeros_like, solution), solution)
         result = lx.RESULTS.where(zero, lx.RESULTS.successful, result)
     if all(
