@@ -51,7 +51,8 @@ def case_of(item):
 
 
 def matches(case, mark):
-    return any(fnmatch.fnmatchcase(case, pattern) for pattern in mark.args)
+    """Whether one of the patterns of a mark, if there is one, chooses a case."""
+    return mark is not None and any(fnmatch.fnmatchcase(case, p) for p in mark.args)
 
 
 def tier(item):
@@ -61,9 +62,9 @@ def tier(item):
     if item.get_closest_marker("slow"):
         return "slow"
     default, ci = map(item.get_closest_marker, ("default", "ci"))
-    if default is None or not case_of(item) or matches(case_of(item), default):
+    if not case_of(item) or default is ci is None or matches(case_of(item), default):
         return "default"
-    return "slow" if ci is not None and matches(case_of(item), ci) else "nightly"
+    return "slow" if matches(case_of(item), ci) else "nightly"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks

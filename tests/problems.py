@@ -115,8 +115,7 @@ def _problems():
             "tall-deficient",
             "PivotedQR",
             pj.PivotedQR(),
-            ci="complex",
-            nightly="real",
+            nightly="real complex",
             **core,
         ),
         _row(
@@ -166,9 +165,7 @@ def _problems():
             **core,
             **iterative,
         ),
-        _row(
-            "wide", "Normal(CG)", pj.Normal(cg), ci="real", nightly="complex", **iterative
-        ),
+        _row("wide", "Normal(CG)", pj.Normal(cg), nightly="real complex", **iterative),
         _row(
             "tall-deficient",
             "Normal(SVD)",
@@ -201,7 +198,7 @@ def _problems():
             "definite", "CG", cg, default="complex", nightly="real", **core, **iterative
         ),
         _row("negative-definite", "CG", cg, nightly="complex", **iterative),
-        _row("semidefinite", "CG", singular_cg, ci="real", nightly="complex", **nested),
+        _row("semidefinite", "CG", singular_cg, nightly="real complex", **nested),
         _row("negative-semidefinite", "CG", singular_cg, nightly="complex", **nested),
         _row("definite", "Neumann", neumann, ci="real", nightly="complex"),
         _row(
@@ -224,7 +221,9 @@ def _problems():
         _row("tridiagonal", "Auto(True)", pj.AutoLinearSolver(True), nightly="complex"),
         _row("tall", "Auto(None)", pj.AutoLinearSolver(None), default="complex"),
         _row("upper-triangular", "Auto(None)", pj.AutoLinearSolver(None), ci="real"),
-        _row("wide-deficient", "Auto(False)", pj.AutoLinearSolver(False), ci="complex"),
+        _row(
+            "wide-deficient", "Auto(False)", pj.AutoLinearSolver(False), nightly="complex"
+        ),
         _row(
             "diagonal-deficient",
             "Auto(False)",
@@ -245,7 +244,7 @@ def _problems():
             "square", "lineax.GMRES", lx.GMRES(1e-13, 1e-13), default="real", **iterative
         ),
         _row("square", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), default="real", **nested),
-        _row("tall", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), ci="real", **nested),
+        _row("tall", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), nightly="real", **nested),
         _row("wide", "lineax.Normal(LU)", lx.Normal(lx.LU()), default="complex"),
         _row("diagonal-deficient", "lineax.Diagonal", lx.Diagonal(), ci="complex"),
         _row("diagonal", "lineax.Diagonal", lx.Diagonal(True), default="complex"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import assert_close, derivatives, jit
-from problems import CORE, each, Problem, PROBLEMS
+from problems import CORE, each, marks_of, Problem, PROBLEMS
 from programs import TIMES
 from truth import loss_derivatives, solution_derivatives
 
@@ -53,6 +53,7 @@ class RuleClass(NamedTuple):
     problem: Problem
     mixes: tuple[str, ...]  # that run by default
     loops: bool = False  # compiled, for loops are slow when run step by step
+    others: str = "slow"  # when the other mixes run
 
 
 # Outermost first. In one place of each mix stands `vmap`, in others before a release.
@@ -72,13 +73,19 @@ CLASSES = [
     RuleClass("independent-columns", PROBLEMS["tall-complex-Pinv(True)"], FEW),
     RuleClass("independent-columns-and-rows", PROBLEMS["square-real-Pinv(True)"], ONE),
     RuleClass("entered-from-the-adjoint", PROBLEMS["wide-complex-Pinv(True)"], FEW),
-    RuleClass("deficient-with-projection", PROBLEMS["wide-deficient-complex-SVD"], ONE),
+    RuleClass(
+        "deficient-with-projection",
+        PROBLEMS["wide-deficient-complex-SVD"],
+        ONE,
+        others="nightly",
+    ),
     RuleClass("deficient", PROBLEMS["wide-deficient-complex-Pinv(False)"], FEW),
     RuleClass(
         "neumann",
         PROBLEMS["consistent-clustered-semidefinite-complex-Neumann"],
         ONE,
         loops=True,
+        others="nightly",
     ),
 ]
 _OTHER_PLACES = {
@@ -99,7 +106,7 @@ def _of_classes():
             if mix not in MIXES:
                 marks = pytest.mark.nightly
             elif mix not in rule.mixes:  # seconds each
-                marks = pytest.mark.slow
+                marks = marks_of(rule.others)
             yield pytest.param(rule, transforms, id=f"{rule.label}-{mix}", marks=marks)
 
 

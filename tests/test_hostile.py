@@ -21,7 +21,7 @@ import pseudojvp as pj
 TWINS = ("Auto(True)", "Auto(None)", "Auto(False)", "LSMR(well_posed=True)")
 TWINS += ("lineax.GMRES", "lineax.BiCGStab", "MINRES(well_posed=True)")
 TWINS += ("Normal(CG(well_posed=False))", "Normal(CG)", "Normal(PivotedQR)", "Normal(QR)")
-# A second program each, of five seconds.
+# A second program each, of five seconds; of iterative solvers of up to fifteen.
 DIFFERENTIATED = ("QR", "Cholesky")
 
 
@@ -32,6 +32,12 @@ def _marks(name, cell):
         return ()
     in_ci = cell in (case.default, case.ci)
     return pytest.mark.slow if in_ci else pytest.mark.nightly
+
+
+def _marks_of_derivatives(name):
+    if name in DIFFERENTIATED:
+        return ()
+    return pytest.mark.slow if is_direct(CASES[name]) else pytest.mark.nightly
 
 
 def _grid(choose=lambda case: True):
@@ -144,7 +150,7 @@ def _derivative_cases(choose=lambda case: True):
             pytest.param(
                 name,
                 case.default.rpartition("-")[0],  # the kind
-                marks=() if name in DIFFERENTIATED else pytest.mark.slow,
+                marks=_marks_of_derivatives(name),
             )
             for name, case in CASES.items()
             if choose(case)

@@ -90,7 +90,7 @@ def _unordered_calls(computation):
 # By default two factorisations with rows of their own, wide, where they call LAPACK most,
 # and the generic rows. A constant cotangent is the harder case: it does not wait for x.
 @pytest.mark.default("LU-constant-cotangent")
-@pytest.mark.ci("*")
+@pytest.mark.ci("*-cotangent-of-x")
 @pytest.mark.optimised
 @pytest.mark.parametrize("power", [1, 2], ids=["constant-cotangent", "cotangent-of-x"])
 @pytest.mark.parametrize("name", SOLVERS)
@@ -112,7 +112,7 @@ SMALL = {
 
 
 @pytest.mark.default("LU")
-@pytest.mark.ci("*")
+@pytest.mark.ci("QR-wide", "Cholesky", "Triangular")
 @pytest.mark.optimised
 @pytest.mark.parametrize("name", SMALL)
 def test_library_calls_of_a_batched_gradient_of_small_problems(name):
@@ -149,7 +149,7 @@ def test_library_calls_of_the_statistics_of_many_fits_have_an_order(shape):
     _check_order(statistics.lower(fits).compile().as_text())
 
 
-@pytest.mark.slow  # a large program, optimised
+@pytest.mark.nightly  # twenty seconds: a large program, optimised
 @pytest.mark.optimised
 def test_library_calls_of_the_gradient_of_many_fits_have_an_order():
     gradient = jax.jit(jax.grad(lambda data: jnp.sum(_fits(data).coefficients)))
@@ -192,7 +192,7 @@ for solver, (m, n), tag in [
 """
 
 
-@pytest.mark.slow  # half a minute: seven programs, optimised, and 140,000 solves
+@pytest.mark.nightly  # half a minute: seven programs, optimised, and 140,000 solves
 def test_gradients_of_ten_thousand_solves_end():
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT],

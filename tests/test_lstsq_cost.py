@@ -135,8 +135,8 @@ print(all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out)))
 """
 
 
-# A minute for all: a process each, and the singular values of ten thousand matrices.
-@pytest.mark.slow
+# A process each, and the singular values of ten thousand matrices.
+@pytest.mark.ci("pivoted_qr")
 @pytest.mark.parametrize("method", METHODS)
 def test_ten_thousand_with_gradients_and_singular_values_end(method):
     script = _SCRIPT.format(method=method)

@@ -116,7 +116,7 @@ def test_first_and_second_derivatives_along_a_path(kind, dtype):
         assert_close(value, factorial * want, 1e-11)
 
 
-@pytest.mark.slow  # ten seconds of compiling each
+@pytest.mark.nightly  # half a minute of compiling each
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("tall-deficient", complex), ("wide-deficient", float), ("square", float)],

@@ -21,6 +21,7 @@ _NAMES = [
     "wide-deficient-real-SVD",
     "tall-complex-Normal(LU)",
     "semidefinite-real-CG",
+    "definite-complex-CG",
     "wide-deficient-real-Landweber",
     "wide-deficient-complex-Auto(False)",
     "diagonal-deficient-real-Auto(False)",

@@ -61,14 +61,21 @@ def run(arguments, environment, timeout):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("name", ["float32-by-default", "strict-promotion", "debug-nans"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "float32-by-default",
+        "debug-nans",
+        pytest.param("strict-promotion", marks=pytest.mark.nightly),
+    ],
+)
 def test_solvers_and_derivatives_work_under_setting(name):
     environment, dtype = SETTINGS[name]
     out = run(["settings_program.py", dtype, *FEW], environment, timeout=300)
     assert out == list(FEW)
 
 
-@pytest.mark.slow  # a dozen solvers with second derivatives to compile
+@pytest.mark.nightly  # a dozen solvers with second derivatives to compile
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_solver_and_its_derivatives_work_under_setting(name):
     environment, dtype = SETTINGS[name]
@@ -76,14 +83,14 @@ def test_every_solver_and_its_derivatives_work_under_setting(name):
     assert out == list(REST)
 
 
-@pytest.mark.slow  # every operation is compiled by itself
+# Every operation is compiled by itself.
 def test_solvers_work_without_jit():
     environment = {"JAX_DISABLE_JIT": "1", "JAX_ENABLE_X64": "1"}
     out = run(["settings_program.py", "float64", *FEW], environment, timeout=600)
     assert out == list(FEW)
 
 
-@pytest.mark.slow  # every operation is compiled by itself
+@pytest.mark.nightly  # every operation is compiled by itself
 def test_no_operation_of_a_good_solve_makes_a_nan():
     solvers = [*FEW, *REST]
     environment = {

@@ -188,7 +188,7 @@ def test_damped_solution_and_its_derivatives_are_those_of_the_stacked_matrix():
     np.testing.assert_allclose(of_damp, difference, rtol=1e-7)
 
 
-@pytest.mark.slow  # second derivatives through two Krylov loops: compilation
+@pytest.mark.ci("wide")  # second derivatives through two Krylov loops: compilation
 @pytest.mark.parametrize("name", ["tall", "wide"])
 def test_hessian_vector_product_of_least_squares(name):
     dense = _RECTANGULAR[name]

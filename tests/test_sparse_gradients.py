@@ -70,7 +70,7 @@ def _losses(name, create, columns):
 
 @pytest.mark.default("complex-BCSR-columns")
 @pytest.mark.ci(
-    "*-BCOO-vector",
+    "general-BCOO-vector",
     "complex-tall-BCOO-columns",
     "wide-BCSR-columns",
     "symmetric-BCSR-columns",
@@ -84,7 +84,7 @@ def test_gradient_is_the_dense_one_at_the_entries(name, create, columns):
     np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.slow  # second derivatives through Krylov loops: compilation
+@pytest.mark.ci("general")  # second derivatives through Krylov loops: compilation
 @pytest.mark.parametrize("name", ["general", "symmetric", "complex"])
 def test_hessian_vector_product_of_a_square_solve_is_the_dense_one(name):
     ours, theirs, data = _losses(name, jsparse.BCOO.fromdense, ())

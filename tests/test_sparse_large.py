@@ -92,7 +92,14 @@ _PROBLEMS = {
     "graph-laplacian": _graph_laplacian,
     "two-materials": _two_materials,
 }
-_problems = pytest.mark.parametrize("name", _PROBLEMS)
+_MINUTES = ("convection-diffusion", "graph-laplacian")  # to solve
+_problems = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.nightly if name in _MINUTES else ())
+        for name in _PROBLEMS
+    ],
+)
 _problem = ft.cache(lambda name: _PROBLEMS[name]())
 
 

@@ -55,7 +55,9 @@ _ANY_SHAPE = {
 }
 # Those that are solved once, for all the tests of a solution and of its gradient.
 _SQUARE_ONE, _ANY_ONE = "bfwa62", "Ragusa16"
-_others = pytest.mark.ci("*")
+# In CI those that take a few seconds at most.
+_SQUARE_FEW = "bcsstk01", "lund_a", "LFAT5", "bcspwr03", "west0067", "pores_1", "impcol_a"
+_ANY_FEW = "ash219", "Tina_AskCal"
 _each_square = pytest.mark.parametrize("name", _SQUARE)
 _each_of_any_shape = pytest.mark.parametrize("name", _ANY_SHAPE)
 
@@ -122,7 +124,7 @@ def _relative(error, of):
 
 
 @pytest.mark.default(_SQUARE_ONE)
-@_others
+@pytest.mark.ci(*_SQUARE_FEW)
 @_each_square
 def test_relative_residual_of_a_real_square_matrix_is_1e8_at_most(name):
     vector, _ = _vectors(name)
@@ -131,7 +133,7 @@ def test_relative_residual_of_a_real_square_matrix_is_1e8_at_most(name):
 
 
 @pytest.mark.default(_ANY_ONE)
-@_others
+@pytest.mark.ci(*_ANY_FEW)
 @_each_of_any_shape
 def test_solution_of_a_real_matrix_is_that_of_the_pseudoinverse(name):
     truth = np.linalg.pinv(_matrix(name).toarray(), rcond=1e-13) @ _vectors(name)[0]
@@ -139,7 +141,7 @@ def test_solution_of_a_real_matrix_is_that_of_the_pseudoinverse(name):
 
 
 @pytest.mark.default(_SQUARE_ONE, _ANY_ONE)
-@_others
+@pytest.mark.ci(*_SQUARE_FEW, *_ANY_FEW)
 @pytest.mark.parametrize("name", [*_SQUARE, *_ANY_SHAPE])
 def test_gradient_of_a_real_matrix_is_the_dense_one_on_its_pattern(name):
     _, of_data, of_vector = _solved(name)

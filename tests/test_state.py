@@ -24,6 +24,7 @@ MANY = [
     "definite-real-Neumann",
     "square-complex-Auto(True)",
     "wide-deficient-complex-Auto(False)",
+    "diagonal-deficient-real-Auto(False)",
     "wide-deficient-complex-Pinv(False)",
 ]
 # Several seconds each, of compiling second derivatives.

@@ -74,7 +74,7 @@ def test_columns_that_differ_or_are_few_stay(data, weights, shape):
     assert compress(given, shape, 3) is given
 
 
-@pytest.mark.slow  # two programs of fits and two of statistics for each
+@pytest.mark.ci("offset")  # two programs of fits and two of statistics for each
 @pytest.mark.parametrize("offset", [None, cases.offset], ids=["plain", "offset"])
 def test_fit_and_statistics_are_those_without_compression(offset):
     each = jnp.broadcast_to(cases.WEIGHTS[:, None], MANY.shape)

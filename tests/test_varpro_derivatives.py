@@ -94,7 +94,7 @@ def test_cost_moves_as_the_full_problem(derivatives, total_derivatives, index):
     assert_close(jnp.squeeze(derivatives[2][index]), total_derivatives[1][index], 1e-9)
 
 
-@pytest.mark.slow  # two more programs
+@pytest.mark.ci("reverse")  # a program each
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_derivatives_do_not_depend_on_the_jacobian(truth, transform):
     def kaufman(*inputs):
@@ -176,7 +176,7 @@ def test_module_within_the_basis_has_its_derivative():
     assert_close(derivative, -value / 2.0, 1e-9)
 
 
-@pytest.mark.slow  # two programs
+@pytest.mark.nightly  # half a minute: two large programs
 def test_second_derivative_is_the_difference_of_the_first():
     direction = jnp.asarray(cases.noise(16, 1.0, 6))
 
@@ -191,7 +191,7 @@ def test_second_derivative_is_the_difference_of_the_first():
     assert_close(second, difference, 1e-5)  # h² of the difference
 
 
-@pytest.mark.slow  # one more program for each
+@pytest.mark.ci("implicit")  # one more program for each
 @pytest.mark.parametrize(
     "adjoint",
     [optx.ImplicitAdjoint(), optx.RecursiveCheckpointAdjoint()],

@@ -29,7 +29,7 @@ _CASES = [
     pytest.param(
         name,
         start,
-        marks=pytest.mark.slow if name in _CI else pytest.mark.nightly,
+        marks=pytest.mark.slow if name in _CI and start == 0 else pytest.mark.nightly,
         id=f"{name}-start{start + 1}",
     )
     for name in _PROBLEMS
