@@ -1,10 +1,15 @@
 """What a failed solve says when it raises: what was called, what it saw, what to do."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 from jaxtyping import PyTree
 
 from ._saddle_point import Problem
@@ -12,69 +17,115 @@ from ._solver import CG, CholeskyQR, Neumann, Normal, PivotedQR, smallest_rcond,
 
 
 _RESULTS = lx.RESULTS
-# A message is a constant of the compiled program. So the estimate of the reciprocal
-# condition number is told as a power of ten, and there is one message for each; so there
-# is for each rank, up to a limit.
-_SMALLEST_DECADE = 40
-_LARGEST_RANK = 200
 _NOT_SQUARED = "`QR()` does not square the condition number."
+_UNKNOWN = "failed. Try another solver."
 _ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
+# A failure is told to the host as one integer: the code of the result, and below it the
+# leading bits of a number that is not negative, as a float32.
+_NUMBER_BITS = 26
+_DROPPED_BITS = 31 - _NUMBER_BITS
 
 
 def raise_if_failed(
     problem: Problem, result: lx.RESULTS, stats: dict[str, Any], tree: PyTree
 ) -> PyTree:
-    """Returns `tree`, with a run-time error if `result` is not `successful`."""
-    rows, cols = problem.operator.out_size(), problem.operator.in_size()
-    solver = _name(problem.solver)
-    of = " of a derivative" if problem.derivative else ""
-    subject = (
-        f"The linear solve{of} with `{solver}` and an operator of shape {rows, cols}"
-    )
+    """Returns `tree`, with a run-time error if `result` is not `successful`.
 
-    messages = [f"{subject} failed. Try another solver."]
-    index = jnp.array(0)
-    for kind, saw in _kinds(problem.solver):
-        index = jnp.where(result == kind, len(messages), index)
-        messages.append(f"{subject} {saw}")
-    # The primal has said what is wrong with A, before any derivative.
-    if "rcond" in stats and not problem.derivative:
-        rcond = stats["rcond"]
-        size, whose, advice = max(rows, cols), "A", _ANY_RANK
-        if isinstance(problem.solver, Normal):
-            size, whose = min(rows, cols), "its Gram matrix"
-            advice = f"{_NOT_SQUARED} {advice}"
-        limit = float(jnp.finfo(rcond.dtype).eps) * size
-        zero = "is zero, or an entry is non-finite (NaN or Inf)"
-        if isinstance(problem.solver, CholeskyQR):
-            limit, advice = smallest_rcond(rcond.dtype), f"{_NOT_SQUARED} {advice}"
-            zero = (
-                "is too small for its Gram matrix, or an entry is non-finite (NaN or Inf)"
-            )
-        decade = jnp.round(-jnp.log10(jnp.where(rcond > 0, rcond, 1)))
-        decade = jnp.where(rcond > 0, decade, _SMALLEST_DECADE)
-        decade = jnp.clip(decade, 0, _SMALLEST_DECADE)
-        seen = (result == _RESULTS.singular) & (rcond <= limit)
-        index = jnp.where(seen, len(messages) + decade.astype(index.dtype), index)
-        estimates = [f"is about 1e-{decade}" for decade in range(_SMALLEST_DECADE)]
-        estimates.append(zero)
-        messages += [
-            f"{subject} needs full rank, but the reciprocal condition number of {whose} "
-            f"{estimate}; at most {limit:.0e} counts as singular. {advice}"
-            for estimate in estimates
-        ]
-    if isinstance(problem.solver, PivotedQR) and min(rows, cols) <= _LARGEST_RANK:
-        # None is found in a matrix that is not finite.
-        seen = (result == _RESULTS.singular) & (stats["rank"] > 0)
-        place = len(messages) + stats["rank"].astype(index.dtype) - 1
-        index = jnp.where(seen, place, index)
-        messages += [
-            f"{subject} found rank {rank} of {min(rows, cols)}, but its pivots do not "
-            "reveal the rank, or the solution overflows. Use `SVD()` in the former case."
-            for rank in range(1, min(rows, cols) + 1)
-        ]
+    The message is made on the host, where a solve has failed. Only a scalar goes through
+    the branch: no array is held back, copied or gathered for it.
+    """
     failed = result != _RESULTS.successful
-    return eqx.branched_error_if(tree, failed, jnp.where(failed, index, 0), messages)
+    number = jnp.asarray(_number(stats)).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
+    told = jnp.where(failed, (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits, 0)
+    one = jnp.ones((), jnp.float32)
+    one = eqx.branched_error_if(one, failed, told, _Messages.of(problem, stats))
+    return jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), tree)
+
+
+def _code(result: lx.RESULTS):
+    (code,) = jtu.tree_leaves(result)
+    return code
+
+
+def _number(stats: dict[str, Any]):
+    """What a message may tell beside the result."""
+    return next((stats[name] for name in ("rcond", "rank") if name in stats), 0)
+
+
+class _Singular(NamedTuple):
+    """What to say of an estimate that is at most `limit`."""
+
+    limit: float
+    whose: str
+    zero: str
+    advice: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Messages(Sequence[str]):
+    """The message for what `raise_if_failed` tells the host."""
+
+    subject: str
+    kinds: tuple[tuple[int, str], ...]
+    singular: _Singular | None
+    full_rank: int | None  # of the matrix that `PivotedQR` found a rank of
+
+    @classmethod
+    def of(cls, problem: Problem, stats: dict[str, Any]) -> "_Messages":
+        rows, cols = problem.operator.out_size(), problem.operator.in_size()
+        solver = problem.solver
+        of = " of a derivative" if problem.derivative else ""
+        subject = (
+            f"The linear solve{of} with `{_name(solver)}` and an operator of shape "
+            f"{rows, cols}"
+        )
+        singular = None
+        if "rcond" in stats:
+            singular = _near_singular(solver, rows, cols, stats["rcond"].dtype)
+        full_rank = min(rows, cols) if isinstance(solver, PivotedQR) else None
+        kinds = tuple((int(_code(kind)), saw) for kind, saw in _kinds(solver))
+        return cls(subject, kinds, singular, full_rank)
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, told):
+        bits = (told << _DROPPED_BITS) & (2**31 - 1)
+        number = float(np.array(bits, np.int32).view(np.float32))
+        code = told >> _NUMBER_BITS
+        if code == int(_code(_RESULTS.singular)):
+            if self.singular is not None and number <= self.singular.limit:
+                return f"{self.subject} {self._estimate(number, *self.singular)}"
+            if self.full_rank is not None and number > 0:  # none if not finite
+                return f"{self.subject} {self._pivots(int(number))}"
+        return f"{self.subject} {dict(self.kinds).get(code, _UNKNOWN)}"
+
+    def _estimate(self, rcond, limit, whose, zero, advice) -> str:
+        value = f"is about {rcond:.1e}" if rcond > 0 else zero
+        return (
+            f"needs full rank, but the reciprocal condition number of {whose} {value}; "
+            f"at most {limit:.0e} counts as singular. {advice}"
+        )
+
+    def _pivots(self, rank) -> str:
+        return (
+            f"found rank {rank} of {self.full_rank}, but its pivots do not reveal the "
+            "rank, or the solution overflows. Use `SVD()` in the former case."
+        )
+
+
+def _near_singular(solver, rows: int, cols: int, dtype) -> _Singular:
+    size, whose, advice = max(rows, cols), "A", _ANY_RANK
+    if isinstance(solver, Normal):
+        size, whose = min(rows, cols), "its Gram matrix"
+        advice = f"{_NOT_SQUARED} {advice}"
+    limit = float(jnp.finfo(dtype).eps) * size
+    zero = "is zero, or an entry is non-finite (NaN or Inf)"
+    if isinstance(solver, CholeskyQR):
+        limit, advice = smallest_rcond(dtype), f"{_NOT_SQUARED} {advice}"
+        zero = "is too small for its Gram matrix, or an entry is non-finite (NaN or Inf)"
+    return _Singular(limit, whose, zero, advice)
 
 
 def _kinds(solver: lx.AbstractLinearSolver) -> list[tuple[lx.RESULTS, str]]:

@@ -1,5 +1,7 @@
 """`stats["rcond"]`: the estimate, what counts as singular by it, and what is said."""
 
+import re
+
 import equinox as eqx
 import jax
 import lineax as lx
@@ -186,7 +188,12 @@ _NAN = np.array([[1.0, 2], [np.nan, 4]])
 _SAID = {
     "QR": (pj.QR(), _EQUAL_COLUMNS, (), r"`QR\(\)` .* shape \(6, 2\) needs full rank"),
     "QR-advice": (pj.QR(), _EQUAL_COLUMNS, (), r"Use `PivotedQR\(\)` or `SVD\(\)`"),
-    "LU": (pj.LU(), _NEARLY_SINGULAR, (), r"`LU\(\)` .* of A is about 1e-16; at most 4e"),
+    "LU": (
+        pj.LU(),
+        _NEARLY_SINGULAR,
+        (),
+        r"`LU\(\)` .* of A is about \d\.\de-1[67]; at most 4e",
+    ),
     "LU-zero": (pj.LU(), np.zeros((2, 2)), (), "is zero, or an entry is non-finite"),
     "LU-nan": (pj.LU(), _NAN, (), "non-finite \\(NaN or Inf\\)"),
     "Cholesky": (pj.Cholesky(), _NEARLY_SINGULAR, _DEFINITE, "`Cholesky.* full rank"),
@@ -213,7 +220,7 @@ _SAID = {
         pj.CholeskyQR(),
         np.array([[1.0, 1], [1, 1 + 5e-8], [1, 1]]),
         (),
-        r"`CholeskyQR\(\)` .* of A is about 1e-\d+; at most 6e-08 counts .*`QR\(\)` does",
+        r"`CholeskyQR\(\)` .* about \d\.\de-\d+; at most 6e-08 counts .*`QR\(\)` does",
     ),
     "CholeskyQR-far": (pj.CholeskyQR(), _EQUAL_COLUMNS, (), "too small for its Gram"),
     "PivotedQR": (pj.PivotedQR(), _NAN, (), r"`PivotedQR\(\)` .* found no rank.* \(NaN"),
@@ -262,6 +269,23 @@ def test_message_says_what_was_seen_and_what_would_do(name):
     solve, arguments, match = _raising(name)
     with pytest.raises(eqx.EquinoxRuntimeError, match=match):
         jax.block_until_ready(solve(*arguments))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_message_has_the_estimate_of_the_stats(dtype):
+    eps = np.finfo(dtype).eps
+    matrices = np.stack([np.eye(2), [[1, 1], [1, 1 + eps]]]).astype(dtype)
+
+    def solve(matrix, throw):
+        vector = np.ones(2, dtype)
+        return pj.linear_solve(matrix, vector, pj.LU(), throw=throw)
+
+    stats = jax.vmap(lambda matrix: solve(matrix, False))(matrices).stats
+    batch = eqx.filter_jit(jax.vmap(lambda matrix: solve(matrix, True).value))
+    with pytest.raises(eqx.EquinoxRuntimeError) as error:
+        jax.block_until_ready(batch(matrices))
+    told = re.search(r"of A is about (\S+);", str(error.value))[1]
+    assert float(told) == pytest.approx(float(stats["rcond"][1]), rel=0.05)
 
 
 @pytest.mark.default("LU")
