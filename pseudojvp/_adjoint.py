@@ -11,7 +11,8 @@ import optimistix as optx
 from jaxtyping import Array, PyTree
 
 from ._linear_solve import apply_pseudoinverse, create_problem, nondifferentiable
-from ._misc import after, check_solver, tree_neg
+from ._misc import check_solver, tree_neg
+from ._order import after
 from ._solver import AutoLinearSolver
 
 

@@ -142,20 +142,6 @@ def nan_after_failure(result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
 
 
-def after(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree`, with a data dependency on the arrays of `earlier`; linear in `tree`.
-
-    Batched LAPACK calls without one can wait for each other for ever on the CPU, when
-    they are as many as the threads (jaxlib 0.10.2).
-    """
-    arrays = jax.lax.stop_gradient(eqx.filter(earlier, eqx.is_inexact_array))
-    if not jtu.tree_leaves(arrays):
-        return tree
-    entries = jtu.tree_map(lambda array: array.reshape(-1)[:1], arrays)
-    one = 1 + 0 * all_finite(entries).astype(jnp.float32)
-    return jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), tree)
-
-
 def stop_gradient(tree: PyTree) -> PyTree:
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)

@@ -35,7 +35,6 @@ from jaxtyping import PyTree
 
 from ._failure import raise_if_failed
 from ._misc import (
-    after,
     all_finite,
     nan_after_failure,
     nan_unless,
@@ -43,6 +42,7 @@ from ._misc import (
     tree_conj,
     tree_sub,
 )
+from ._order import after
 from ._saddle_point import apply_saddle_point, Blocks, Problem, structure_of_blocks
 from ._solver import (
     AbstractDirectSolver,
@@ -67,11 +67,13 @@ def bind(
     return eqxi.filter_primitive_bind(linear_solve_p, problem, rhs, wanted)
 
 
-def _derivative(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
+def _derivative(
+    problem: Problem, rhs: Blocks, wanted: Blocks, *, judged: bool = True
+) -> Blocks:
     """As `bind`, for a tangent or a cotangent: NaN if the solve failed."""
     if all(block is None for block in rhs):
         return Blocks()
-    out, _, _ = bind(problem.for_derivative(), rhs, wanted)
+    out, _, _ = bind(problem.for_derivative(judged=judged), rhs, wanted)
     return out
 
 
@@ -82,6 +84,8 @@ def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool)
             out, name="pseudojvp.linear_solve with respect to a closed-over value"
         )
     results = lx.RESULTS
+    if problem.judged and _factorises(problem.solver):
+        return out, results.successful, {}
     sound = all_finite(out)
     if not problem.derivative:
         sound = sound & _operator_is_finite(problem, out)
@@ -98,17 +102,20 @@ def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool)
     return out, result, stats
 
 
+def _factorises(solver: lx.AbstractLinearSolver) -> bool:
+    """Whether the solver reads all of A, once: what it says of A holds for each solve."""
+    inner = solver.inner_solver if isinstance(solver, Normal) else solver
+    factorising = AbstractDirectSolver | CholeskyQR | PivotedQR | QR | SVD
+    return isinstance(inner, factorising)
+
+
 def _operator_is_finite(problem: Problem, out: Blocks):
     """Whether A x is finite: a solver can miss a NaN in an entry that it never reads.
 
     Those named look at their factors or at the residual themselves.
     """
     solver = problem.solver
-    factorises = AbstractDirectSolver | CholeskyQR | PivotedQR | QR | SVD
-    if isinstance(solver, Normal):  # a NaN of A is in its Gram matrix, too
-        reads_all = isinstance(solver.inner_solver, factorises)
-    else:
-        reads_all = isinstance(solver, CG | factorises)
+    reads_all = _factorises(solver) or isinstance(solver, CG)
     if reads_all or problem.operator.in_size() == 0:
         return True
     solution = out.data if problem.from_adjoint else out.unknown
@@ -162,11 +169,9 @@ def _jvp(primals, tangents):
         )
     else:
         out, result, stats = bind(problem, rhs, wanted)
-        # Before and after, so that tangent and adjoint solves wait for the primal: see
-        # `after`.
-        if not problem.derivative:
-            t_rhs = nan_after_failure(result, t_rhs)
-        t_out = _derivative(problem, t_rhs, wanted)
+        # Before and after, so that tangent and adjoint solves wait for the primal.
+        t_out = _derivative(problem, after(out, t_rhs), wanted)
+        t_out = after(out, t_out)
     if not problem.derivative:
         t_out = nan_after_failure(result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
@@ -291,7 +296,8 @@ def _transpose(inputs, cts):
             for block in rhs
         )
     )
-    ct_rhs = _derivative(problem, ct_out, linear)
+    # Without a primal solve if a solve itself is transposed, by `jax.linear_transpose`.
+    ct_rhs = _derivative(problem, ct_out, linear, judged=False)
 
     def keep(block, ct):
         if ct is None:  # Equinox makes no zero of an undefined primal

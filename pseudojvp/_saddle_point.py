@@ -20,7 +20,6 @@ from jaxtyping import Array, PyTree
 
 from ._misc import (
     adjoint,
-    after,
     check_options,
     first_failure,
     tree_add,
@@ -28,6 +27,7 @@ from ._misc import (
     tree_neg,
     tree_sub,
 )
+from ._order import after
 from ._solver import (
     AbstractKrylovSolver,
     AutoLinearSolver,
@@ -60,6 +60,7 @@ class Problem(eqx.Module):
     - `derivative`: the solve belongs to a tangent or a cotangent. It takes no first
         guess, an iterative solver its tolerance for derivatives, and it is NaN if it
         failed.
+    - `judged`: another solve with this state has told what is wrong with the state.
     """
 
     operator: lx.AbstractLinearOperator
@@ -69,6 +70,7 @@ class Problem(eqx.Module):
     throw: bool = eqx.field(static=True)
     from_adjoint: bool = eqx.field(static=True, default=False)
     derivative: bool = eqx.field(static=True, default=False)
+    judged: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def create(cls, operator, state, options, solver, throw) -> "Problem":
@@ -79,7 +81,7 @@ class Problem(eqx.Module):
         from_adjoint = wide and solver.assume_full_rank()
         return cls(operator, state, options, solver, throw, from_adjoint)
 
-    def for_derivative(self) -> "Problem":
+    def for_derivative(self, *, judged: bool = False) -> "Problem":
         options = {key: val for key, val in self.options.items() if key != "y0"}
         return Problem(
             self.operator,
@@ -88,7 +90,8 @@ class Problem(eqx.Module):
             _for_derivative(self.solver),
             self.throw,
             self.from_adjoint,
-            True,
+            derivative=True,
+            judged=judged or self.judged,
         )
 
     @property

@@ -189,6 +189,33 @@ def test_adjoint_solve_that_fails_is_told(rows):
         jax.block_until_ready(gradient(jnp.ones(rows), True))
 
 
+JUDGED = {
+    "LU": (pj.LU(), np.diag([1.0, 2.0, 4.0])),
+    "QR": (pj.QR(), np.eye(4, 3)),
+    # Entry 2 of a cotangent is of a direction that is dropped.
+    "SVD": (pj.SVD(), np.diag([1.0, 2.0, 0.0])),
+    "PivotedQR": (pj.PivotedQR(), np.diag([1.0, 2.0, 0.0])),
+    "Normal(SVD)": (pj.Normal(pj.SVD(1e-8)), np.diag([1.0, 2.0, 0.0])),
+}
+
+
+@pytest.mark.default("LU", "SVD")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", JUDGED)
+def test_nan_in_a_cotangent_is_nan_and_raises_nothing(name):
+    solver, matrix = JUDGED[name]
+
+    @eqx.filter_jit
+    def pulled(cotangent):
+        def solution(vector):
+            return pj.linear_solve(matrix, vector, solver).value
+
+        return jax.vjp(solution, jnp.ones(len(matrix)))[1](cotangent)[0]
+
+    assert np.isfinite(pulled(jnp.ones(3))).all()
+    assert np.isnan(pulled(jnp.array([1.0, 1.0, jnp.nan]))).any()
+
+
 def _hard_derivative(mode, throw):
     """A solve of two steps for an eigenvector, too few for the (co)tangent."""
     solver = pj.CG(1e-9, 1e-9, max_steps=2)

@@ -33,7 +33,8 @@ class Cholesky(AbstractDirectSolver):
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
         matrix = jnp.asarray(operator.as_matrix())
-        return cholesky(-matrix if negative else matrix), eqxi.Static(negative)
+        factor = cholesky(-matrix if negative else matrix)
+        return (factor, eqxi.Static(negative)), True
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

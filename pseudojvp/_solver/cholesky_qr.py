@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
-from .._misc import after, check_options, tree_sub
+from .._misc import check_options, tree_sub
+from .._order import after
 from .condition import largest_singular_value, probes
 from .products import adjoint_matmul, matmul, stored_transpose
 from .scale import power_of_two

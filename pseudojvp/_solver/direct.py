@@ -1,15 +1,15 @@
 import abc
-import functools as ft
 from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Inexact, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
 
-from .._misc import after, check_options, check_square
+from .._misc import check_options, check_square
 from .._operator.sparse import SparseLinearOperator, untagged
+from .._order import after
 from .condition import (
     full_rank_result,
     largest_entries,
@@ -36,8 +36,13 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     """
 
     @abc.abstractmethod
-    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
-        """Returns the factors: arrays, and `Static` metadata."""
+    def factorise(
+        self, operator: lx.AbstractLinearOperator
+    ) -> tuple[PyTree[Array], Bool[ArrayLike, ""]]:
+        """Returns the factors: arrays, and `Static` metadata; and whether they are sound.
+
+        That is, those of a matrix near A.
+        """
 
     @abc.abstractmethod
     def solve_columns(
@@ -50,10 +55,15 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     ) -> DirectState:
         check_options(self, options)
         check_square(self, operator)
-        factors = self.factorise(operator)
-        # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
-        solve = ft.partial(self.solve_columns, factors, transposed=True)
-        rcond = reciprocal_condition(*_columns(operator), solve)
+        factors, sound = self.factorise(operator)
+        scale, mv, adjoint_mv, dtype = _columns(operator)
+
+        def inverse(columns):  # of A with its columns divided by `scale`
+            solved = self.solve_columns(factors, columns, transposed=False)
+            return scale[:, None].astype(dtype) * solved
+
+        rcond = reciprocal_condition(scale, mv, adjoint_mv, dtype, inverse)
+        rcond = jnp.where(sound, rcond, 0)
         structures = structures_of(operator)
         return DirectState(factors, rcond, eqxi.Static(False), structures)
 

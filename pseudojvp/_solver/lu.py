@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .._misc import one_or_nan
 from .condition import largest_entries
 from .direct import AbstractDirectSolver
 from .small import solve_triangular
@@ -43,16 +42,16 @@ class LU(AbstractDirectSolver):
         # LAPACK's memory order: XLA would copy U to the other.
         grown = jnp.max(jnp.abs(jnp.tril(factors.T)), initial=0)
         tame = grown <= _MOST_GROWTH * largest
-        return factors, permutation, one_or_nan(tame).astype(factors.dtype)
+        return (factors, permutation), tame
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
-        lu, permutation, one = factors
+        lu, permutation = factors
         solve = ft.partial(solve_triangular, lu, trans="T" if transposed else "N")
         lower = ft.partial(solve, lower=True, unit_diagonal=True)
         if transposed:
-            solved = one * lower(solve(columns))
+            solved = lower(solve(columns))
             scattered = jnp.zeros_like(solved).at[permutation]
             return scattered.set(solved, unique_indices=True)
-        return one * solve(lower(columns[permutation]))
+        return solve(lower(columns[permutation]))

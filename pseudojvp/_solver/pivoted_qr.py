@@ -8,7 +8,8 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 
-from .._misc import after, check_options
+from .._misc import check_options
+from .._order import after
 from .condition import (
     reciprocal_condition,
     resolve_rcond,
@@ -72,7 +73,8 @@ class PivotedQRState(eqx.Module):
         return self._kept(self.z.adjoint_mv(vector))
 
     def _kept(self, c):
-        return jnp.where(jnp.arange(c.size) < self.rank, c, 0)
+        # Not zero but a product with it: a NaN of the vector is never dropped.
+        return jnp.where(jnp.arange(c.size) < self.rank, c, 0 * c)
 
 
 def _largest_singular_value(r: Inexact[Array, "n n"]) -> Real[Array, ""]:
@@ -153,7 +155,7 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
             lambda vector: t_adjoint @ vector,
             lambda vector: t_adjoint.conj().T @ vector,
             r.dtype,
-            lambda c: jsl.solve_triangular(t_adjoint, c, trans="C"),
+            lambda c: unit.astype(r.dtype) * jsl.solve_triangular(t_adjoint, c),
         )
         reveals = finite & (estimate > cutoff / 100)
         if outer is not None:

@@ -5,7 +5,8 @@ import equinox.internal as eqxi
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
-from .._misc import after, check_options
+from .._misc import check_options
+from .._order import after
 from .condition import (
     full_rank_result,
     largest_entries,
@@ -67,12 +68,15 @@ class QR(lx.AbstractLinearSolver[QRState]):
         reflectors = Reflectors.of(matrix)
         # R^T by rows, as LAPACK's R lies in memory.
         lower = reflectors.r.T
+        scale = largest_entries(lower.T)
         rcond = reciprocal_condition(
-            largest_entries(lower.T),
+            scale,
             lambda vector: vector @ lower,
             lambda vector: lower.conj() @ vector,
             lower.dtype,
-            lambda columns: reflectors.r_solve(columns, adjoint=True),
+            lambda columns: (
+                scale[:, None].astype(lower.dtype) * reflectors.r_solve(columns)
+            ),
         )
         return QRState(reflectors, rcond, wide, structures_of(operator))
 

@@ -38,7 +38,7 @@ class SparseTriangular(AbstractDirectSolver):
     Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> "_Substituted | _Swept":
+    def factorise(self, operator: lx.AbstractLinearOperator):
         sparse = untagged(operator)
         if not isinstance(sparse, SparseLinearOperator):
             raise ValueError(
@@ -54,9 +54,9 @@ class SparseTriangular(AbstractDirectSolver):
             diagonal = jnp.ones_like(diagonal)
         sparsity = sparse.sparsity
         if sparsity.triangle is None:
-            return _Swept(sparse, diagonal, eqxi.Static(lower))
+            return _Swept(sparse, diagonal, eqxi.Static(lower)), True
         scaled = sparse.data / diagonal.at[sparsity.col].get(mode="clip")
-        return _Substituted(sparsity.triangle.substitution(scaled), diagonal)
+        return _Substituted(sparsity.triangle.substitution(scaled), diagonal), True
 
     def solve_columns(
         self,

@@ -31,17 +31,21 @@ class SVDState(eqx.Module):
 
     def qh_mv(self, vector: Inexact[Array, " rows"]) -> Inexact[Array, " k"]:
         """U^H v in the kept directions, zero in the others."""
-        return jnp.where(self.kept, _matmul(self.u.conj().T, vector), 0)
+        return self._kept(_matmul(self.u.conj().T, vector))
 
     def q_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " rows"]:
         return _matmul(self.u, coefficients)
 
     def zh_mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
         """V^H w in the kept directions, zero in the others."""
-        return jnp.where(self.kept, _matmul(self.vh, vector), 0)
+        return self._kept(_matmul(self.vh, vector))
 
     def z_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
         return _matmul(self.vh.conj().T, coefficients)
+
+    def _kept(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " k"]:
+        # Not zero but a product with it: a NaN of the vector is never dropped.
+        return jnp.where(self.kept, coefficients, 0 * coefficients)
 
     def t_solve(
         self, coefficients: Inexact[Array, " k"], *, adjoint: bool = False

@@ -31,7 +31,8 @@ class Triangular(AbstractDirectSolver):
         tags = "lower_triangular_tag", "upper_triangular_tag"
         check_tagged(self, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
-        return jnp.asarray(operator.as_matrix()), eqxi.Static(lower), eqxi.Static(unit)
+        matrix = jnp.asarray(operator.as_matrix())
+        return (matrix, eqxi.Static(lower), eqxi.Static(unit)), True
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -28,7 +28,7 @@ class Tridiagonal(AbstractDirectSolver):
     def factorise(self, operator: lx.AbstractLinearOperator):
         tagged = lx.is_tridiagonal(operator)
         check_tagged(self, tagged, "tridiagonal", "tridiagonal_tag")
-        return lx.tridiagonal(operator)
+        return lx.tridiagonal(operator), True
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

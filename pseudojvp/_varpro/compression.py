@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Inexact, Real
 
-from .._misc import after
+from .._order import after
 from .._solver.products import matmul
 from .model import Observations
 

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
 from .._linear_solve import create_problem
-from .._misc import after
+from .._order import after
 from .._primitive import bind
 from .._saddle_point import Blocks, Problem
 from .dependence import groups_of, moved_columns
@@ -69,7 +69,7 @@ class Factors(eqx.Module):
         """The saddle-point map of v `(m, k)` and w `(n, k)`, column by column."""
 
         def column(problem, v, w):
-            problem = problem.for_derivative() if derivative else problem
+            problem = problem.for_derivative(judged=True) if derivative else problem
             return bind(problem, Blocks(v, w), wanted)
 
         axis = None if self.shared else eqx.if_array(0)

@@ -13,7 +13,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._linear_solve import apply_pseudoinverse, create_problem
-from .._misc import after
+from .._order import after
 from .._solver import PivotedQR
 from .compression import compress
 from .elimination import Elimination

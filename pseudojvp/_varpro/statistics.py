@@ -10,7 +10,7 @@ import lineax as lx
 from jaxtyping import Array, Float, Inexact, Integer
 
 from .._linear_solve import create_problem
-from .._misc import after
+from .._order import after
 from .._primitive import bind
 from .._saddle_point import Blocks
 from .._solver import PivotedQR

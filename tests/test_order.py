@@ -1,0 +1,51 @@
+"""An order of library calls, in a batch only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import count_primitive, jit
+
+import pseudojvp as pj
+from pseudojvp._order import after
+
+
+EARLIER, VECTOR = jnp.arange(1.0, 4.0), jnp.array([2.0, -1.0])
+BATCHED = [(0, None), (None, 0), (0, 0)]
+
+
+def test_nothing_is_computed_outside_of_a_batch():
+    text = jax.jit(after).lower(EARLIER, VECTOR).as_text()
+    assert "multiply" not in text
+    assert "is_finite" not in text
+
+
+@pytest.mark.parametrize("axes", BATCHED)
+def test_a_batch_depends_on_what_is_earlier(axes):
+    earlier, vector = (
+        array if axis is None else jnp.stack([array, array])
+        for array, axis in zip((EARLIER, VECTOR), axes, strict=True)
+    )
+    program = jax.make_jaxpr(jax.vmap(after, axes))(earlier, vector).jaxpr
+    assert count_primitive("is_finite", program) == 1
+    out = jit(jax.vmap(after, axes))(earlier, vector)
+    np.testing.assert_array_equal(out, [VECTOR, VECTOR])
+
+
+def test_it_is_linear_in_the_tree_and_a_constant_of_what_is_earlier():
+    function = lambda earlier, vector: after({"a": earlier}, (vector, 3 * vector))
+    _, tangent = jax.jvp(function, (EARLIER, VECTOR), (EARLIER, jnp.ones(2)))
+    np.testing.assert_array_equal(tangent, [[1, 1], [3, 3]])
+    _, pull = jax.vjp(function, EARLIER, VECTOR)
+    of_earlier, of_vector = pull((jnp.ones(2), jnp.ones(2)))
+    np.testing.assert_array_equal(of_earlier, np.zeros(3))
+    np.testing.assert_array_equal(of_vector, [4, 4])
+
+
+def test_gradients_of_a_batch_within_a_batch_are_those_of_each():
+    matrices = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 3)))
+    loss = lambda matrix: jnp.sum(pj.linear_solve(matrix, jnp.ones(4), pj.QR()).value)
+    got = jit(jax.vmap(jax.vmap(jax.grad(loss))))(matrices)
+    one = jit(jax.grad(loss))
+    want = [[one(matrix) for matrix in row] for row in matrices]
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
