@@ -46,8 +46,9 @@ _FITS = ["varpro_residual", "varpro_dependence", "varpro", "varpro_failures"]
 _FITS += ["varpro_compression", "varpro_statistics", "varpro_batch", "varpro_cost"]
 # The mutated modules, with the test files that look at them, the quickest first.
 FILES = {
-    "_primitive.py": [*_RULE, "bad_input"],
-    "_saddle_point.py": [*_RULE, "normal", "neumann", "bad_input"],
+    "_order.py": ["order", "large_batch"],
+    "_primitive.py": [*_RULE, "adjoint", "bad_input"],
+    "_saddle_point.py": [*_RULE, "normal", "neumann", "adjoint", "bad_input"],
     "_tangent_products.py": ["tangent_products", "jvp", "vjp", "operators"],
     "_failure.py": [
         "condition",
