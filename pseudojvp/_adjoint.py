@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from ._linear_solve import apply_pseudoinverse, create_problem, nondifferentiable
 from ._misc import check_solver, tree_neg
-from ._order import after
+from ._order import after_in_batch
 from ._solver import AutoLinearSolver
 
 
@@ -134,7 +134,7 @@ def _root_jvp(primals, tangents):
     structure = jax.eval_shape(lambda: root)
     jacobian = lx.FunctionLinearOperator(by_root, structure, equation.tags)
     problem, _ = create_problem(jacobian, solver, throw=equation.throw)
-    root, t_theta = after(problem.state, (root, t_inputs))
+    root, t_theta = after_in_batch(problem.state, (root, t_inputs))
     t_function = push(jtu.tree_map(jnp.zeros_like, root), t_theta)
     # As a derivative: if the solve fails, tangents and cotangents are NaN.
     t_root, *_ = apply_pseudoinverse(problem.for_derivative(), tree_neg(t_function))

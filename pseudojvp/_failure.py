@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ._saddle_point import Problem
 from ._solver import CG, CholeskyQR, Neumann, Normal, PivotedQR, smallest_rcond, SVD
@@ -35,12 +35,19 @@ def raise_if_failed(
     the branch: no array is held back, copied or gathered for it.
     """
     failed = result != _RESULTS.successful
-    number = jnp.asarray(_number(stats)).astype(jnp.float32)
+    number = jnp.maximum(_number(stats), 0).astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
     told = jnp.where(failed, (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits, 0)
     one = jnp.ones((), jnp.float32)
     one = eqx.branched_error_if(one, failed, told, _Messages.of(problem, stats))
-    return jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), tree)
+    return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
+
+
+def _with(one: Float[Array, ""], leaf: Array) -> Array:
+    """`leaf` itself; under `EQX_ON_ERROR=nan` NaN or the largest integer."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf * one.astype(leaf.dtype)
+    return jnp.where(one == 1, leaf, jnp.iinfo(leaf.dtype).max)
 
 
 def _code(result: lx.RESULTS):
@@ -48,9 +55,16 @@ def _code(result: lx.RESULTS):
     return code
 
 
-def _number(stats: dict[str, Any]):
+def _number(stats: dict[str, Any]) -> Array:
     """What a message may tell beside the result."""
-    return next((stats[name] for name in ("rcond", "rank") if name in stats), 0)
+    numbers = (_scalar(stats, name) for name in ("rcond", "rank"))
+    return next((number for number in numbers if number is not None), jnp.array(0))
+
+
+def _scalar(stats: dict[str, Any], name: str) -> Array | None:
+    """A statistic, if the solver has it: yours may have another of the same name."""
+    value = stats.get(name)
+    return value if isinstance(value, jax.Array) and value.ndim == 0 else None
 
 
 class _Singular(NamedTuple):
@@ -81,8 +95,9 @@ class _Messages(Sequence[str]):
             f"{rows, cols}"
         )
         singular = None
-        if "rcond" in stats:
-            singular = _near_singular(solver, rows, cols, stats["rcond"].dtype)
+        rcond = _scalar(stats, "rcond")
+        if rcond is not None and jnp.issubdtype(rcond.dtype, jnp.floating):
+            singular = _near_singular(solver, rows, cols, rcond.dtype)
         full_rank = min(rows, cols) if isinstance(solver, PivotedQR) else None
         kinds = tuple((int(_code(kind)), saw) for kind, saw in _kinds(solver))
         return cls(subject, kinds, singular, full_rank)

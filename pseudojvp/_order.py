@@ -16,18 +16,26 @@ from jaxtyping import Array, PyTree
 
 
 def after(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
-    """`tree`; in a batch, with a data dependency on the arrays of `earlier`.
+    """`tree`, with a data dependency on the arrays of `earlier`; linear in `tree`."""
+    entries = jax.lax.stop_gradient(_entries(earlier))
+    return jtu.tree_map(lambda leaf: _depend(leaf, *entries), tree)
 
-    Linear in `tree`. Outside of a batch nothing is computed for it.
-    """
-    arrays = jtu.tree_leaves(eqx.filter(earlier, eqx.is_inexact_array))
-    entries = [array.reshape(-1)[0] for array in arrays if array.size > 0]
-    if not entries:
-        return tree
+
+def after_in_batch(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
+    """As `after` under `jax.vmap`; `tree` itself, and nothing computed, without."""
+    entries = _entries(earlier)
     return jtu.tree_map(lambda leaf: after_p.bind(leaf, *entries), tree)
 
 
+def _entries(tree: PyTree) -> list[Array]:
+    """One of each array."""
+    arrays = jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))
+    return [array.reshape(-1)[0] for array in arrays if array.size > 0]
+
+
 def _depend(leaf: Array, *entries: Array) -> Array:
+    if not entries:
+        return leaf
     finite = jnp.array(True)
     for entry in entries:
         finite = finite & jnp.isfinite(entry)

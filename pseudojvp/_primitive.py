@@ -42,7 +42,7 @@ from ._misc import (
     tree_conj,
     tree_sub,
 )
-from ._order import after
+from ._order import after_in_batch
 from ._saddle_point import apply_saddle_point, Blocks, Problem, structure_of_blocks
 from ._solver import (
     AbstractDirectSolver,
@@ -70,9 +70,14 @@ def bind(
 def _derivative(
     problem: Problem, rhs: Blocks, wanted: Blocks, *, judged: bool = True
 ) -> Blocks:
-    """As `bind`, for a tangent or a cotangent: NaN if the solve failed."""
+    """As `bind`, for a tangent or a cotangent: NaN if the solve failed.
+
+    A primal solve has `judged` the state, unless this is its transpose. What is no
+    primal solve has not: its own derivative stands alone if it alone is asked for.
+    """
     if all(block is None for block in rhs):
         return Blocks()
+    judged = judged and not problem.derivative
     out, _, _ = bind(problem.for_derivative(judged=judged), rhs, wanted)
     return out
 
@@ -170,8 +175,8 @@ def _jvp(primals, tangents):
     else:
         out, result, stats = bind(problem, rhs, wanted)
         # Before and after, so that tangent and adjoint solves wait for the primal.
-        t_out = _derivative(problem, after(out, t_rhs), wanted)
-        t_out = after(out, t_out)
+        t_out = _derivative(problem, after_in_batch(out, t_rhs), wanted)
+        t_out = after_in_batch(out, t_out)
     if not problem.derivative:
         t_out = nan_after_failure(result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
@@ -210,10 +215,10 @@ def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, want
             u = _adjoint_pseudoinverse(problem, x)
             z = t_adjoint(u)
         # Before and after, so that neither tangents nor cotangents are solved for
-        # before u is there: see `after`.
-        t_v, t_w = after(u, (t_v, t_w))
+        # before u is there: see `_order.py`.
+        t_v, t_w = after_in_batch(u, (t_v, t_w))
         t_r, t_x = _derivative_with_null_part(problem, t_v, t_w, z, wanted)
-        t_r, t_x = after(u, (t_r, t_x))
+        t_r, t_x = after_in_batch(u, (t_r, t_x))
         if rhs.unknown is not None:
             more = _outside_row_space(problem, t_forward, rhs.unknown, wanted)
             t_r, t_x = tree_add(t_r, more.data), tree_add(t_x, more.unknown)

@@ -27,7 +27,7 @@ from ._misc import (
     tree_neg,
     tree_sub,
 )
-from ._order import after
+from ._order import after_in_batch
 from ._solver import (
     AbstractKrylovSolver,
     AutoLinearSolver,
@@ -60,7 +60,8 @@ class Problem(eqx.Module):
     - `derivative`: the solve belongs to a tangent or a cotangent. It takes no first
         guess, an iterative solver its tolerance for derivatives, and it is NaN if it
         failed.
-    - `judged`: another solve with this state has told what is wrong with the state.
+    - `judged`: a primal solve with this state has told what is wrong with it. A solver
+        that factorises does not say so again.
     """
 
     operator: lx.AbstractLinearOperator
@@ -188,14 +189,14 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     state = problem.state
     data, unknown, v, w = _raveled(problem, rhs)
     qh_v = None if v is None else state.qh_mv(v)
-    rh_w = None if w is None else state.r_solve(after(qh_v, w), adjoint=True)
+    rh_w = None if w is None else state.r_solve(after_in_batch(qh_v, w), adjoint=True)
     c = tree_sub(qh_v, rh_w)
     x = state.r_solve(c) if wanted.unknown else None
     r = None
     if wanted.data and problem.independent_rows:
-        r = data.unravel(state.q_mv(after(x, rh_w)))
+        r = data.unravel(state.q_mv(after_in_batch(x, rh_w)))
     elif wanted.data:
-        r = data.unravel(tree_sub(v, state.q_mv(after(x, c))))
+        r = data.unravel(tree_sub(v, state.q_mv(after_in_batch(x, c))))
     x = None if x is None else unknown.unravel(x)
     return Blocks(r, x, None), solver.result(state), solver.stats(state)
 
@@ -221,20 +222,20 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     qh_v = None if v is None else state.qh_mv(v)
     th_w = None
     if w is not None:
-        th_w = state.t_solve(state.zh_mv(after(qh_v, w)), adjoint=True)
+        th_w = state.t_solve(state.zh_mv(after_in_batch(qh_v, w)), adjoint=True)
     c = tree_sub(qh_v, th_w)
     x = r = p = None
     last = c
     if wanted.unknown:
         last = x = state.z_mv(state.t_solve(c))
     if wanted.data:
-        last = r = tree_sub(v, state.q_mv(after(last, c)))
+        last = r = tree_sub(v, state.q_mv(after_in_batch(last, c)))
     if wanted.projection:
         y = unknown.ravel(rhs.projection)
-        last = p = state.z_mv(state.zh_mv(after(last, y)))
+        last = p = state.z_mv(state.zh_mv(after_in_batch(last, y)))
     # Whoever needs one of them waits for all.
-    x = None if x is None else unknown.unravel(after(last, x))
-    r = None if r is None else data.unravel(after(last, r))
+    x = None if x is None else unknown.unravel(after_in_batch(last, x))
+    r = None if r is None else data.unravel(after_in_batch(last, r))
     p = None if p is None else unknown.unravel(p)
     return Blocks(r, x, p), solver.result(state), solver.stats(state)
 

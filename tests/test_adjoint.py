@@ -252,6 +252,21 @@ def test_failed_derivative_raises_by_default(derivative):
         function(SINGULAR)
 
 
+def test_second_derivative_alone_of_a_failed_first_is_nan():
+    """No first derivative is asked for that would say so."""
+
+    def root(theta):
+        # J = [[1, 1], [1, 1 + θ]] is regular for the solver that finds the root only.
+        function = lambda y, t: jnp.stack([y[0] + y[1] - t, y[0] + (1 + t) * y[1] - 1])
+        newton = optx.Newton(1e-12, 1e-12, linear_solver=pj.SVD())
+        start = jnp.array([0.5, 0.5])
+        return optx.root_find(function, newton, start, theta, adjoint=FULL_RANK).value
+
+    second = jit(lambda t: derivatives(root, 2)(t)[2])
+    assert np.isfinite(second(1.0)).all()
+    assert np.isnan(second(1e-17)).all()
+
+
 @pytest.mark.default("jacrev")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])

@@ -161,6 +161,15 @@ def test_well_conditioned_matrices_are_not_singular(solver, dtype):
     assert successful.all()
 
 
+@pytest.mark.parametrize("name", ["QR-tall", "LU"])
+def test_size_of_a_matrix_does_not_matter(name):
+    solver, tags, make, _ = _ESTIMATES[name]
+    matrix = make(np.random.default_rng(0), "float64", 1e4)
+    sizes = [1.0, 2.0**-500, 2.0**500]
+    rcond, _ = _solve_all(solver, tags, np.stack([s * matrix for s in sizes]))
+    np.testing.assert_allclose(rcond[1:], rcond[0], rtol=1e-6)
+
+
 @pytest.mark.default("QR-tall")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR-tall", "LU", "Triangular"])

@@ -91,6 +91,7 @@ CASES = {
     *("LSMR-tall-real", "MINRES-deficient-real", "GMRES-real"),
     "BiCGStab-complex",
 )
+@pytest.mark.shows("jvp", "vjp")
 @pytest.mark.ci("GMRES*", "BiCGStab*", "MINRES-full-rank-complex")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_tangents_and_cotangents_are_those_of_the_pseudoinverse(case):

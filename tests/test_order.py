@@ -7,7 +7,7 @@ import pytest
 from checks import count_primitive, jit
 
 import pseudojvp as pj
-from pseudojvp._order import after
+from pseudojvp._order import after, after_in_batch
 
 
 EARLIER, VECTOR = jnp.arange(1.0, 4.0), jnp.array([2.0, -1.0])
@@ -15,7 +15,7 @@ BATCHED = [(0, None), (None, 0), (0, 0)]
 
 
 def test_nothing_is_computed_outside_of_a_batch():
-    text = jax.jit(after).lower(EARLIER, VECTOR).as_text()
+    text = jax.jit(after_in_batch).lower(EARLIER, VECTOR).as_text()
     assert "multiply" not in text
     assert "is_finite" not in text
 
@@ -26,14 +26,20 @@ def test_a_batch_depends_on_what_is_earlier(axes):
         array if axis is None else jnp.stack([array, array])
         for array, axis in zip((EARLIER, VECTOR), axes, strict=True)
     )
-    program = jax.make_jaxpr(jax.vmap(after, axes))(earlier, vector).jaxpr
+    program = jax.make_jaxpr(jax.vmap(after_in_batch, axes))(earlier, vector).jaxpr
     assert count_primitive("is_finite", program) == 1
-    out = jit(jax.vmap(after, axes))(earlier, vector)
+    out = jit(jax.vmap(after_in_batch, axes))(earlier, vector)
     np.testing.assert_array_equal(out, [VECTOR, VECTOR])
 
 
-def test_it_is_linear_in_the_tree_and_a_constant_of_what_is_earlier():
-    function = lambda earlier, vector: after({"a": earlier}, (vector, 3 * vector))
+def test_what_is_around_a_batch_depends_on_it_too():
+    program = jax.make_jaxpr(after)(EARLIER, VECTOR).jaxpr
+    assert count_primitive("is_finite", program) == 1
+
+
+@pytest.mark.parametrize("ordered", [after, after_in_batch])
+def test_it_is_linear_in_the_tree_and_a_constant_of_what_is_earlier(ordered):
+    function = lambda earlier, vector: ordered({"a": earlier}, (vector, 3 * vector))
     _, tangent = jax.jvp(function, (EARLIER, VECTOR), (EARLIER, jnp.ones(2)))
     np.testing.assert_array_equal(tangent, [[1, 1], [3, 3]])
     _, pull = jax.vjp(function, EARLIER, VECTOR)

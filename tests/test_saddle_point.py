@@ -53,10 +53,7 @@ def by_name(cases, tier="default"):
 
 
 def by_name_and_dtype(cases):
-    """The complex ones when the case says, the real ones one tier later.
-
-    Of iterative solvers two tiers: three loops to compile for each.
-    """
+    """The complex ones when the case says, the real ones one tier later."""
     later = {"default": "slow", "slow": "nightly", "nightly": "nightly"}
     return pytest.mark.parametrize(
         ("case", "dtype"),
@@ -65,7 +62,7 @@ def by_name_and_dtype(cases):
             for case in cases
             for dtype, label, tier in (
                 (complex, "complex", case.tier),
-                (float, "real", "nightly" if case in ITERATIVE else later[case.tier]),
+                (float, "real", later[case.tier]),
             )
         ],
     )

@@ -156,6 +156,27 @@ def test_debug_nans_raises_for_a_failed_derivative_but_not_for_a_finite_failed_p
     assert [*out[:2], out[-1]] == ["True", "True", "FloatingPointError"]
 
 
+_CARRIED_ON = """
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import pseudojvp as pj
+
+def solve(vector):
+    return pj.linear_solve(jnp.ones((2, 2)) + 1e-17 * jnp.eye(2), vector, pj.LU())
+
+solution = solve(jnp.ones(2))
+print(solution.result != lx.RESULTS.successful, bool(jnp.isnan(solution.value).all()))
+gradient = jax.jit(jax.grad(lambda vector: jnp.sum(solve(vector).value)))(jnp.ones(2))
+print(bool(jnp.isnan(gradient).all()))
+"""
+
+
+def test_a_failure_that_may_not_raise_is_nan_and_no_success():
+    environment = {"EQX_ON_ERROR": "nan", "JAX_ENABLE_X64": "1"}
+    assert run(["-c", _CARRIED_ON], environment, timeout=300) == ["True"] * 3
+
+
 _MIXED = """
 import jax
 import jax.numpy as jnp

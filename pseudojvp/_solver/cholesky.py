@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .direct import AbstractDirectSolver, check_tagged
+from .direct import AbstractDirectSolver, check_tagged, Factors
 from .small import cholesky, solve_triangular
 
 
@@ -27,14 +27,14 @@ class Cholesky(AbstractDirectSolver):
     SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator):
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
         negative = lx.is_negative_semidefinite(operator)
         tagged = negative or lx.is_positive_semidefinite(operator)
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
         matrix = jnp.asarray(operator.as_matrix())
         factor = cholesky(-matrix if negative else matrix)
-        return (factor, eqxi.Static(negative)), True
+        return Factors((factor, eqxi.Static(negative)))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

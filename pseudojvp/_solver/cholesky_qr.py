@@ -8,7 +8,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
 from .._misc import check_options, tree_sub
-from .._order import after
+from .._order import after_in_batch
 from .condition import largest_singular_value, probes
 from .products import adjoint_matmul, matmul, stored_transpose
 from .scale import power_of_two
@@ -47,7 +47,7 @@ class CholeskyQRState(eqx.Module):
         residual: bool,
     ) -> tuple[Inexact[Array, " short"], Inexact[Array, " long"] | None]:
         """x and, if asked for, r of r + B x = v, B^H r = w. `None` is zero."""
-        v, w = after(self.rcond, (v, w))
+        v, w = after_in_batch(self.rcond, (v, w))
         w = None if w is None else w / self.scale.astype(w.dtype)
         x = self._approximate(v, w)
         r = jnp.zeros(self.rows.shape[1], x.dtype) if v is None else v

@@ -24,25 +24,25 @@ def reciprocal_condition(
     mv: Callable[[Array], Array],
     adjoint_mv: Callable[[Array], Array],
     dtype,
-    inverse: Callable[[Inexact[Array, "n k"]], Inexact[Array, "n k"]],
+    adjoint_solve: Callable[[Inexact[Array, "n k"]], Inexact[Array, "n k"]],
 ) -> Real[Array, ""]:
     """An estimate of σ_min / σ_max of S = A D⁻¹, where D = diag(scale).
 
     Scaled, because the solvers that use it are indifferent to the units of the columns:
     `scale` has their largest entries, which take one pass over A (their norms, without
-    over- or underflow, two). σ_max by one and a half power steps, 1/σ_min by ‖S⁻¹ V‖ for
+    over- or underflow, two). σ_max by one and a half power steps, 1/σ_min by ‖S⁻ᴴ V‖ for
     a few fixed vectors V: exact in the Frobenius norm for n up to 8. Zero if it is not
     finite.
 
-    `inverse` applies S⁻¹ or its adjoint to columns.
+    `adjoint_solve` applies A⁻ᴴ to columns.
     """
     size = scale.size
     if size == 0:
         return jnp.ones((), scale.dtype)
     vectors = probes(size, _PROBES, scale.dtype)
     largest = largest_singular_value(scale, mv, adjoint_mv, vectors.astype(dtype))
-    solved = jnp.linalg.norm(inverse(vectors.astype(dtype)))
-    inverse_norm = solved * math.sqrt(size / vectors.shape[1])
+    solved = adjoint_solve((scale[:, None] * vectors).astype(dtype))
+    inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / vectors.shape[1])
     rcond = 1 / (largest * inverse_norm)
     return jnp.where(jnp.isfinite(rcond), rcond, 0)
 

@@ -1,5 +1,6 @@
 import abc
-from typing import Any
+import functools as ft
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -9,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
 
 from .._misc import check_options, check_square
 from .._operator.sparse import SparseLinearOperator, untagged
-from .._order import after
+from .._order import after_in_batch
 from .condition import (
     full_rank_result,
     largest_entries,
@@ -27,6 +28,19 @@ class DirectState(eqx.Module):
     structures: eqxi.Static
 
 
+class Factors(NamedTuple):
+    """Factors of A, and how to judge them.
+
+    - `sound`: whether they are those of a matrix near A.
+    - `unordered`: those of A with its rows in another order, for the estimate, if they
+        are applied for less.
+    """
+
+    factors: PyTree[Array]
+    sound: Bool[ArrayLike, ""] = True
+    unordered: PyTree[Array] | None = None
+
+
 class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     """A direct solver for square nonsingular A, and the truth about A.
 
@@ -36,13 +50,8 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     """
 
     @abc.abstractmethod
-    def factorise(
-        self, operator: lx.AbstractLinearOperator
-    ) -> tuple[PyTree[Array], Bool[ArrayLike, ""]]:
-        """Returns the factors: arrays, and `Static` metadata; and whether they are sound.
-
-        That is, those of a matrix near A.
-        """
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+        """Returns the factors: arrays, and `Static` metadata."""
 
     @abc.abstractmethod
     def solve_columns(
@@ -55,14 +64,11 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     ) -> DirectState:
         check_options(self, options)
         check_square(self, operator)
-        factors, sound = self.factorise(operator)
-        scale, mv, adjoint_mv, dtype = _columns(operator)
-
-        def inverse(columns):  # of A with its columns divided by `scale`
-            solved = self.solve_columns(factors, columns, transposed=False)
-            return scale[:, None].astype(dtype) * solved
-
-        rcond = reciprocal_condition(scale, mv, adjoint_mv, dtype, inverse)
+        factors, sound, unordered = self.factorise(operator)
+        # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
+        estimated = factors if unordered is None else unordered
+        solve = ft.partial(self.solve_columns, estimated, transposed=True)
+        rcond = reciprocal_condition(*_columns(operator), solve)
         rcond = jnp.where(sound, rcond, 0)
         structures = structures_of(operator)
         return DirectState(factors, rcond, eqxi.Static(False), structures)
@@ -72,7 +78,7 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         check_options(self, options)
         out_structure, in_structure = state.structures.value
-        flat = after(state.rcond, out_structure.ravel(vector))
+        flat = after_in_batch(state.rcond, out_structure.ravel(vector))
         columns = self.solve_columns(state.factors, flat[:, None], state.transposed.value)
         result = full_rank_result(state.rcond, flat.size, flat.size)
         return in_structure.unravel(columns[:, 0]), result, {"rcond": state.rcond}

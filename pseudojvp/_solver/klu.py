@@ -261,13 +261,12 @@ def _estimated_solve(matrix: KLUState, columns: Real[Array, "n k"]):
 
     squares = _product(_with_data(matrix, matrix.data**2), jnp.ones((size, 1)))
     # That of Aᴴ with its columns scaled, which asks for A⁻¹.
-    scale = jnp.sqrt(squares[:, 0])
     rcond = reciprocal_condition(
-        scale,
+        jnp.sqrt(squares[:, 0]),
         lambda v: _product(transposed, v[:, None])[:, 0],
         lambda v: _product(matrix, v[:, None])[:, 0],
         columns.dtype,
-        lambda probes: solve(scale[:, None] * probes),
+        solve,
     )
     return solved[0], rcond
 

@@ -6,7 +6,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .condition import largest_entries
-from .direct import AbstractDirectSolver
+from .direct import AbstractDirectSolver, Factors
 from .small import solve_triangular
 
 
@@ -33,7 +33,7 @@ class LU(AbstractDirectSolver):
     SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator):
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
         matrix = jnp.asarray(operator.as_matrix())
         factors, _, permutation = jll.lu(matrix)
         # The backward error is eps times the growth of the entries in U: some ten for
@@ -42,7 +42,7 @@ class LU(AbstractDirectSolver):
         # LAPACK's memory order: XLA would copy U to the other.
         grown = jnp.max(jnp.abs(jnp.tril(factors.T)), initial=0)
         tame = grown <= _MOST_GROWTH * largest
-        return (factors, permutation), tame
+        return Factors((factors, permutation), tame, unordered=(factors, None))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
@@ -52,6 +52,8 @@ class LU(AbstractDirectSolver):
         lower = ft.partial(solve, lower=True, unit_diagonal=True)
         if transposed:
             solved = lower(solve(columns))
+            if permutation is None:
+                return solved
             scattered = jnp.zeros_like(solved).at[permutation]
             return scattered.set(solved, unique_indices=True)
         return solve(lower(columns[permutation]))

@@ -9,7 +9,7 @@ import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 
 from .._misc import check_options
-from .._order import after
+from .._order import after_in_batch
 from .condition import (
     reciprocal_condition,
     resolve_rcond,
@@ -52,7 +52,7 @@ class PivotedQRState(eqx.Module):
     def t_solve(
         self, c: Inexact[Array, " k"], *, adjoint: bool = False
     ) -> Inexact[Array, " k"]:
-        c = after(self.rcond, c)
+        c = after_in_batch(self.rcond, c)
         trans = "N" if adjoint != self.wide.value else "C"
         return jsl.solve_triangular(self.t_adjoint, c, trans=trans)
 
@@ -69,7 +69,7 @@ class PivotedQRState(eqx.Module):
         return self.z.mv(c)[self.permutation[1]]
 
     def _short_h_mv(self, vector):
-        vector = after(self.rcond, vector[self.permutation[0]])
+        vector = after_in_batch(self.rcond, vector[self.permutation[0]])
         return self._kept(self.z.adjoint_mv(vector))
 
     def _kept(self, c):
@@ -146,7 +146,7 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         kept = jnp.arange(r.shape[0]) < rank
 
         # R = Q₁^H A P is T Z^H P.
-        r = after(inner[:1, :1], jnp.where(kept[:, None], r, 0))
+        r = after_in_batch(inner[:1, :1], jnp.where(kept[:, None], r, 0))
         z = Reflectors.of(r.conj().T)
         t_adjoint = z.r + jnp.diag(jnp.where(kept, 0, unit).astype(r.dtype))
         # Pivots above the cutoff do not prove that singular values are.
@@ -155,12 +155,12 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
             lambda vector: t_adjoint @ vector,
             lambda vector: t_adjoint.conj().T @ vector,
             r.dtype,
-            lambda c: unit.astype(r.dtype) * jsl.solve_triangular(t_adjoint, c),
+            lambda c: jsl.solve_triangular(t_adjoint, c, trans="C"),
         )
         reveals = finite & (estimate > cutoff / 100)
         if outer is not None:
             # Each application waits for the estimate, whatever the vectors are.
-            outer = Reflectors(outer.rows, after(estimate, outer.taus))
+            outer = Reflectors(outer.rows, after_in_batch(estimate, outer.taus))
         return PivotedQRState(
             outer,
             inner,

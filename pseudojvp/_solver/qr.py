@@ -6,7 +6,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._misc import check_options
-from .._order import after
+from .._order import after_in_batch
 from .condition import (
     full_rank_result,
     largest_entries,
@@ -28,12 +28,12 @@ class QRState(eqx.Module):
         return self.reflectors.mv(short)
 
     def qh_mv(self, long: Inexact[Array, " long"]) -> Inexact[Array, " short"]:
-        return self.reflectors.adjoint_mv(after(self.rcond, long))
+        return self.reflectors.adjoint_mv(after_in_batch(self.rcond, long))
 
     def r_solve(
         self, short: Inexact[Array, " short"], *, adjoint: bool = False
     ) -> Inexact[Array, " short"]:
-        return self.reflectors.r_solve(after(self.rcond, short), adjoint=adjoint)
+        return self.reflectors.r_solve(after_in_batch(self.rcond, short), adjoint=adjoint)
 
 
 class QR(lx.AbstractLinearSolver[QRState]):
@@ -68,15 +68,12 @@ class QR(lx.AbstractLinearSolver[QRState]):
         reflectors = Reflectors.of(matrix)
         # R^T by rows, as LAPACK's R lies in memory.
         lower = reflectors.r.T
-        scale = largest_entries(lower.T)
         rcond = reciprocal_condition(
-            scale,
+            largest_entries(lower.T),
             lambda vector: vector @ lower,
             lambda vector: lower.conj() @ vector,
             lower.dtype,
-            lambda columns: (
-                scale[:, None].astype(lower.dtype) * reflectors.r_solve(columns)
-            ),
+            lambda columns: reflectors.r_solve(columns, adjoint=True),
         )
         return QRState(reflectors, rcond, wide, structures_of(operator))
 

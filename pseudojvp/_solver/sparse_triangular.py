@@ -7,7 +7,7 @@ from jaxtyping import Array, Inexact
 
 from .._operator.sparse import SparseLinearOperator, untagged
 from .._operator.substitution import Substitution
-from .direct import AbstractDirectSolver, check_tagged
+from .direct import AbstractDirectSolver, check_tagged, Factors
 
 
 class SparseTriangular(AbstractDirectSolver):
@@ -38,7 +38,7 @@ class SparseTriangular(AbstractDirectSolver):
     Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator):
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
         sparse = untagged(operator)
         if not isinstance(sparse, SparseLinearOperator):
             raise ValueError(
@@ -54,9 +54,10 @@ class SparseTriangular(AbstractDirectSolver):
             diagonal = jnp.ones_like(diagonal)
         sparsity = sparse.sparsity
         if sparsity.triangle is None:
-            return _Swept(sparse, diagonal, eqxi.Static(lower)), True
+            return Factors(_Swept(sparse, diagonal, eqxi.Static(lower)))
         scaled = sparse.data / diagonal.at[sparsity.col].get(mode="clip")
-        return _Substituted(sparsity.triangle.substitution(scaled), diagonal), True
+        inverse = sparsity.triangle.substitution(scaled)
+        return Factors(_Substituted(inverse, diagonal))
 
     def solve_columns(
         self,

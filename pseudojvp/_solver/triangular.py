@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .direct import AbstractDirectSolver, check_tagged
+from .direct import AbstractDirectSolver, check_tagged, Factors
 from .small import solve_triangular
 
 
@@ -25,14 +25,14 @@ class Triangular(AbstractDirectSolver):
     matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator):
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
         lower = lx.is_lower_triangular(operator)
         tagged = lower or lx.is_upper_triangular(operator)
         tags = "lower_triangular_tag", "upper_triangular_tag"
         check_tagged(self, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
         matrix = jnp.asarray(operator.as_matrix())
-        return (matrix, eqxi.Static(lower), eqxi.Static(unit)), True
+        return Factors((matrix, eqxi.Static(lower), eqxi.Static(unit)))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .direct import AbstractDirectSolver, check_tagged
+from .direct import AbstractDirectSolver, check_tagged, Factors
 
 
 class Tridiagonal(AbstractDirectSolver):
@@ -25,10 +25,10 @@ class Tridiagonal(AbstractDirectSolver):
     matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator):
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
         tagged = lx.is_tridiagonal(operator)
         check_tagged(self, tagged, "tridiagonal", "tridiagonal_tag")
-        return lx.tridiagonal(operator), True
+        return Factors(lx.tridiagonal(operator))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -69,7 +69,7 @@ class Factors(eqx.Module):
         """The saddle-point map of v `(m, k)` and w `(n, k)`, column by column."""
 
         def column(problem, v, w):
-            problem = problem.for_derivative(judged=True) if derivative else problem
+            problem = problem.for_derivative() if derivative else problem
             return bind(problem, Blocks(v, w), wanted)
 
         axis = None if self.shared else eqx.if_array(0)
