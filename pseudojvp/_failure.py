@@ -166,7 +166,10 @@ def _kinds(solver: lx.AbstractLinearSolver) -> list[tuple[lx.RESULTS, str]]:
             "not reveal the rank. Use `SVD()` in the latter case."
         )
     elif isinstance(solver, SVD):
-        singular = "gave non-finite values: an entry of A is NaN or Inf. Check A."
+        singular = (
+            "gave non-finite values: an entry of A is NaN or Inf, or the solution "
+            "overflows. Check A."
+        )
     return [
         (
             _RESULTS.max_steps_reached,

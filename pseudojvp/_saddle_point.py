@@ -69,7 +69,7 @@ class Problem(eqx.Module):
     options: dict[str, Any]
     solver: lx.AbstractLinearSolver
     throw: bool = eqx.field(static=True)
-    from_adjoint: bool = eqx.field(static=True, default=False)
+    from_adjoint: bool = eqx.field(static=True)
     derivative: bool = eqx.field(static=True, default=False)
     judged: bool = eqx.field(static=True, default=False)
 

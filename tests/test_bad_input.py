@@ -110,6 +110,14 @@ class TestUnknownOption:
             lx.linear_solve(EYE, ONES, solver, options=self.options)
 
 
+def test_unknown_option_is_refused_beside_the_state_of_a_solver_that_does_not_look():
+    operator = lx.DiagonalLinearOperator(jnp.ones(3))
+    solver = pj.AutoLinearSolver(True)
+    state = solver.init(operator, {})
+    with pytest.raises(ValueError, match=r"unknown option\(s\) \['y1'\]"):
+        pj.linear_solve(operator, jnp.ones(3), solver, options={"y1": 0}, state=state)
+
+
 @pytest.mark.parametrize("solver", [pj.QR(), pj.SVD()])
 @pytest.mark.parametrize("key", ["preconditioner", "y0", "max_steps"])
 def test_direct_solver_takes_no_option(solver, key):

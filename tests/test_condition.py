@@ -234,6 +234,7 @@ _SAID = {
     "CholeskyQR-far": (pj.CholeskyQR(), _EQUAL_COLUMNS, (), "too small for its Gram"),
     "PivotedQR": (pj.PivotedQR(), _NAN, (), r"`PivotedQR\(\)` .* found no rank.* \(NaN"),
     "SVD": (pj.SVD(), _NAN, (), r"`SVD\(\)` .*: an entry of A is NaN or Inf"),
+    "SVD-overflow": (pj.SVD(), 3e-308 * np.eye(8), (), "NaN or Inf, or the solution ov"),
     "CG": (
         pj.CG(1e-8, 1e-8),
         np.diag([1.0, -2.0]),
@@ -271,7 +272,9 @@ def _raising(name):
     return solve, (matrix, np.arange(1.0, len(matrix) + 1)), match
 
 
-@pytest.mark.default("QR-advice", "LU", "LU-zero", "SVD", "Normal(Cholesky)", "BiCGStab")
+@pytest.mark.default(
+    *("QR-advice", "LU", "LU-zero", "SVD", "SVD-overflow", "Normal(Cholesky)", "BiCGStab")
+)
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", _SAID)
 def test_message_says_what_was_seen_and_what_would_do(name):

@@ -105,6 +105,18 @@ def test_residual_of_more_columns_than_rows_is_that_of_the_dense_pseudoinverse()
         assert_close(part, want, 1e-12)
 
 
+def test_residual_of_many_columns_is_that_of_an_operator_too():
+    """It has no columns to be multiplied by."""
+    basis, data, weights, offset = SETTINGS["many-columns"]
+
+    def operator(theta, points):
+        return lx.MatrixLinearOperator(basis(theta, points))
+
+    residual = pj.projected_residual(operator, data, weights=weights, offset=offset)
+    got = jit(residual)(unravel(jnp.asarray(POINT)), cases.POINTS)
+    assert_close(got, dense("many-columns", POINT)[0], 1e-12)
+
+
 def test_exact_jacobian_is_the_difference_of_the_dense_residual(evaluated):
     setting, (*_, jacobian, _) = evaluated
     for index in range(cases.SIZE):
