@@ -41,7 +41,15 @@ from cosmic_ray.operators.operator import Operator
 
 ROOT = pathlib.Path(__file__).parents[1]
 _MAP = ["solve_counts", "saddle_point", "jvp", "vjp", "project", "higher_order", "vmap"]
-_RULE = [*_MAP, "failures", "known_failures", "nonfinite", "small", "large_batch"]
+_RULE = [
+    *_MAP,
+    "pytrees",
+    "failures",
+    "known_failures",
+    "nonfinite",
+    "small",
+    "large_batch",
+]
 _FITS = ["varpro_residual", "varpro_dependence", "varpro", "varpro_failures"]
 _FITS += ["varpro_compression", "varpro_statistics", "varpro_batch", "varpro_cost"]
 # The mutated modules, with the test files that look at them, the quickest first.

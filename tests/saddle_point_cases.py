@@ -67,7 +67,7 @@ def square(label, solver, kind="square", **kwargs):
 DENSE = [
     Case("QR", "tall", pj.QR(), TALL, 3),
     Case("QR", "wide", pj.QR(), WIDE, 3),
-    square("QR", pj.QR(), tier="slow"),
+    square("QR", pj.QR()),
     *_tall_and_wide("CholeskyQR", pj.CholeskyQR()),
     Case("SVD", "tall", pj.SVD(), TALL, 3, tier="slow"),
     *_deficient("SVD", pj.SVD()),

@@ -205,3 +205,22 @@ def test_leaf_of_zero_tangent_beside_one_that_moves():
     want = np.linalg.pinv(matrix)[:, 3:5]
     got = jit(jax.jacfwd(function))(jnp.ones((2, 1)))[:, :, 0]
     assert_close(got, want, 1e-12)
+
+
+def test_cotangent_of_a_square_solve_is_a_tree():
+    """Of `QR`, which then solves for it in the place of a residual."""
+    matrix = PROBLEMS["square-real-QR"].matrix(0.0)
+    vector = {"a": jnp.ones((len(matrix) - 1, 1)), "b": jnp.ones(())}
+    structure = jax.eval_shape(lambda: vector)
+
+    def solution(vector):
+        product = lambda x: unflatten(vector, matrix @ flatten(x))
+        operator = lx.FunctionLinearOperator(product, structure)
+        return pj.linear_solve(operator, vector, pj.QR(), throw=False).value
+
+    cotangent = jax.tree.map(
+        lambda leaf: leaf + jnp.arange(leaf.size, dtype=float).reshape(leaf.shape), vector
+    )
+    (got,) = jit(lambda v, ct: jax.vjp(solution, v)[1](ct))(vector, cotangent)
+    want = np.linalg.solve(matrix.T, flatten(cotangent))
+    assert_close(flatten(got), want, 1e-10)
