@@ -48,6 +48,15 @@ def test_it_is_linear_in_the_tree_and_a_constant_of_what_is_earlier(ordered):
     np.testing.assert_array_equal(of_vector, [4, 4])
 
 
+def test_tangents_and_cotangents_of_a_batch_depend_on_it_too():
+    function = lambda vector: after_in_batch(EARLIER, vector)
+    tangent = lambda vector: jax.jvp(function, (vector,), (vector,))[1]
+    cotangent = lambda vector: jax.vjp(function, vector)[1](vector)
+    for derivative in (tangent, cotangent):
+        program = jax.make_jaxpr(jax.vmap(derivative))(jnp.ones((2, 3))).jaxpr
+        assert count_primitive("is_finite", program) == 2
+
+
 def test_gradients_of_a_batch_within_a_batch_are_those_of_each():
     matrices = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 3)))
     loss = lambda matrix: jnp.sum(pj.linear_solve(matrix, jnp.ones(4), pj.QR()).value)
