@@ -73,7 +73,12 @@ CLASSES = [
     RuleClass("independent-columns", PROBLEMS["tall-complex-Pinv(True)"], FEW),
     RuleClass("independent-columns-and-rows", PROBLEMS["square-real-Pinv(True)"], ONE),
     RuleClass("entered-from-the-adjoint", PROBLEMS["wide-complex-Pinv(True)"], FEW),
-    RuleClass("deficient-with-projection", PROBLEMS["wide-deficient-complex-SVD"], ONE),
+    RuleClass(
+        "deficient-with-projection",
+        PROBLEMS["wide-deficient-complex-SVD"],
+        ONE,
+        others="nightly",
+    ),
     RuleClass("deficient", PROBLEMS["wide-deficient-complex-Pinv(False)"], FEW),
     RuleClass(
         "neumann",

@@ -106,6 +106,7 @@ def test_each_test_has_a_case_in_ci(tiers):
 ONLY_NIGHTLY = {
     # Half a minute each.
     "test_every_solver_and_its_derivatives_work_under_setting",
+    "test_solvers_work_without_jit",
     "test_no_operation_of_a_good_solve_makes_a_nan",
     "test_third_derivative_along_a_path",
     "test_second_derivative_is_the_difference_of_the_first",

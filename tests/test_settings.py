@@ -83,7 +83,7 @@ def test_every_solver_and_its_derivatives_work_under_setting(name):
     assert out == list(REST)
 
 
-# Every operation is compiled by itself.
+@pytest.mark.nightly  # every operation is compiled by itself
 def test_solvers_work_without_jit():
     environment = {"JAX_DISABLE_JIT": "1", "JAX_ENABLE_X64": "1"}
     out = run(["settings_program.py", "float64", *FEW], environment, timeout=600)
