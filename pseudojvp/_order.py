@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ._misc import all_finite
+
 
 def after(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
     """`tree`, with a data dependency on the arrays of `earlier`; linear in `tree`."""
@@ -36,10 +38,8 @@ def _entries(tree: PyTree) -> list[Array]:
 def _depend(leaf: Array, *entries: Array) -> Array:
     if not entries:
         return leaf
-    finite = jnp.array(True)
-    for entry in entries:
-        finite = finite & jnp.isfinite(entry)
-    return leaf * (1 + 0 * finite.astype(jnp.float32)).astype(leaf.dtype)
+    one = 1 + 0 * all_finite(entries).astype(jnp.float32)
+    return leaf * one.astype(leaf.dtype)
 
 
 def _create_after() -> jex.Primitive:
