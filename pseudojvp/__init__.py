@@ -1,9 +1,12 @@
 from importlib.metadata import version as _version
 
-from ._adjoint import PseudoinverseAdjoint as PseudoinverseAdjoint
-from ._invert import invert as invert
-from ._linear_solve import linear_solve as linear_solve
-from ._lstsq import lstsq as lstsq, pinv as pinv
+from ._front.adjoint import PseudoinverseAdjoint as PseudoinverseAdjoint
+from ._front.invert import invert as invert
+from ._front.linear_solve import linear_solve as linear_solve
+from ._front.lstsq import lstsq as lstsq, pinv as pinv
+from ._front.project import project as project
+from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
+from ._map.primitive import linear_solve_p as linear_solve_p
 from ._operator import damped as damped, SparseLinearOperator as SparseLinearOperator
 from ._preconditioner import (
     amg as amg,
@@ -14,8 +17,6 @@ from ._preconditioner import (
     jacobi as jacobi,
     nystroem as nystroem,
 )
-from ._primitive import linear_solve_p as linear_solve_p
-from ._project import project as project
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,
     BiCGStab as BiCGStab,
@@ -37,7 +38,6 @@ from ._solver import (
     Triangular as Triangular,
     Tridiagonal as Tridiagonal,
 )
-from ._sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
 from ._varpro import (
     projected_residual as projected_residual,
     varpro as varpro,

@@ -54,11 +54,11 @@ _FITS = ["varpro_residual", "varpro_dependence", "varpro", "varpro_failures"]
 _FITS += ["varpro_compression", "varpro_statistics", "varpro_batch", "varpro_cost"]
 # The mutated modules, with the test files that look at them, the quickest first.
 FILES = {
-    "_order.py": ["order", "large_batch"],
-    "_primitive.py": [*_RULE, "adjoint", "bad_input"],
-    "_saddle_point.py": [*_RULE, "normal", "neumann", "adjoint", "bad_input"],
-    "_tangent_products.py": ["tangent_products", "jvp", "vjp", "operators"],
-    "_failure.py": [
+    "_base/order.py": ["order", "large_batch"],
+    "_map/primitive.py": [*_RULE, "adjoint", "bad_input"],
+    "_map/rows.py": [*_RULE, "normal", "neumann", "adjoint", "bad_input"],
+    "_map/tangents.py": ["tangent_products", "jvp", "vjp", "operators"],
+    "_map/guard.py": [
         "condition",
         "failures",
         "known_failures",

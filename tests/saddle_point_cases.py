@@ -7,7 +7,7 @@ import lineax as lx
 import numpy as np
 
 import pseudojvp as pj
-from pseudojvp._saddle_point import Problem
+from pseudojvp._map.rows import Problem
 
 
 PSD = lx.positive_semidefinite_tag

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pseudojvp as pj
-from pseudojvp._call import compiled
+from pseudojvp._base.call import compiled
 
 
 _MATRIX = np.array([[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.5, 1.0, 5.0]])

@@ -47,7 +47,7 @@ def reverse(function):
 
 
 class RuleClass(NamedTuple):
-    """A class of the rule in `_primitive.py`, and a problem of it that is cheap."""
+    """A class of the rule in `_map/primitive.py`, and a problem of it that is cheap."""
 
     label: str
     problem: Problem

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from pseudojvp._solver.householder import Reflectors
+from pseudojvp._kernel.householder import Reflectors
 
 
 DTYPES = ("float32", "float64", "complex64", "complex128")

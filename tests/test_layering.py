@@ -1,6 +1,7 @@
-"""The layers of `docs/architecture.md`: its table is read and the imports checked."""
+"""The floors of `docs/architecture.md`: its table is read and the imports checked."""
 
 import ast
+import graphlib
 import os
 import pathlib
 import re
@@ -18,15 +19,15 @@ _MODULES = sorted(
 _each_module = pytest.mark.parametrize("module", _MODULES)
 
 
-def _layers() -> dict[str, int]:
-    """The module paths in the table of layers, with the number of their row."""
+def _floors() -> dict[str, int]:
+    """The folders in the table of floors, with their numbers."""
     page = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", page, re.MULTILINE)
-    return {
-        module: int(layer)
-        for layer, cell in rows
-        for module in re.findall(r"`([^`]+\.py)`", cell)
-    }
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)
+    return {folder: int(floor) for floor, folder in rows}
+
+
+def _folder(module: str) -> str:
+    return module.split("/")[0]
 
 
 def _tree(module: str) -> ast.Module:
@@ -70,21 +71,31 @@ def _external_names(tree: ast.AST) -> set[str]:
     return names
 
 
-def test_table_of_layers_lists_every_module_and_no_other():
-    assert sorted(_layers()) == _MODULES
+def test_table_of_floors_lists_every_folder_and_no_other():
+    assert sorted(_floors()) == sorted({_folder(m) for m in _MODULES if "/" in m})
+
+
+def test_package_has_no_module_outside_of_the_floors():
+    assert [module for module in _MODULES if "/" not in module] == ["__init__.py"]
 
 
 def test_imports_are_found_at_all():
-    assert "_solver/__init__.py" in _internal_imports("_saddle_point.py")
-    assert "_misc.py" in _internal_imports("_solver/qr.py")
-    assert "_operator/as_operator.py" in _internal_imports("_linear_solve.py")
+    assert "_solver/__init__.py" in _internal_imports("_map/rows.py")
+    assert "_base/checks.py" in _internal_imports("_solver/orthogonal/qr.py")
+    assert "_base/inexact.py" in _internal_imports("_front/sparse.py")
 
 
 @_each_module
-def test_module_imports_only_from_rows_above_its_own(module):
-    layers = _layers()
-    below = {name for name in _internal_imports(module) if layers[name] >= layers[module]}
-    assert below == set()
+def test_module_imports_from_no_floor_above_its_own(module):
+    floors = _floors() | {"__init__.py": 99}
+    own = floors[_folder(module)]
+    above = {name for name in _internal_imports(module) if floors[_folder(name)] > own}
+    assert above == set()
+
+
+def test_modules_import_each_other_in_no_circle():
+    imports = {module: _internal_imports(module) for module in _MODULES}
+    graphlib.TopologicalSorter(imports).prepare()  # raises if there is one
 
 
 @_each_module

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import pseudojvp as pj
-from pseudojvp._primitive import bind
-from pseudojvp._saddle_point import Blocks, Problem
+from pseudojvp._map.primitive import bind
+from pseudojvp._map.rows import Blocks, Problem
 
 
 SUCCESSFUL = lx.RESULTS.successful

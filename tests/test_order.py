@@ -7,7 +7,7 @@ import pytest
 from checks import count_primitive, jit
 
 import pseudojvp as pj
-from pseudojvp._order import after, after_in_batch
+from pseudojvp._base.order import after, after_in_batch
 
 
 EARLIER, VECTOR = jnp.arange(1.0, 4.0), jnp.array([2.0, -1.0])

@@ -26,8 +26,8 @@ from saddle_point_cases import (
 )
 
 import pseudojvp as pj
-from pseudojvp._primitive import bind
-from pseudojvp._saddle_point import Blocks, Problem
+from pseudojvp._map.primitive import bind
+from pseudojvp._map.rows import Blocks, Problem
 
 
 # Which of (v, w, y) are given and which of (r, x, P y) are wanted; the others are `None`.

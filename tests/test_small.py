@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pseudojvp as pj
-from pseudojvp._solver import small
+from pseudojvp._kernel import small_batches as small
 
 
 BATCH = (25, 4)  # enough of them; fewer go to the library

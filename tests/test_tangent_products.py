@@ -11,7 +11,7 @@ from checks import jit
 from jax.test_util import check_grads
 
 import pseudojvp as pj
-from pseudojvp._tangent_products import matrix_product_p
+from pseudojvp._map.tangents import matrix_product_p
 
 
 BATCH, COUNT, ROWS, COLS = 2, 3, 4, 5

@@ -5,7 +5,7 @@ import numpy as np
 from equinox import is_array
 from jaxtyping import Array, Shaped
 
-from .inexact import as_inexact
+from .._base.inexact import as_inexact
 from .sparse import is_sparse, SparseLinearOperator
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._misc import tree_scale
+from .._base.tree import tree_scale
 from .as_operator import as_operator
 
 

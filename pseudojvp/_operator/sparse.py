@@ -14,8 +14,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Num, Real
 
-from .._misc import one_or_nan
-from .inexact import as_inexact
+from .._base.inexact import as_inexact
+from .._base.tree import one_or_nan
 from .sparse_product import rows_face
 from .sparsity import create_sparsity, Sparsity
 

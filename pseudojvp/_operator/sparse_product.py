@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Inexact
 
-from .faces import create_faces
-from .row_sums import take
+from .._kernel.faces import create_faces
+from .._kernel.row_sums import take
 from .sparsity import Sparsity
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .._optional import import_late
-from .row_sums import AbstractRowSums, GroupedRowSums, SegmentRowSums
-from .substitution import create_triangle_pattern, TrianglePattern
+from .._base.optional import import_late
+from .._kernel.row_sums import AbstractRowSums, GroupedRowSums, SegmentRowSums
+from .._kernel.substitution import create_triangle_pattern, TrianglePattern
 
 
 class Sparsity(eqx.Module):

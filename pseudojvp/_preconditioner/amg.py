@@ -10,8 +10,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, Real
 
+from .._base.optional import import_late, import_optional
 from .._operator import SparseLinearOperator
-from .._optional import import_late, import_optional
 from .operator import (
     AbstractPreconditioner,
     check_count,

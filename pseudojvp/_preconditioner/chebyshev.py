@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Real
 
-from .._misc import Structure
+from .._base.structure import Structure
 from .operator import (
     AbstractPreconditioner,
     check_count,

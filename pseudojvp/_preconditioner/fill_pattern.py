@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
 
-from .._operator.substitution import in_steps
+from .._kernel.substitution import in_steps
 
 
 class Updates(eqx.Module):

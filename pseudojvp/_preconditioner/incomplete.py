@@ -7,8 +7,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
+from .._kernel.substitution import create_triangle_pattern, Substitution
 from .._operator import SparseLinearOperator
-from .._operator.substitution import create_triangle_pattern, Substitution
 from .fill_pattern import FillPattern, full_pattern, lower_pattern
 from .operator import AbstractPreconditioner, check_count, conj_arrays, sparse_entries
 from .truncated_series import TruncatedSeries

@@ -10,7 +10,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree
 
-from .._misc import stop_gradient, Structure
+from .._base.structure import Structure
+from .._base.tree import stop_gradient
 from .._operator import as_operator, SparseLinearOperator
 
 

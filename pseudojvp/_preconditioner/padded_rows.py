@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from .._kernel.row_sums import AbstractRowSums, GroupedRowSums, take
 from .._operator import SparseLinearOperator
-from .._operator.row_sums import AbstractRowSums, GroupedRowSums, take
 from .._operator.sparsity import Sparsity
 
 

@@ -7,20 +7,20 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._misc import check_options
+from .._base.checks import check_options
 from .._operator.sparse import SparseLinearOperator, untagged
-from .bicgstab import BiCGStab
-from .cg import CG
-from .cholesky import Cholesky
-from .lsmr import LSMR
-from .lu import LU
-from .minres import is_hermitian, MINRES
-from .pivoted_qr import PivotedQR
-from .qr import QR
-from .sparse_triangular import SparseTriangular
-from .svd import SVD
-from .triangular import Triangular
-from .tridiagonal import Tridiagonal
+from .direct.cholesky import Cholesky
+from .direct.lu import LU
+from .direct.sparse_triangular import SparseTriangular
+from .direct.triangular import Triangular
+from .direct.tridiagonal import Tridiagonal
+from .krylov.bicgstab import BiCGStab
+from .krylov.cg import CG
+from .krylov.lsmr import LSMR
+from .krylov.minres import is_hermitian, MINRES
+from .orthogonal.pivoted_qr import PivotedQR
+from .orthogonal.qr import QR
+from .orthogonal.svd import SVD
 
 
 # Backends with a pivoted QR factorisation in JAX.

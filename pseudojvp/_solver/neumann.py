@@ -9,16 +9,11 @@ import lineax as lx
 import lineax.internal as lxi
 from jaxtyping import Array, ArrayLike, Bool, Integer, Num, PyTree, Real
 
-from .._misc import (
-    all_finite,
-    check_options,
-    check_square,
-    is_complex,
-    Structure,
-    tree_add,
-    tree_sub,
-)
-from .preconditioner import check_tolerances, promoting, resolve_preconditioner
+from .._base.checks import check_options, check_square
+from .._base.structure import Structure
+from .._base.tree import all_finite, promoting, tree_add, tree_sub
+from .._operator.adjoint import is_complex
+from .options import check_tolerances, resolve_preconditioner
 
 
 class NeumannState(eqx.Module):

@@ -7,19 +7,23 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree, Real
 
-from .._misc import adjoint, check_options, tree_scale
+from .._base.checks import check_options
+from .._base.tree import tree_scale
+from .._kernel.norms import power_of_two
+from .._kernel.products import stored_transpose
+from .._kernel.small_batches import gram
+from .._operator.adjoint import adjoint
+from .._operator.divided import Divided, unit_of_products
+from .._operator.stored_adjoint import StoredAdjoint
 from .auto import AutoLinearSolver
-from .cg import CG
-from .cholesky_qr import CholeskyQR
-from .direct import AbstractDirectSolver
-from .pivoted_qr import PivotedQR
-from .products import stored_transpose, StoredAdjoint
-from .qr import QR
-from .scale import Divided, unit_of_products
-from .small import gram
+from .direct.base import AbstractDirectSolver
+from .krylov.cg import CG
+from .orthogonal.cholesky_qr import CholeskyQR
+from .orthogonal.pivoted_qr import PivotedQR
+from .orthogonal.qr import QR
+from .orthogonal.svd import SVD
 from .state import structures_of, swapped
-from .svd import SVD
-from .tolerance import power_of_two, verified
+from .verified import verified
 
 
 # Solvers that read the Gram matrix entry by entry: it is formed once, by one product.

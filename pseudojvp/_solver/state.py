@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from .._misc import Structure, tree_conj
+from .._base.structure import Structure
+from .._base.tree import tree_conj
 
 
 State = TypeVar("State", bound=eqx.Module)

@@ -5,7 +5,7 @@ import equinox.internal as eqxi
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .tolerance import verified
+from .verified import verified
 
 
 class _PairState(eqx.Module):

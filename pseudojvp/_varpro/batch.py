@@ -11,8 +11,8 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
-from .._adjoint import PseudoinverseAdjoint
-from .._operator.as_operator import as_inexact
+from .._base.inexact import as_inexact
+from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR
 from .failure import raise_if_failed
 from .fit import as_arrays, context_of, varpro, VarProFit

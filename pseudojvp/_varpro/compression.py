@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Inexact, Real
 
-from .._order import after
-from .._solver.products import matmul
+from .._base.order import after
+from .._kernel.products import matmul
 from .model import Observations
 
 

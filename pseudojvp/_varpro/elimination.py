@@ -4,7 +4,7 @@ With A = W Φ(θ) and b = W (y − offset(θ)), the least residual over c is
 
     r(θ) = (I − A A†) b,    c(θ) = A†b,
 
-the saddle-point map (r, c) = M†(b, 0) of `_primitive.py`, whose equation (3) is its
+the saddle-point map (r, c) = M†(b, 0) of `_map/primitive.py`, whose equation (3) is its
 derivative. With D = W ∂(offset + Φ c)/∂θ at fixed c and E = ∂(Φᴴ W r)/∂θ at fixed r,
 
     ∂r/∂θ = first block of M†(−D, −E).                           (Golub & Pereyra)
@@ -25,10 +25,10 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
-from .._linear_solve import create_problem
-from .._order import after
-from .._primitive import bind
-from .._saddle_point import Blocks, Problem
+from .._base.order import after
+from .._front.linear_solve import create_problem
+from .._map.primitive import bind
+from .._map.rows import Blocks, Problem
 from .dependence import groups_of, moved_columns
 from .model import (
     adjoint_times,

@@ -8,7 +8,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import PyTree
 
-from .._misc import all_finite
+from .._base.tree import all_finite
 from .elimination import Eliminated
 from .optimise import Outcome
 

@@ -12,8 +12,8 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
-from .._adjoint import PseudoinverseAdjoint
-from .._misc import all_finite
+from .._base.tree import all_finite
+from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR
 from .elimination import Eliminated, Elimination
 from .failure import raise_if_failed, result_of

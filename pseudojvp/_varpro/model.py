@@ -12,8 +12,8 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Float, Inexact, PyTree, Real
 
-from .._misc import adjoint
-from .._solver.products import adjoint_matmul, matmul
+from .._kernel.products import adjoint_matmul, matmul
+from .._operator.adjoint import adjoint
 
 
 class Observations(eqx.Module):

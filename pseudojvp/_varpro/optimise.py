@@ -12,8 +12,8 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._linear_solve import apply_pseudoinverse, create_problem
-from .._order import after
+from .._base.order import after
+from .._front.linear_solve import apply_pseudoinverse, create_problem
 from .._solver import PivotedQR
 from .compression import compress
 from .elimination import Elimination

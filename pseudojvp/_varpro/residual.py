@@ -10,8 +10,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Num, PyTree, Real
 
-from .._misc import check_solver
-from .._operator.as_operator import as_inexact
+from .._base.checks import check_solver
+from .._base.inexact import as_inexact
 from .._solver import PivotedQR
 from .elimination import Elimination
 from .model import Observations, SeparableModel

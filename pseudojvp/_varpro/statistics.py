@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Inexact, Integer
 
-from .._linear_solve import create_problem
-from .._order import after
-from .._primitive import bind
-from .._saddle_point import Blocks
+from .._base.order import after
+from .._front.linear_solve import create_problem
+from .._map.primitive import bind
+from .._map.rows import Blocks
 from .._solver import PivotedQR
 from .compression import compress
 from .elimination import Eliminated, Elimination, unit_directions

@@ -1,0 +1,40 @@
+"""What every solver checks of its arguments, while JAX traces."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import lineax as lx
+
+from .structure import Structure
+
+
+def check_solver(solver: Any, caller: str) -> None:
+    if not isinstance(solver, lx.AbstractLinearSolver):
+        raise TypeError(
+            f"`{caller}(solver=...)` got {solver!r}. Pass an instance of a solver, as in "
+            f"`{caller}(..., solver=QR())`."
+        )
+
+
+def check_options(
+    solver: lx.AbstractLinearSolver, options: dict[str, Any], known: Iterable[str] = ()
+) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        accepted = ", ".join(f"`{key}`" for key in known) or "none"
+        raise ValueError(
+            f"`{type(solver).__name__}` was given the unknown option(s) {unknown}. "
+            f"Options it takes: {accepted}."
+        )
+
+
+def check_square(solver: lx.AbstractLinearSolver, operator: lx.AbstractLinearOperator):
+    in_structure = Structure.of(operator.in_structure())
+    out_structure = Structure.of(operator.out_structure())
+    if in_structure != out_structure:
+        raise ValueError(
+            f"`{type(solver).__name__}` may only be used for linear solves with square "
+            f"matrices, but `operator` maps {in_structure.as_tree()} to "
+            f"{out_structure.as_tree()}. Use `QR()` if it has full rank, `SVD()` if it "
+            "may not, or wrap the solver in `Normal`."
+        )

@@ -1,0 +1,69 @@
+"""Structures of vectors: trees, shapes and dtypes."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Inexact, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The tree, shapes and dtypes of a vector, without its sharding: hashable."""
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Structure":
+        leaves, treedef = jtu.tree_flatten(tree)
+        shapes = tuple(tuple(leaf.shape) for leaf in leaves)
+        return cls(treedef, shapes, tuple(np.dtype(leaf.dtype) for leaf in leaves))
+
+    @property
+    def size(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def is_complex(self) -> bool:
+        return any(np.issubdtype(dtype, np.complexfloating) for dtype in self.dtypes)
+
+    def as_tree(self) -> PyTree[jax.ShapeDtypeStruct]:
+        leaves = [
+            jax.ShapeDtypeStruct(*leaf)
+            for leaf in zip(self.shapes, self.dtypes, strict=True)
+        ]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
+    def ravel(self, tree: PyTree[Array]) -> Inexact[Array, " size"]:
+        if Structure.of(tree) != self:
+            raise ValueError(
+                f"A vector of structure {self.as_tree()} was expected, but "
+                f"{Structure.of(tree).as_tree()} was given. Pass a vector that matches "
+                "the operator's `out_structure()`."
+            )
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(*self.dtypes)
+        leaves = [leaf.astype(dtype).reshape(-1) for leaf in jtu.tree_leaves(tree)]
+        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+    def unravel(self, flat: Inexact[Array, " size"]) -> PyTree[Array]:
+        sizes = [math.prod(shape) for shape in self.shapes]
+        pieces = [flat] if len(sizes) == 1 else jnp.split(flat, np.cumsum(sizes)[:-1])
+        leaves = [
+            _cast(piece, dtype).reshape(shape)
+            for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
+        ]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
+
+def _cast(array: Array, dtype: np.dtype) -> Array:
+    """Casts, keeping the real part where a complex matrix maps to a real leaf."""
+    if jnp.iscomplexobj(array) and not np.issubdtype(dtype, np.complexfloating):
+        array = array.real
+    return array.astype(dtype)

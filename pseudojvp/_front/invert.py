@@ -1,0 +1,58 @@
+from typing import Any
+
+import lineax as lx
+
+from .._base.checks import check_solver
+from .._base.tree import stop_gradient
+from .._operator import as_operator, Matrix
+from .._solver import AutoLinearSolver
+from .linear_solve import linear_solve
+
+
+def invert(
+    operator: lx.AbstractLinearOperator | Matrix,
+    solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=True),
+    *,
+    options: dict[str, Any] | None = None,
+    throw: bool = True,
+) -> lx.FunctionLinearOperator:
+    """Returns the (pseudo)inverse A† as a linear operator: one solve a product.
+
+    `invert(A, solver).mv(b)` is `linear_solve(A, b, solver).value`; the factorisation is
+    computed once, here. `as_matrix`, `transpose`, `lineax.conj`, sums and compositions
+    with other operators work, as do `jax.vmap` and derivatives of every order with
+    respect to `operator`, through every solver.
+
+    **Arguments:** `operator`, `solver`, `options`, `throw` as in
+    [`pseudojvp.linear_solve`][].
+
+    **Returns:** a `lineax.FunctionLinearOperator` from the space of b to that of x. It
+    carries the tags that an inverse inherits: symmetric, diagonal, triangular,
+    (semi)definite, and unit diagonal where it is diagonal or triangular.
+
+    **Raises:** as [`pseudojvp.linear_solve`][].
+    """
+    operator = as_operator(operator, "invert")
+    check_solver(solver, "invert")
+    options = {} if options is None else options
+    state = solver.init(stop_gradient(operator), options)
+
+    def solve(vector):
+        solution = linear_solve(
+            operator, vector, solver, options=options, state=state, throw=throw
+        )
+        return solution.value
+
+    inherited = {
+        lx.symmetric_tag: lx.is_symmetric,
+        lx.diagonal_tag: lx.is_diagonal,
+        lx.lower_triangular_tag: lx.is_lower_triangular,
+        lx.upper_triangular_tag: lx.is_upper_triangular,
+        lx.positive_semidefinite_tag: lx.is_positive_semidefinite,
+        lx.negative_semidefinite_tag: lx.is_negative_semidefinite,
+    }
+    tags = {tag for tag, holds in inherited.items() if holds(operator)}
+    triangular = {lx.diagonal_tag, lx.lower_triangular_tag, lx.upper_triangular_tag}
+    if lx.has_unit_diagonal(operator) and tags & triangular:
+        tags.add(lx.unit_diagonal_tag)
+    return lx.FunctionLinearOperator(solve, operator.out_structure(), frozenset(tags))

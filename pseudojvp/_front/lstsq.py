@@ -1,0 +1,354 @@
+"""`lstsq` and `pinv`: the signatures of NumPy, on arrays."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
+
+from .._base.call import compiled
+from .._base.results import nan_after_failure
+from .._base.tree import one_or_nan
+from .._kernel.condition import resolve_rcond
+from .._operator import SparseLinearOperator, SparseMatrix
+from .._operator.sparse import is_sparse
+from .._solver import PivotedQR, QR, SVD
+from .._solver.auto import DENSE_ENTRIES
+from .linear_solve import apply_pseudoinverse, create_problem
+
+
+_METHODS = {"pivoted_qr": PivotedQR, "svd": SVD, "qr": QR}
+
+
+def lstsq(
+    a: Num[ArrayLike, "m n"] | Bool[ArrayLike, "m n"] | SparseMatrix,
+    b: Num[ArrayLike, "m *k"] | Bool[ArrayLike, "m *k"],
+    rcond: Real[ArrayLike, ""] | None = None,
+    *,
+    damp: Real[ArrayLike, ""] | None = None,
+    weights: Real[ArrayLike, " m"] | None = None,
+    method: str = "pivoted_qr",
+    throw: bool = True,
+) -> tuple[
+    Inexact[Array, "n *k"],
+    Real[Array, " k"],
+    Integer[Array, ""],
+    Real[Array, " min(m,n)"],
+]:
+    """Returns the least-squares solution of a x = b, as `jax.numpy.linalg.lstsq` does.
+
+        min ‖diag(weights) (b − a x)‖² + damp² ‖x‖²
+
+    x is the solution of minimum norm where there are several.
+
+    **Arguments:**
+
+    - `a`: array of shape `(m, n)`, of any shape and rank; or a sparse matrix (`BCOO`,
+        `BCSR` or SciPy's) of up to a million entries, zeros counted, which is made
+        dense: rank and singular values ask for it. Its gradient is on the pattern.
+    - `b`: array of shape `(m,)`, or `(m, k)` for k right-hand sides, which share one
+        factorisation. Both are promoted to one floating or complex dtype, as by
+        `jax.numpy`.
+    - `rcond`: singular values at most `rcond` times the largest one count as zero, a
+        number without unit. They are those of the matrix that is solved with, which is
+        diag(weights) a with damp I stacked below; for `rank`, of diag(weights) a.
+        Defaults to `None`, `eps` times the larger dimension of that matrix. A negative
+        value means `eps`.
+    - `damp`: a real scalar, in the units of diag(weights) a. Defaults to `None`, no
+        damping.
+    - `weights`: real, of shape `(m,)`; they multiply the residual *before* it is squared,
+        as `w` of `numpy.polyfit`: 1/σ for measurements of standard deviation σ. Defaults
+        to `None`, all one.
+    - `method`: `"pivoted_qr"`, by [`pseudojvp.PivotedQR`][], the default; `"svd"`, by
+        [`pseudojvp.SVD`][], slower and with sharper ranks; `"qr"`, by [`pseudojvp.QR`][],
+        for full rank, which takes no `rcond`.
+    - `throw`: whether NaN or Inf in the input, or `"qr"` of a matrix without full rank,
+        raises at run time, in the primal and in derivatives. If `False`, x and the
+        residuals are NaN there, as are their derivatives. Defaults to `True`.
+
+    **Returns:** the tuple `(x, residuals, rank, s)`:
+
+    - `x`: of shape `(n,)` or `(n, k)`.
+    - `residuals`: of shape `(1,)` or `(k,)`, real: the minimum of the display above, and
+        so with the weights and the damping in it. For every shape and rank, where NumPy
+        returns an empty array for some.
+    - `rank`: an integer scalar, that of diag(weights) a to within `rcond`. With `"qr"` or
+        `damp` it is counted in `s`, otherwise it is the one that the solver found.
+    - `s`: the `min(m, n)` singular values of diag(weights) a, largest first; NaN if that
+        is not finite.
+
+    Cost: one factorisation, then one application of its factors for x and half of one
+    for the residuals. `s` takes a singular value decomposition of its own (`"svd"`
+    without damping has it already), under `jax.vmap` one matrix after the other. Under
+    `jax.jit` what is not used costs nothing; outside of it, all four are computed.
+
+    **Derivatives:** of x and of the residuals, with respect to `a`, `b`, `damp` and
+    `weights`, forward and reverse, of every order, along paths of constant rank. Equal
+    singular values are no matter. x costs what [`pseudojvp.linear_solve`][] costs; a JVP
+    or VJP of the residuals takes no solve at all, only products with the tangent of a,
+    since d‖r‖² = 2 Re⟨r, db − da x⟩. `s` has the derivatives of
+    `jax.numpy.linalg.svd`, and `rank` none.
+
+    **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape,
+    dtype or type; a run-time error as `throw` says.
+
+    **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), sections
+    1.2 and 2.7 (damping as a stacked matrix); Golub & Pereyra, SIAM J. Numer. Anal. 10
+    (1973), section 4, for the derivative of the residual.
+    """
+    if method not in _METHODS:
+        raise ValueError(
+            f"`lstsq(method=...)` got {method!r}. Pass one of {sorted(_METHODS)}."
+        )
+    _check_rcond(rcond, "lstsq")
+    if method == "qr" and rcond is not None:
+        raise ValueError(
+            f"`lstsq(method='qr')` got `rcond={rcond}`, but takes `a` to have full rank. "
+            "Drop `rcond`, or pass `method='pivoted_qr'` or `'svd'`."
+        )
+    if is_sparse(a):
+        a = _dense(a)
+    a, b = _promote("lstsq", a=a, b=b)
+    if a.ndim != 2:
+        raise ValueError(
+            f"`lstsq(a=...)` got an array of shape {a.shape}. A matrix has shape (m, n); "
+            "for a batch of matrices use `jax.vmap`."
+        )
+    if b.ndim not in (1, 2) or b.shape[0] != a.shape[0]:
+        raise ValueError(
+            f"`lstsq(b=...)` got an array of shape {b.shape} beside `a` of shape "
+            f"{a.shape}. Pass `b` of shape ({a.shape[0]},) or ({a.shape[0]}, k)."
+        )
+    damp = _real(damp, "damp", (), a.dtype)
+    weights = _real(weights, "weights", a.shape[:1], a.dtype)
+    return _lstsq(a, b, rcond, damp, weights, method, throw)
+
+
+def _dense(matrix: Any) -> Inexact[Array, "m n"]:
+    operator = SparseLinearOperator(matrix)
+    rows, cols = operator.out_size(), operator.in_size()
+    if rows * cols > DENSE_ENTRIES:
+        raise ValueError(
+            f"`lstsq(a=...)` got a sparse matrix of shape {rows, cols}, and would make "
+            f"it dense. Above {DENSE_ENTRIES:,} entries use `sparse_lstsq`."
+        )
+    return operator.as_matrix()
+
+
+@compiled
+def _lstsq(a, b, rcond, damp, weights, method, throw):
+    real_dtype = jnp.finfo(a.dtype).dtype
+    columns = b if b.ndim == 2 else b[:, None]
+    if weights is not None:
+        scale = weights.astype(a.dtype)[:, None]
+        a, columns = scale * a, scale * columns
+    stacked = a
+    if damp is not None:
+        identity = jnp.eye(a.shape[1], dtype=a.dtype)
+        stacked = jnp.concatenate([a, damp.astype(a.dtype) * identity])
+        columns = jnp.pad(columns, ((0, a.shape[1]), (0, 0)))
+    solver = QR() if method == "qr" else _METHODS[method](_resolve(rcond, stacked))
+    problem, state = create_problem(lx.MatrixLinearOperator(stacked), solver, throw=throw)
+
+    def solve(column):
+        x, _, result, _ = apply_pseudoinverse(problem, column)
+        x = nan_after_failure(result, x)
+        # On its own, so that neither the residual nor its tangents cost anything where
+        # only x is used. What the two have in common, the solve, XLA computes once.
+        x_again, r, result, _ = apply_pseudoinverse(problem, column, residual=True)
+        least = jnp.zeros((), real_dtype)
+        if r is not None:
+            least = _squared_norm(r, x_again, stacked, column)
+        return x, nan_after_failure(result, least)
+
+    if columns.shape[1] == 0:  # `throw` cannot reduce over nothing
+        x, residuals = jnp.zeros((a.shape[1], 0), a.dtype), jnp.zeros(0, real_dtype)
+    else:
+        x, residuals = jax.vmap(solve, in_axes=1, out_axes=(1, 0))(columns)
+    if method == "svd" and damp is None:
+        s = _with_values(a, state.singular_values)
+    else:
+        s = _singular_values(a)
+    if method == "qr" or damp is not None:
+        largest = jnp.max(s, initial=0)
+        rank = jnp.sum(s > _resolve(rcond, a) * largest)
+    else:
+        rank = state.rank
+    return x if b.ndim == 2 else x[:, 0], residuals, rank, s
+
+
+def _resolve(rcond, matrix) -> Real[Array, ""]:
+    """NumPy's: eps times the larger dimension by default, eps if negative."""
+    dtype = jnp.finfo(matrix.dtype).dtype
+    return resolve_rcond(rcond, jnp.finfo(dtype).eps * max(matrix.shape), dtype)
+
+
+@jax.custom_jvp
+def _squared_norm(r, x, matrix, vector) -> Real[Array, ""]:
+    """‖r‖² for the residual r = b − A x of least squares."""
+    del x, matrix, vector
+    return jnp.vdot(r, r).real
+
+
+@_squared_norm.defjvp
+def _(primals, tangents):
+    # ṙ = ḃ − Ȧx − Aẋ, and A^H r = 0: the tangents of r and x are not needed. Those of
+    # this tangent are: they come with the primals r and x, by the primitive.
+    r, x, _, _ = primals
+    _, _, t_matrix, t_vector = tangents
+    change = t_vector - jnp.matmul(t_matrix, x, precision=lax.Precision.HIGHEST)
+    return _squared_norm(*primals), 2 * jnp.vdot(r, change).real
+
+
+def _singular_values(matrix: Inexact[Array, "m n"]) -> Real[Array, " k"]:
+    # LAPACK's `gesdd` can loop for ever on an Inf.
+    finite = jnp.all(jnp.isfinite(matrix))
+    values = _finite_singular_values(jnp.where(finite, matrix, 0))
+    return values * one_or_nan(finite).astype(values.dtype)
+
+
+@jax.custom_jvp
+@jax.custom_batching.sequential_vmap
+def _finite_singular_values(matrix):
+    # One after the other under `vmap`: batched LAPACK calls without a data dependency, as
+    # beside a factorisation, can deadlock on the CPU (jaxlib 0.10.2).
+    return jnp.linalg.svd(matrix, compute_uv=False)
+
+
+@_finite_singular_values.defjvp
+def _(primals, tangents):
+    svd = lambda matrix: jnp.linalg.svd(matrix, compute_uv=False)
+    return _finite_singular_values(*primals), jax.jvp(svd, primals, tangents)[1]
+
+
+@jax.custom_jvp
+def _with_values(matrix, values) -> Real[Array, " k"]:
+    """The singular values of `matrix`, known to be `values`."""
+    del matrix
+    return values
+
+
+@_with_values.defjvp
+def _(primals, tangents):
+    matrix, values = primals
+    t_matrix, _ = tangents
+    return values, jax.jvp(_singular_values, (matrix,), (t_matrix,))[1]
+
+
+def pinv(
+    a: Num[ArrayLike, "*batch m n"] | Bool[ArrayLike, "*batch m n"],
+    rcond: Real[ArrayLike, ""] | None = None,
+    *,
+    throw: bool = True,
+) -> Inexact[Array, "*batch n m"]:
+    """Returns the pseudoinverse A† of a matrix, or of each of a batch of them.
+
+    As `jax.numpy.linalg.pinv`, by a pivoted QR factorisation instead of a singular value
+    decomposition: A† is solved for, against the unit vectors of the shorter side.
+
+    **Arguments:**
+
+    - `a`: array of shape `(..., m, n)`, of any shape and rank. Integers become floats.
+    - `rcond`: singular values at most `rcond` times the largest one count as zero; a
+        number without unit. Defaults to `None`, `eps * max(m, n)`. A negative value means
+        `eps`.
+    - `throw`: whether NaN or Inf in `a` raises at run time, in the primal and in
+        derivatives. If `False`, the pseudoinverse of such a matrix is NaN, as are its
+        derivatives; the others of a batch are not. Defaults to `True`.
+
+    **Returns:** an array of shape `(..., n, m)`.
+
+    **Derivatives:** with respect to `a`, forward and reverse, of every order, along paths
+    of constant rank. Cost: one factorisation, and one application of its factors to
+    min(m, n) vectors; two more for a JVP and two more for a VJP. To apply A† to fewer
+    vectors, [`pseudojvp.lstsq`][] or [`pseudojvp.linear_solve`][] is cheaper.
+
+    **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape
+    or type; a run-time error as `throw` says.
+    """
+    _check_rcond(rcond, "pinv")
+    (a,) = _promote("pinv", a=a)
+    if a.ndim < 2:
+        raise ValueError(
+            f"`pinv(a=...)` got an array of shape {a.shape}. Pass a matrix of shape "
+            "(m, n), or a batch of them of shape (..., m, n)."
+        )
+    return _pinv(a, rcond, throw)
+
+
+@compiled
+def _pinv(a, rcond, throw):
+    *batch, m, n = a.shape
+    if a.size == 0:
+        return jnp.zeros((*batch, n, m), a.dtype)
+    if m > n:
+        return _pinv(a.conj().mT, rcond, throw).conj().mT
+
+    def one(matrix):
+        operator = lx.MatrixLinearOperator(matrix)
+        problem, _ = create_problem(operator, PivotedQR(rcond), throw=throw)
+
+        def solve(vector):
+            x, _, result, _ = apply_pseudoinverse(problem, vector)
+            return nan_after_failure(result, x)
+
+        return jax.vmap(solve, out_axes=1)(jnp.eye(m, dtype=a.dtype))
+
+    inverses = jax.vmap(one)(a.reshape(math.prod(batch), m, n))
+    return inverses.reshape(*batch, n, m)
+
+
+def _promote(caller: str, **arrays) -> tuple[Array, ...]:
+    """The arrays in one floating or complex dtype, as `jax.numpy` promotes them."""
+    for name, array in arrays.items():
+        if not (eqx.is_array(array) or isinstance(array, np.ndarray | np.generic)):
+            raise TypeError(
+                f"`{caller}({name}=...)` got a {type(array).__name__}. Pass an array of "
+                "floating-point, complex or integer numbers."
+            )
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays.values())
+    # That of a function on floats: float32 for the integers up to 32 bits.
+    dtype = jax.eval_shape(jnp.sqrt, jax.ShapeDtypeStruct((), dtype)).dtype
+    return tuple(jnp.asarray(array, dtype) for array in arrays.values())
+
+
+def _real(value: Any, name: str, shape: tuple[int, ...], dtype) -> Array | None:
+    """`damp` or `weights` in the real dtype of a and b."""
+    if value is None:
+        return None
+    is_number = isinstance(value, bool | int | float)
+    if not (
+        is_number or eqx.is_array(value) or isinstance(value, np.ndarray | np.generic)
+    ):
+        raise TypeError(
+            f"`lstsq({name}=...)` got a {type(value).__name__}. Pass real numbers of "
+            f"shape {shape}."
+        )
+    if jnp.iscomplexobj(value):
+        raise TypeError(
+            f"`lstsq({name}=...)` got complex numbers. Pass real ones of shape {shape}."
+        )
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"`lstsq({name}=...)` got the shape {jnp.shape(value)}. Pass the shape "
+            f"{shape}."
+        )
+    return jnp.asarray(value, jnp.finfo(dtype).dtype)
+
+
+def _check_rcond(rcond: Any, caller: str) -> None:
+    real = isinstance(rcond, int | float) or (
+        (eqx.is_array(rcond) or isinstance(rcond, np.ndarray | np.generic))
+        and rcond.ndim == 0
+        and not jnp.iscomplexobj(rcond)
+    )
+    if rcond is not None and not real:
+        raise TypeError(
+            f"`{caller}(rcond=...)` got {rcond!r}. Pass a real number or `None`."
+        )

@@ -1,0 +1,94 @@
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, ArrayLike, PyTree
+
+from .._base.call import compiled
+from .._base.results import nan_after_failure
+from .._base.tree import tree_sub
+from .._operator import as_operator, Matrix
+from .._solver import AutoLinearSolver
+from .linear_solve import (
+    apply_pseudoinverse,
+    check_system,
+    create_problem,
+    solve_identity,
+    unset,
+)
+
+
+class Projection(NamedTuple):
+    """What [`pseudojvp.project`][] returns: b = `projection` + `residual`."""
+
+    projection: PyTree[Array]
+    """A A†b, the part of b within the range of A."""
+    residual: PyTree[Array]
+    """b − A A†b, the part orthogonal to it."""
+
+
+def project(
+    operator: lx.AbstractLinearOperator | Matrix,
+    vector: PyTree[ArrayLike],
+    solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=False),
+    *,
+    options: dict[str, Any] | None = None,
+    state: PyTree[Any] = unset,
+    throw: bool = True,
+) -> Projection:
+    """Returns the orthogonal projection of b onto the range of A, and what it leaves.
+
+        b = A A†b + (I − A A†) b
+
+    The residual comes from the factors of the solver (b − Q Qᴴb and the like), so that
+    it is orthogonal to the range of A however ill-conditioned A is; the projection is b
+    less the residual. Where A has independent rows by the shape and the solver's
+    assumption (`QR()` of a wide A, `LU()`), the residual is exactly zero, and the solver
+    runs only to notice a failure.
+
+    **Arguments:**
+
+    - `operator`: A; any `lineax.AbstractLinearOperator`, or an array of shape
+        `(rows, cols)`.
+    - `vector`: b; a pytree with the structure, shapes and dtypes of
+        `operator.out_structure()`. Integers become floats.
+    - `solver`: as for [`pseudojvp.linear_solve`][]. Defaults to
+        `AutoLinearSolver(well_posed=False)`, for A of any shape and rank.
+    - `options`: run-time options of the solver. Defaults to none.
+    - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
+        to computing it.
+    - `throw`: whether a failed solve raises at run time, here and in derivatives. If
+        `False`, both parts are NaN where it failed. Defaults to `True`.
+
+    **Returns:** a named tuple `(projection, residual)` of pytrees as `vector`.
+
+    **Derivatives:** with respect to `operator` and `vector`, of every order, along paths
+    of constant rank. Cost as for `linear_solve`.
+
+    **Raises:** as `linear_solve`.
+
+    **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), lemma 4.1.
+    """
+    # Outside of `jit`, where the indices of a sparse matrix are known.
+    operator = as_operator(operator, "project")
+    return _project(operator, vector, solver, options, state, throw)
+
+
+@compiled
+def _project(operator, vector, solver, options, state, throw) -> Projection:
+    operator, vector = check_system(operator, vector, solver, "project")
+    if isinstance(operator, lx.IdentityLinearOperator):
+        solution = solve_identity(operator, vector, None, throw)
+        residual = tree_sub(vector, operator.mv(solution.value))
+        result = solution.result
+    else:
+        problem, _ = create_problem(operator, solver, options, state, throw)
+        exact = problem.independent_rows  # then only x can tell a failure
+        _, residual, result, _ = apply_pseudoinverse(
+            problem, vector, solution=exact, residual=not exact
+        )
+    if residual is None:
+        residual = jtu.tree_map(jnp.zeros_like, vector)
+    parts = Projection(tree_sub(vector, residual), residual)
+    return nan_after_failure(result, parts)

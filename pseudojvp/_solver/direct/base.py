@@ -1,0 +1,125 @@
+import abc
+import functools as ft
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
+
+from ..._base.checks import check_options, check_square
+from ..._base.order import after_in_batch
+from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
+from ..._operator.sparse import SparseLinearOperator, untagged
+from ..state import conjugated, structures_of, swapped
+
+
+class DirectState(eqx.Module):
+    """The factors of A (of A^T if `transposed`) and an estimate from them."""
+
+    factors: PyTree[Array]
+    rcond: Real[Array, ""]
+    transposed: eqxi.Static
+    structures: eqxi.Static
+
+
+class Factors(NamedTuple):
+    """Factors of A, and how to judge them.
+
+    - `sound`: whether they are those of a matrix near A.
+    - `unordered`: those of A with its rows in another order, for the estimate, if they
+        are applied for less.
+    """
+
+    factors: PyTree[Array]
+    sound: Bool[ArrayLike, ""] = True
+    unordered: PyTree[Array] | None = None
+
+
+class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
+    """A direct solver for square nonsingular A, and the truth about A.
+
+    The factors also give the reciprocal condition number of A with the largest entry of
+    each column scaled to one. At most `eps * n` means that A is singular to working
+    precision.
+    """
+
+    @abc.abstractmethod
+    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+        """Returns the factors: arrays, and `Static` metadata."""
+
+    @abc.abstractmethod
+    def solve_columns(
+        self, factors: PyTree[Array], columns: Inexact[Array, "n k"], transposed: bool
+    ) -> Inexact[Array, "n k"]:
+        """Returns A⁻¹ C, or A⁻ᵀ C."""
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> DirectState:
+        check_options(self, options)
+        check_square(self, operator)
+        factors, sound, unordered = self.factorise(operator)
+        # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
+        estimated = factors if unordered is None else unordered
+        solve = ft.partial(self.solve_columns, estimated, transposed=True)
+        rcond = reciprocal_condition(*_columns(operator), solve)
+        rcond = jnp.where(sound, rcond, 0)
+        structures = structures_of(operator)
+        return DirectState(factors, rcond, eqxi.Static(False), structures)
+
+    def compute(
+        self, state: DirectState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        check_options(self, options)
+        out_structure, in_structure = state.structures.value
+        flat = after_in_batch(state.rcond, out_structure.ravel(vector))
+        columns = self.solve_columns(state.factors, flat[:, None], state.transposed.value)
+        result = full_rank_result(state.rcond, flat.size, flat.size)
+        return in_structure.unravel(columns[:, 0]), result, {"rcond": state.rcond}
+
+    def transpose(self, state: DirectState, options: dict[str, Any]):
+        flipped = eqxi.Static(not state.transposed.value)
+        structures = swapped(state.structures)
+        return DirectState(state.factors, state.rcond, flipped, structures), options
+
+    def conj(self, state: DirectState, options: dict[str, Any]):
+        return conjugated(state), options
+
+    def assume_full_rank(self) -> bool:
+        return True
+
+
+def check_tagged(
+    solver: AbstractDirectSolver, tagged: bool, kind: str, *tags: str
+) -> None:
+    if not tagged:
+        named = " or ".join(f"`lineax.{tag}`" for tag in tags)
+        raise ValueError(
+            f"`{type(solver).__name__}` may only be used for {kind} linear operators, "
+            f"and `operator` is not tagged as such. Tag it with {named}, or use `LU()`."
+        )
+
+
+def _columns(operator: lx.AbstractLinearOperator):
+    """(sizes of the columns, A v, A^H v, dtype), without a matrix if A is sparse."""
+    bare = untagged(operator)
+    if isinstance(bare, SparseLinearOperator):
+        adjoint_mv = lx.conj(bare.transpose()).mv
+        return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype
+    if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
+        matrix = jnp.asarray(operator.as_matrix())
+        adjoint_mv = lambda vector: (vector.conj() @ matrix).conj()
+        return largest_entries(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
+    diagonal, lower, upper = lx.tridiagonal(operator)
+    columns = jnp.stack([jnp.pad(upper, (1, 0)), diagonal, jnp.pad(lower, (0, 1))])
+    mv = lambda vector: _tridiagonal_mv(diagonal, lower, upper, vector)
+    bands = diagonal.conj(), upper.conj(), lower.conj()
+    adjoint_mv = lambda vector: _tridiagonal_mv(*bands, vector)
+    return largest_entries(columns), mv, adjoint_mv, diagonal.dtype
+
+
+def _tridiagonal_mv(diagonal, lower, upper, vector: Inexact[Array, " n"]):
+    product = diagonal * vector
+    return product.at[1:].add(lower * vector[:-1]).at[:-1].add(upper * vector[1:])

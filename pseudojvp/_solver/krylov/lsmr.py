@@ -1,0 +1,352 @@
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, ArrayLike, Inexact, PyTree, Real
+
+from ..._base.checks import check_options
+from ..._base.structure import Structure
+from ..._base.tree import tree_scale, tree_where
+from ..._kernel.norms import two_norm
+from ..options import resolve_preconditioner
+from .iteration import (
+    AbstractKrylovSolver,
+    Cycle,
+    derivative_solver,
+    divide,
+    flat_adjoint_mv,
+    flat_mv,
+    flat_system,
+    KrylovState,
+    OPTIONS,
+    over,
+    rotation,
+    run,
+    System,
+)
+
+
+class _Preconditioned(NamedTuple):
+    """A, and L A R with one of L and R the preconditioner, the other the identity."""
+
+    mv: Any
+    adjoint_mv: Any
+    left: Any
+    left_adjoint: Any
+    right: Any
+    right_adjoint: Any
+
+
+class _Bidiagonal(eqx.Module):
+    """The last vectors of the bidiagonalisation of L A R."""
+
+    u: Inexact[Array, " rows"]
+    v: Inexact[Array, " cols"]
+    alpha: Real[Array, ""]
+
+
+class _Rotated(eqx.Module):
+    """What the two QR factorisations of the bidiagonal matrix hand on."""
+
+    h: Inexact[Array, " cols"]
+    h_bar: Inexact[Array, " cols"]
+    alpha_bar: Real[Array, ""]
+    rho: Real[Array, ""]
+    rho_bar: Real[Array, ""]
+    c_bar: Real[Array, ""]
+    s_bar: Real[Array, ""]
+    zeta: Real[Array, ""]
+    zeta_bar: Real[Array, ""]  # |(L A R)^H L r|
+
+
+class _Residual(eqx.Module):
+    """What the norm of the residual is computed from (Fong & Saunders, section 5.1)."""
+
+    beta_hat: Real[Array, ""]
+    beta_dot: Real[Array, ""]
+    rho_dot: Real[Array, ""]
+    tau: Real[Array, ""]
+    theta: Real[Array, ""]
+
+
+class _Iterate(eqx.Module):
+    solution: Inexact[Array, " cols"]  # at the last check
+    change: Inexact[Array, " cols"]  # z: the solution is x + R z
+    ratio: Real[Array, ""]  # |r| / |L r|
+    size: Real[Array, ""]  # a lower bound of the norm of L A R
+    bidiagonal: _Bidiagonal
+    rotated: _Rotated
+    residual: _Residual
+    cycle: Cycle
+
+
+class LSMR(AbstractKrylovSolver):
+    """Returns A†b for any A, of any shape and rank, by products with A and A^H (LSMR).
+
+    MINRES on the normal equations A^H A x = A^H b, through the Golub-Kahan
+    bidiagonalisation, which does not square A. One product with A and one with A^H a
+    step, and two more each in a run of one cycle: the residual that LSMR updates is
+    replaced by r = b − A x before it counts, and the run begins another cycle if that is
+    not small enough. It is `successful` if
+
+        |r| ≤ atol + rtol |b|,  or  |A^H r| ≤ rtol |A| |r|  (least squares),
+
+    or if A^H r is no more than the rounding of r and at most rtol |A| |b|; |A| is an
+    estimate from below. The error of x is up to κ rtol |x| by the first, up to
+    κ² rtol (|b| / |A|) by the others.
+
+    - `well_posed=False`, the default, serves any rank. Derivatives take up to three
+        applications, each of one or two runs. No preconditioner and no `y0`.
+    - `well_posed=True` takes the rank to be full, so that derivatives take one
+        application, and a preconditioner N on the shorter side, of dimension min(m, n),
+        is allowed: a right one for tall and square A (A N has the better condition), a
+        left one for wide A (N A has). Then x is A†b as well, and where A has dependent
+        columns (rows) after all it is *some* least-squares solution (`stagnation` unless
+        consistent). Square or wide A have to meet the first inequality.
+
+    For damped least squares, with derivatives in A, b and the damping, solve with the
+    operator of [`pseudojvp.damped`][].
+
+    `options` (not differentiated):
+
+    - `preconditioner`: N, a `lineax.AbstractLinearOperator` near (A^H A)^-1/2 or
+        (A A^H)^-1/2, for square A near A^-1; it wins over the field of that name. N^H is
+        used beside N, and the adjoint solve has its adjoint.
+    - `y0`: first guess of x, for tall or square A; the structure of x. Defaults to zeros.
+        Primal only.
+
+    `stats`: `num_steps`, `max_steps`, and with `history` also `residual_norms`.
+
+    **Arguments:**
+
+    - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
+    - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
+    - `max_steps`: the most steps; defaults to `None`, ten times max(m, n).
+    - `preconditioner`: see `options`. Defaults to `None`, the identity.
+    - `well_posed`: see above. Defaults to `False`.
+    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
+
+    **Raises:** `ValueError` at trace time for a preconditioner of another shape or one
+    with `well_posed=False`, for `y0` likewise or of a wide A, an unknown option, a
+    negative tolerance.
+
+    **Sources:** Fong & Saunders, *LSMR: an iterative algorithm for sparse least-squares
+    problems*, SIAM J. Sci. Comput. 33 (2011), sections 2.8, 5 and 6.
+    """
+
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
+    max_steps: int | None = None
+    preconditioner: lx.AbstractLinearOperator | None = None
+    well_posed: bool = False
+    derivative_rtol: Real[ArrayLike, ""] | None = None
+    history: bool = False
+    progress: int = 0
+
+    def __check_init__(self):
+        self._check_unaided(self.preconditioner)
+
+    def _check_unaided(self, preconditioner, y0=None):
+        if not self.well_posed and not (preconditioner is None and y0 is None):
+            raise ValueError(
+                "`LSMR(well_posed=False)` takes neither a preconditioner nor `y0`: with "
+                "either, LSMR of a rank-deficient operator ends in a solution that is "
+                "not the minimum-norm one. Drop it, or pass `well_posed=True` if the "
+                "operator has full rank."
+            )
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> KrylovState:
+        check_options(self, options, OPTIONS)
+        return KrylovState(lx.linearise(operator))
+
+    def compute(
+        self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        operator = state.operator
+        system = flat_system(self, operator, vector, options)
+        wide = operator.in_size() > operator.out_size()
+        shorter = operator.out_structure() if wide else operator.in_structure()
+        shorter = Structure.of(shorter)
+        preconditioner = resolve_preconditioner(
+            self, self.preconditioner, options, shorter, shorter
+        )
+        y0 = options.get("y0")
+        self._check_unaided(preconditioner, y0)
+        if wide and y0 is not None:
+            raise ValueError(
+                "`LSMR` takes no `y0` for a wide operator: it would end in the solution "
+                "nearest to `y0`, not in the minimum-norm one. Drop it."
+            )
+        maps = flat_mv(preconditioner), flat_adjoint_mv(preconditioner)
+        nothing = flat_mv(None), flat_mv(None)
+        maps = _Preconditioned(
+            system.mv,
+            flat_adjoint_mv(operator),
+            *(maps if wide else nothing),
+            *(nothing if wide else maps),
+        )
+        square_or_wide = operator.in_size() >= operator.out_size()
+        solvable = self.well_posed and square_or_wide
+        final, result, stats = run(
+            self,
+            system,
+            lambda iterate: self._advance(system, maps, solvable, iterate),
+            _start(system, maps),
+        )
+        return system.solution(final.solution), result, stats
+
+    def _advance(self, system: System, maps, solvable: bool, iterate) -> _Iterate:
+        cycle, bidiagonal = iterate.cycle, iterate.bidiagonal
+        moved = maps.right(jnp.where(cycle.due, iterate.change, bidiagonal.v))
+        x = jnp.where(cycle.due, iterate.solution + moved, iterate.solution)
+        image = maps.mv(jnp.where(cycle.due, x, moved))
+        # The next two basis vectors; in a check, the first ones of a new cycle.
+        residual = system.vector - image
+        u = maps.left(jnp.where(cycle.due, residual, image))
+        u = u - tree_scale(jnp.where(cycle.due, 0, bidiagonal.alpha), bidiagonal.u)
+        beta = two_norm(u)
+        u = over(beta, u)
+        v = maps.right_adjoint(maps.adjoint_mv(maps.left_adjoint(u)))
+        v = v - tree_scale(jnp.where(cycle.due, 0, beta), bidiagonal.v)
+        alpha = two_norm(v)
+        bidiagonal = _Bidiagonal(u, over(alpha, v), alpha)
+        old = iterate.bidiagonal
+        # Asked for by a check alone: one branch for a whole batch.
+        norms = lax.cond(
+            eqxi.nonbatchable(eqxi.unvmap_any(cycle.due)),
+            lambda: (two_norm(system.vector - image), two_norm(x)),
+            lambda: (jnp.zeros_like(beta),) * 2,
+        )
+        checked = self._checked(system, solvable, iterate, x, norms, bidiagonal, beta)
+        stepped = self._stepped(system, solvable, iterate, old, bidiagonal, beta)
+        return tree_where(cycle.due, checked, stepped)
+
+    def _checked(self, system, solvable, iterate, x, norms, bidiagonal, beta):
+        """r = b − A x and |A^H r| = α β; the beginning of a cycle. Norms of r and x."""
+        norm, norm_of_x = norms
+        alpha = bidiagonal.alpha
+        size = jnp.maximum(iterate.size, alpha)
+        met = norm <= system.allowed
+        measure = norm
+        if not solvable:
+            rounding = 10 * system.eps * (size * norm_of_x + system.norm)
+            least_squares = alpha <= system.rtol * size
+            at_floor = (alpha * beta <= rounding * size) & (
+                alpha * beta <= system.rtol * size * system.norm
+            )
+            started = iterate.cycle.step > 0
+            met = met | least_squares | (at_floor & started)
+            measure = alpha * beta
+        cycle = iterate.cycle.checked(
+            norm, met, measure, shrink=0.5, patience=2, max_steps=system.max_steps
+        )
+        return _Iterate(
+            solution=x,
+            change=jnp.zeros_like(x),
+            ratio=divide(norm, beta),
+            size=size,
+            bidiagonal=bidiagonal,
+            rotated=_unrotated(bidiagonal.v, alpha, alpha * beta),
+            residual=_unrotated_residual(beta),
+            cycle=cycle,
+        )
+
+    def _stepped(self, system, solvable, iterate, old, bidiagonal, beta):
+        size = jnp.maximum(iterate.size, jnp.hypot(old.alpha, beta))
+        rotated, residual = _rotate(iterate.rotated, iterate.residual, bidiagonal, beta)
+        limit = 10 * system.eps * size
+        moves = (rotated.rho > limit) & (rotated.rho_bar > limit)
+        step_size = divide(divide(rotated.zeta, rotated.rho), rotated.rho_bar)
+        change = iterate.change + tree_scale(step_size, rotated.h_bar)
+        in_range = (
+            divide(rotated.zeta, residual.rho_dot)
+            - divide(residual.theta, residual.rho_dot) * residual.tau
+        )
+        norm = jnp.hypot(residual.beta_dot - in_range, residual.beta_hat)
+        gradient = jnp.abs(rotated.zeta_bar)
+        relative = limit if solvable else jnp.maximum(limit, system.rtol * size)
+        estimate = norm * iterate.ratio
+        ends = ~moves | ~(estimate > system.allowed) | ~(gradient > relative * norm)
+        return _Iterate(
+            solution=iterate.solution,
+            change=jnp.where(moves, change, iterate.change),
+            ratio=iterate.ratio,
+            size=size,
+            bidiagonal=bidiagonal,
+            rotated=rotated,
+            residual=residual,
+            cycle=iterate.cycle.stepped(
+                jnp.where(moves, estimate, iterate.cycle.norm),
+                ends,
+                max_steps=system.max_steps,
+            ),
+        )
+
+    def for_derivative(self) -> "LSMR":
+        return derivative_solver(self)
+
+    def assume_full_rank(self) -> bool:
+        return self.well_posed
+
+
+def _start(system: System, maps: _Preconditioned) -> _Iterate:
+    rows, cols = jnp.zeros_like(system.vector), jnp.zeros_like(system.guess)
+    zero = jnp.zeros_like(system.norm)
+    return _Iterate(
+        solution=system.guess,
+        change=cols,
+        ratio=zero,
+        size=zero,
+        bidiagonal=_Bidiagonal(rows, cols, zero),
+        rotated=_unrotated(cols, zero, zero),
+        residual=_unrotated_residual(zero),
+        cycle=Cycle.start(zero.dtype),
+    )
+
+
+def _unrotated(v, alpha, zeta_bar) -> _Rotated:
+    zero = jnp.zeros_like(alpha)
+    one = zero + 1
+    return _Rotated(v, jnp.zeros_like(v), alpha, one, one, one, zero, zero, zeta_bar)
+
+
+def _unrotated_residual(beta) -> _Residual:
+    zero = jnp.zeros_like(beta)
+    return _Residual(beta, zero, zero + 1, zero, zero)
+
+
+def _rotate(old: _Rotated, residual: _Residual, bidiagonal: _Bidiagonal, beta):
+    """One more column of the bidiagonal matrix, (α, β) of which is new."""
+    c, s, rho = rotation(old.alpha_bar, beta)
+    theta = s * bidiagonal.alpha
+    theta_bar = old.s_bar * rho
+    c_bar, s_bar, rho_bar = rotation(old.c_bar * rho, theta)
+    zeta = c_bar * old.zeta_bar
+    back = divide(theta_bar, old.rho) * divide(rho, old.rho_bar)
+    h_bar = old.h - tree_scale(back, old.h_bar)
+    rotated = _Rotated(
+        h=bidiagonal.v - tree_scale(divide(theta, rho), old.h),
+        h_bar=h_bar,
+        alpha_bar=c * bidiagonal.alpha,
+        rho=rho,
+        rho_bar=rho_bar,
+        c_bar=c_bar,
+        s_bar=s_bar,
+        zeta=zeta,
+        zeta_bar=-s_bar * old.zeta_bar,
+    )
+    beta_hat = c * residual.beta_hat
+    c_tilde, s_tilde, rho_tilde = rotation(residual.rho_dot, theta_bar)
+    residual = _Residual(
+        beta_hat=-s * residual.beta_hat,
+        beta_dot=c_tilde * beta_hat - s_tilde * residual.beta_dot,
+        rho_dot=c_tilde * rho_bar,
+        tau=divide(old.zeta - residual.theta * residual.tau, rho_tilde),
+        theta=s_tilde * rho_bar,
+    )
+    return rotated, residual

@@ -1,0 +1,64 @@
+"""What the iterative solvers are given beside the operator."""
+
+from typing import Any
+
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+from .._base.structure import Structure
+
+
+def resolve_preconditioner(
+    solver: lx.AbstractLinearSolver,
+    default: lx.AbstractLinearOperator | None,
+    options: dict[str, Any],
+    in_structure: Structure,
+    out_structure: Structure,
+) -> lx.AbstractLinearOperator | None:
+    """The preconditioner of `options` if it has one, else `default`, linearised.
+
+    It has to map `in_structure` to `out_structure`; `None` is the identity.
+    """
+    preconditioner = options.get("preconditioner", default)
+    if preconditioner is None:
+        return None
+    name = type(solver).__name__
+    if not isinstance(preconditioner, lx.AbstractLinearOperator):
+        raise ValueError(
+            f"`{name}` got a preconditioner of type {type(preconditioner).__name__}. "
+            "The preconditioner must be a linear operator; wrap a matrix in "
+            "`lineax.MatrixLinearOperator`."
+        )
+    given = (
+        Structure.of(preconditioner.in_structure()),
+        Structure.of(preconditioner.out_structure()),
+    )
+    if given != (in_structure, out_structure):
+        raise ValueError(
+            f"`{name}` got a preconditioner that maps {given[0].as_tree()} to "
+            f"{given[1].as_tree()}. It approximates the inverse, so it must map "
+            f"{in_structure.as_tree()} to {out_structure.as_tree()}."
+        )
+    return lx.linearise(preconditioner)
+
+
+def resolve_y0(
+    solver: lx.AbstractLinearSolver, options: dict[str, Any], in_structure: Structure
+) -> PyTree[Array] | None:
+    y0 = options.get("y0")
+    if y0 is not None and Structure.of(y0) != in_structure:
+        raise ValueError(
+            f"`{type(solver).__name__}` got a first guess `y0` of structure "
+            f"{Structure.of(y0).as_tree()}. It must have the structure of the solution, "
+            f"{in_structure.as_tree()}."
+        )
+    return y0
+
+
+def check_tolerances(solver: lx.AbstractLinearSolver, **tolerances) -> None:
+    for name, value in tolerances.items():
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(
+                f"`{type(solver).__name__}({name}=...)` got {value}. Tolerances must be "
+                "non-negative."
+            )
