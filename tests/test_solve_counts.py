@@ -181,7 +181,8 @@ def test_qr_factors_are_not_copied_per_tangent(matrix):
     vector, tangents = random_array(len(matrix)), random_array(MANY, *matrix.shape)
     operands = library_operands("ormqr", many, matrix, vector, tangents)
     assert {reflectors for reflectors, _, _ in operands} == {"50,40"}
-    assert {columns for _, _, columns in operands} == {"50,32"}
+    # Of the primal one vector, of the derivatives all at once.
+    assert {columns for _, _, columns in operands} - {"50,1"} == {"50,32"}
 
 
 @_shapes
@@ -201,7 +202,8 @@ def test_qr_factors_are_not_copied_per_cotangent(matrix):
     vector, cotangents = random_array(rows), random_array(MANY, cols)
     operands = library_operands("ormqr", many, matrix, vector, cotangents)
     assert {reflectors for reflectors, _, _ in operands} == {"50,40"}
-    assert {columns for _, _, columns in operands} == {"50,32"}
+    # Of the primal one vector, of the derivatives all at once.
+    assert {columns for _, _, columns in operands} - {"50,1"} == {"50,32"}
 
 
 @_shapes

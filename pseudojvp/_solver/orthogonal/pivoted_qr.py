@@ -2,7 +2,6 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax.linalg as jll
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
@@ -10,41 +9,48 @@ from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 
 from ..._base.checks import check_options
 from ..._base.order import after_in_batch
-from ..._kernel.condition import reciprocal_condition, resolve_rcond
+from ..._kernel.condition import (
+    reciprocal_condition,
+    resolve_rcond,
+)
 from ..._kernel.householder import Reflectors
-from ..._kernel.products import matmul
+from ..._kernel.pivoting import pivoted_columns
+from ..._kernel.products import adjoint_matmul, matmul
 from ..state import conjugated, long_side_first, structures_of, transposed
 
 
 class PivotedQRState(eqx.Module):
     """A = Q T Z^H if A is tall or square, A^H = Q T Z^H if it is wide.
 
-    The columns of Q and Z beyond the rank do not count; there T^H, upper triangular, is a
+    The columns of Q and Z beyond the rank are zero; there T^H, upper triangular, is a
     multiple of the identity. Q = Q₀ Q₁, where the orthonormal Q₀ takes A to its short
-    side; there is none if A is square. Z = P Z₁ with a permutation P.
+    side; there is none if A is square.
     """
 
     outer: Reflectors | None
     inner: Inexact[Array, "short short"]
     t_adjoint: Inexact[Array, "short short"]
-    z: Reflectors
-    permutation: tuple[Integer[Array, " short"], Integer[Array, " short"]]  # P^H, P
+    z: Inexact[Array, "short short"]
     rank: Integer[Array, ""]
     rcond: Real[Array, ""]
     wide: eqxi.Static
     structures: eqxi.Static
 
     def q_mv(self, c: Inexact[Array, " k"]) -> Inexact[Array, " rows"]:
-        return self._short_mv(c) if self.wide.value else self._long_mv(c)
+        return matmul(self.z, c) if self.wide.value else self._long_mv(c)
 
     def qh_mv(self, vector: Inexact[Array, " rows"]) -> Inexact[Array, " k"]:
-        return self._short_h_mv(vector) if self.wide.value else self._long_h_mv(vector)
+        if self.wide.value:
+            return adjoint_matmul(self.z, vector)
+        return self._long_h_mv(vector)
 
     def z_mv(self, c: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
-        return self._long_mv(c) if self.wide.value else self._short_mv(c)
+        return self._long_mv(c) if self.wide.value else matmul(self.z, c)
 
     def zh_mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
-        return self._long_h_mv(vector) if self.wide.value else self._short_h_mv(vector)
+        if self.wide.value:
+            return self._long_h_mv(vector)
+        return adjoint_matmul(self.z, vector)
 
     def t_solve(
         self, c: Inexact[Array, " k"], *, adjoint: bool = False
@@ -60,28 +66,20 @@ class PivotedQRState(eqx.Module):
     def _long_h_mv(self, vector):
         if self.outer is not None:
             vector = self.outer.adjoint_mv(vector)
-        return self._kept(matmul(self.inner.conj().T, vector))
-
-    def _short_mv(self, c):
-        return self.z.mv(c)[self.permutation[1]]
-
-    def _short_h_mv(self, vector):
-        vector = after_in_batch(self.rcond, vector[self.permutation[0]])
-        return self._kept(self.z.adjoint_mv(vector))
-
-    def _kept(self, c):
-        # Not zero but a product with it: a NaN of the vector is never dropped.
-        return jnp.where(jnp.arange(c.size) < self.rank, c, 0 * c)
+        return adjoint_matmul(self.inner, vector)
 
 
-def _largest_singular_value(r: Inexact[Array, "n n"]) -> Real[Array, ""]:
-    """An estimate from below, by two power steps; the entries of R are at most one."""
-    vector = jnp.linalg.norm(r, axis=0).astype(r.dtype)
+def _largest_singular_value(
+    matrix: Inexact[Array, "n n"], left: Inexact[Array, " n"]
+) -> Real[Array, ""]:
+    """An estimate from below, by power steps from the direction of the first pivot; that
+    of the largest column is one."""
     for _ in range(2):
-        vector = r.conj().T @ (r @ vector)
-        norm = jnp.linalg.norm(vector)
-        vector = vector / jnp.where(norm > 0, norm, 1).astype(r.dtype)
-    return jnp.maximum(jnp.linalg.norm(r @ vector), 1)
+        right = adjoint_matmul(matrix, left)
+        left = matmul(matrix, right)
+    size = jnp.linalg.norm(left)
+    largest = jnp.linalg.norm(adjoint_matmul(matrix, left)) / jnp.where(size > 0, size, 1)
+    return jnp.maximum(largest, 1)
 
 
 class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
@@ -98,11 +96,11 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
     value of T is far below the cutoff; it is estimated, and the result is
     `RESULTS.singular`.
 
-    Takes no `options`. Real and complex. CPU and GPU; not TPU, where JAX has no pivoted
-    QR. Cost: one QR factorisation of A, 2mn² flops, if it is not square, and three of an
-    n × n matrix (m the long side, n the short one); then one application of the factors a
-    solve, two more for a JVP and two more for a VJP, with respect to the operator along
-    paths of constant rank.
+    Takes no `options`. Real and complex. Cost: one QR factorisation of A, 2mn² flops, if
+    it is not square, two of an n × n matrix with their Q, and a product of two (m the
+    long side, n the short one); then one application of the factors a solve, two more for
+    a JVP and two more for a VJP, with respect to the operator along paths of constant
+    rank.
 
     **Arguments:**
 
@@ -132,26 +130,26 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
         # A NaN or an Inf in A is a NaN in R.
         finite = jnp.all(jnp.isfinite(matrix))
         matrix = jnp.where(finite, matrix, 0)
-        inner, r, permutation = jll.qr(matrix, pivoting=True, full_matrices=False)
+        inner, pivots = pivoted_columns(matrix)
 
-        pivots = jnp.abs(jnp.diagonal(r))
         unit = jnp.max(pivots, initial=0)
         unit = jnp.where(unit > 0, unit, 1)
-        largest = _largest_singular_value(r / unit.astype(r.dtype))
+        largest = _largest_singular_value(matrix / unit.astype(inner.dtype), inner[:, 0])
         cutoff = resolve_rcond(self.rcond, eps, unit.dtype)
-        rank = jnp.sum(pivots / unit > cutoff * largest)
-        kept = jnp.arange(r.shape[0]) < rank
+        kept = pivots / unit > cutoff * largest
+        rank = jnp.sum(kept)
+        inner = jnp.where(kept, inner, 0)
 
-        # R = Q₁^H A P is T Z^H P.
-        r = after_in_batch(inner[:1, :1], jnp.where(kept[:, None], r, 0))
-        z = Reflectors.of(r.conj().T)
-        t_adjoint = z.r + jnp.diag(jnp.where(kept, 0, unit).astype(r.dtype))
+        # Q₁^H A is T Z^H.
+        z, t_adjoint = jnp.linalg.qr(matmul(matrix.conj().T, inner))
+        t_adjoint = t_adjoint + jnp.diag(jnp.where(kept, 0, unit).astype(inner.dtype))
+        t_adjoint = after_in_batch(z, t_adjoint)
         # Pivots above the cutoff do not prove that singular values are.
         estimate = reciprocal_condition(
-            jnp.full(r.shape[0], unit),
+            jnp.full(len(pivots), unit),
             lambda vector: t_adjoint @ vector,
             lambda vector: t_adjoint.conj().T @ vector,
-            r.dtype,
+            inner.dtype,
             lambda c: jsl.solve_triangular(t_adjoint, c, trans="C"),
         )
         reveals = finite & (estimate > cutoff / 100)
@@ -162,8 +160,7 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
             outer,
             inner,
             t_adjoint,
-            z,
-            (permutation, jnp.argsort(permutation)),
+            jnp.where(kept, z, 0),
             rank,
             jnp.where(reveals, estimate, 0),
             wide,
