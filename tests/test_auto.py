@@ -99,7 +99,7 @@ def test_statistics_of_the_chosen_solver_are_passed_on():
 def test_condition_of_the_chosen_solver_is_passed_on(operator, expected):
     solver = pj.AutoLinearSolver(True)
     stats = pj.linear_solve(operator, jnp.ones(3), solver, throw=False).stats
-    assert ("rcond" in stats) is (expected is not lx.Diagonal)
+    assert ("reciprocal_condition" in stats) is (expected is not lx.Diagonal)
 
 
 def test_full_rank_is_assumed_unless_told_otherwise():

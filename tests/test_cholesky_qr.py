@@ -27,7 +27,7 @@ def _matrix(rng, rows, cols, values):
 def _solve(matrix, vector):
     solution = pj.linear_solve(matrix, vector, SOLVER, throw=False)
     successful = solution.result == lx.RESULTS.successful
-    return solution.value, successful, solution.stats["rcond"]
+    return solution.value, successful, solution.stats["reciprocal_condition"]
 
 
 _solve_each = jit(jax.vmap(_solve))

@@ -43,8 +43,8 @@ def reciprocal_condition(
     largest = largest_singular_value(scale, mv, adjoint_mv, vectors.astype(dtype))
     solved = adjoint_solve((scale[:, None] * vectors).astype(dtype))
     inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / vectors.shape[1])
-    rcond = 1 / (largest * inverse_norm)
-    return jnp.where(jnp.isfinite(rcond), rcond, 0)
+    estimate = 1 / (largest * inverse_norm)
+    return jnp.where(jnp.isfinite(estimate), estimate, 0)
 
 
 def probes(size: int, count: int, dtype) -> Real[Array, "size k"]:
@@ -68,10 +68,10 @@ def largest_singular_value(
     return jnp.maximum(jnp.linalg.norm(back) / jnp.linalg.norm(image), 1)
 
 
-def full_rank_result(rcond: Real[Array, ""], rows: int, cols: int) -> lx.RESULTS:
+def full_rank_result(estimate: Real[Array, ""], rows: int, cols: int) -> lx.RESULTS:
     """`singular` if the estimate is at most eps max(rows, cols)."""
-    cutoff = jnp.finfo(rcond.dtype).eps * max(rows, cols)
-    return lx.RESULTS.where(rcond > cutoff, lx.RESULTS.successful, lx.RESULTS.singular)
+    cutoff = jnp.finfo(estimate.dtype).eps * max(rows, cols)
+    return lx.RESULTS.where(estimate > cutoff, lx.RESULTS.successful, lx.RESULTS.singular)
 
 
 def resolve_rcond(

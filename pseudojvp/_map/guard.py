@@ -12,7 +12,15 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._solver import CG, CholeskyQR, Neumann, Normal, PivotedQR, smallest_rcond, SVD
+from .._solver import (
+    CG,
+    CholeskyQR,
+    Neumann,
+    Normal,
+    PivotedQR,
+    smallest_reciprocal_condition,
+    SVD,
+)
 from .rows import Problem
 
 
@@ -57,7 +65,7 @@ def _code(result: lx.RESULTS):
 
 def _number(stats: dict[str, Any]) -> Array:
     """What a message may tell beside the result."""
-    numbers = (_scalar(stats, name) for name in ("rcond", "rank"))
+    numbers = (_scalar(stats, name) for name in ("reciprocal_condition", "rank"))
     return next((number for number in numbers if number is not None), jnp.array(0))
 
 
@@ -95,9 +103,9 @@ class _Messages(Sequence[str]):
             f"{rows, cols}"
         )
         singular = None
-        rcond = _scalar(stats, "rcond")
-        if rcond is not None and jnp.issubdtype(rcond.dtype, jnp.floating):
-            singular = _near_singular(solver, rows, cols, rcond.dtype)
+        estimate = _scalar(stats, "reciprocal_condition")
+        if estimate is not None and jnp.issubdtype(estimate.dtype, jnp.floating):
+            singular = _near_singular(solver, rows, cols, estimate.dtype)
         full_rank = min(rows, cols) if isinstance(solver, PivotedQR) else None
         kinds = tuple((int(_code(kind)), saw) for kind, saw in _kinds(solver))
         return cls(subject, kinds, singular, full_rank)
@@ -116,8 +124,8 @@ class _Messages(Sequence[str]):
                 return f"{self.subject} {self._pivots(int(number))}"
         return f"{self.subject} {dict(self.kinds).get(code, _UNKNOWN)}"
 
-    def _estimate(self, rcond, limit, whose, zero, advice) -> str:
-        value = f"is about {rcond:.1e}" if rcond > 0 else zero
+    def _estimate(self, estimate, limit, whose, zero, advice) -> str:
+        value = f"is about {estimate:.1e}" if estimate > 0 else zero
         return (
             f"needs full rank, but the reciprocal condition number of {whose} {value}; "
             f"at most {limit:.0e} counts as singular. {advice}"
@@ -138,7 +146,7 @@ def _near_singular(solver, rows: int, cols: int, dtype) -> _Singular:
     limit = float(jnp.finfo(dtype).eps) * size
     zero = "is zero, or an entry is non-finite (NaN or Inf)"
     if isinstance(solver, CholeskyQR):
-        limit, advice = smallest_rcond(dtype), f"{_NOT_SQUARED} {advice}"
+        limit, advice = smallest_reciprocal_condition(dtype), f"{_NOT_SQUARED} {advice}"
         zero = "is too small for its Gram matrix, or an entry is non-finite (NaN or Inf)"
     return _Singular(limit, whose, zero, advice)
 

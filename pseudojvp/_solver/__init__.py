@@ -16,7 +16,7 @@ from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
 from .orthogonal.cholesky_qr import (
     CholeskyQR as CholeskyQR,
-    smallest_rcond as smallest_rcond,
+    smallest_reciprocal_condition as smallest_reciprocal_condition,
 )
 from .orthogonal.pivoted_qr import PivotedQR as PivotedQR
 from .orthogonal.qr import QR as QR

@@ -59,8 +59,8 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
 
     For dense operators the choice is that of `lineax.AutoLinearSolver`, but for pivoted
     QR in the place of the SVD; unlike there, the statistics of the chosen solver
-    (`stats["rank"]`, `stats["rcond"]`) are passed on, and derivatives take the rules of
-    the chosen solver.
+    (`stats["rank"]`, `stats["reciprocal_condition"]`) are passed on, and derivatives take
+    the rules of the chosen solver.
 
     **Arguments:**
 

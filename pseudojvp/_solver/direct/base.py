@@ -19,7 +19,7 @@ class DirectState(eqx.Module):
     """The factors of A (of A^T if `transposed`) and an estimate from them."""
 
     factors: PyTree[Array]
-    rcond: Real[Array, ""]
+    reciprocal_condition: Real[Array, ""]
     transposed: eqxi.Static
     structures: eqxi.Static
 
@@ -64,25 +64,27 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
         # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
         estimated = factors if unordered is None else unordered
         solve = ft.partial(self.solve_columns, estimated, transposed=True)
-        rcond = reciprocal_condition(*_columns(operator), solve)
-        rcond = jnp.where(sound, rcond, 0)
+        estimate = reciprocal_condition(*_columns(operator), solve)
+        estimate = jnp.where(sound, estimate, 0)
         structures = structures_of(operator)
-        return DirectState(factors, rcond, eqxi.Static(False), structures)
+        return DirectState(factors, estimate, eqxi.Static(False), structures)
 
     def compute(
         self, state: DirectState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         check_options(self, options)
         out_structure, in_structure = state.structures.value
-        flat = after_in_batch(state.rcond, out_structure.ravel(vector))
+        flat = after_in_batch(state.reciprocal_condition, out_structure.ravel(vector))
         columns = self.solve_columns(state.factors, flat[:, None], state.transposed.value)
-        result = full_rank_result(state.rcond, flat.size, flat.size)
-        return in_structure.unravel(columns[:, 0]), result, {"rcond": state.rcond}
+        result = full_rank_result(state.reciprocal_condition, flat.size, flat.size)
+        stats = {"reciprocal_condition": state.reciprocal_condition}
+        return in_structure.unravel(columns[:, 0]), result, stats
 
     def transpose(self, state: DirectState, options: dict[str, Any]):
         flipped = eqxi.Static(not state.transposed.value)
         structures = swapped(state.structures)
-        return DirectState(state.factors, state.rcond, flipped, structures), options
+        estimate = state.reciprocal_condition
+        return DirectState(state.factors, estimate, flipped, structures), options
 
     def conj(self, state: DirectState, options: dict[str, Any]):
         return conjugated(state), options

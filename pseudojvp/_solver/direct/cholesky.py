@@ -11,9 +11,10 @@ class Cholesky(AbstractDirectSolver):
     """Solves definite systems by a Cholesky factorisation.
 
     A must be tagged positive or negative semidefinite; a singular A is told, as is an
-    indefinite one. `stats["rcond"]` is an estimate of the reciprocal condition number of
-    A with its columns scaled; if it is at most `eps * n`, A is singular to working
-    precision and the result is `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] there.
+    indefinite one. `stats["reciprocal_condition"]` is an estimate of the reciprocal
+    condition number of A with its columns scaled; if it is at most `eps * n`, A is
+    singular to working precision and the result is `RESULTS.singular`. Use
+    [`pseudojvp.PivotedQR`][] there.
 
     Takes no `options`. Real and complex. Cost: one factorisation, n³/3 flops, and the
     estimate, one application of the factor to eight columns; then one application a

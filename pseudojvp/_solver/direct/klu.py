@@ -52,19 +52,19 @@ class KLU(lx.AbstractLinearSolver[KLUState]):
 
     A handle of klujax on a factorisation does not outlive the compiled program that made
     it, nor may it be stored in one. So the state is A itself, and every application
-    factorises again: all right-hand sides of one application (those of a `jax.vmap`
-    among them) at once. An estimate of the reciprocal condition number of A with its
-    rows scaled comes with each application, from eight columns more, and is
-    `stats["rcond"]`. At most `eps * n` means that A is singular to working precision; the
-    result is then `RESULTS.singular`. To tell an exactly singular A from the factors,
-    they are complex also for a real A (twice the time); a complex A is solved as a real
-    one of twice the size, some eight times the time.
+    factorises again: all right-hand sides of one application (those of a `jax.vmap` among
+    them) at once. An estimate of the reciprocal condition number of A with its rows
+    scaled comes with each application, from eight columns more, and is
+    `stats["reciprocal_condition"]`. At most `eps * n` means that A is singular to working
+    precision; the result is then `RESULTS.singular`. To tell an exactly singular A from
+    the factors, they are complex also for a real A (twice the time); a complex A is
+    solved as a real one of twice the size, some eight times the time.
 
     KLU may take a pivot of a thousandth of its column, with which b − A x can lose half
     of its digits. So each application ends with a look at b − A x. If an entry of it is
     above 10 eps times the largest of |A| |x| + |b|, a step of iterative refinement
     follows, with a second factorisation; if it then is above 10 eps n times that, the
-    result is `RESULTS.singular`, and `stats["rcond"]` is zero.
+    result is `RESULTS.singular`, and `stats["reciprocal_condition"]` is zero.
 
     Indices that are traced, that name a place twice or padding, or that let A be singular
     for any entries, are first sorted, at every application of `init`: some three times
@@ -117,21 +117,22 @@ class KLU(lx.AbstractLinearSolver[KLUState]):
         check_options(self, options)
         dtype = vector.dtype
         if vector.size == 0:
-            return vector, lx.RESULTS.successful, {"rcond": jnp.ones((), dtype)}
+            stats = {"reciprocal_condition": jnp.ones((), dtype)}
+            return vector, lx.RESULTS.successful, stats
         columns = vector[:, None]
         matrix = state
         if jnp.iscomplexobj(state.data):
             matrix, columns = _real_system(state, columns)
-        (solved,), (rcond,) = _solve(
+        (solved,), (estimate,) = _solve(
             _with_data(matrix, matrix.data[None].astype(jnp.float64)),
             columns[None].astype(jnp.float64),
         )
         solution = solved[:, 0]
         if jnp.iscomplexobj(state.data):
             solution = jax.lax.complex(*jnp.split(solution, 2))
-        rcond = rcond.astype(jnp.finfo(dtype).dtype)
-        result = full_rank_result(rcond, vector.size, vector.size)
-        return solution.astype(dtype), result, {"rcond": rcond}
+        estimate = estimate.astype(jnp.finfo(dtype).dtype)
+        result = full_rank_result(estimate, vector.size, vector.size)
+        return solution.astype(dtype), result, {"reciprocal_condition": estimate}
 
     def transpose(self, state: KLUState, options: dict[str, Any]):
         return KLUState(state.col, state.row, state.data, state.padded), options
@@ -196,7 +197,7 @@ def _solve(
         one = lambda data, *args: function(_with_data(matrix, data), *args)
         return jax.vmap(one)(matrix.data, *args)
 
-    x, rcond = for_each(_estimated_solve, columns)
+    x, estimate = for_each(_estimated_solve, columns)
     error = for_each(_backward_error, columns, x)
 
     def refine(x):
@@ -206,7 +207,7 @@ def _solve(
     # KLU takes pivots of a thousandth of their column.
     poor = jnp.any(error > _ALLOWED)
     x, error = jax.lax.cond(poor, refine, lambda x: (x, error), x)
-    return x, jnp.where(error <= _ALLOWED * columns.shape[1], rcond, 0)
+    return x, jnp.where(error <= _ALLOWED * columns.shape[1], estimate, 0)
 
 
 @_solve.def_vmap
@@ -220,13 +221,15 @@ def _(axis_size, batched, matrix, columns):
         )
     if not of_matrix.data:
         columns = jnp.moveaxis(columns, 0, -1)
-        solved, rcond = _solve(matrix, columns.reshape(*columns.shape[:2], -1))
-        return (jnp.moveaxis(solved.reshape(columns.shape), -1, 0), rcond), (True, False)
+        solved, estimate = _solve(matrix, columns.reshape(*columns.shape[:2], -1))
+        solved = jnp.moveaxis(solved.reshape(columns.shape), -1, 0)
+        return (solved, estimate), (True, False)
     if not of_columns:
         columns = jnp.broadcast_to(columns, (axis_size, *columns.shape))
     matrix = _with_data(matrix, jnp.concatenate(matrix.data))
-    solved, rcond = _solve(matrix, jnp.concatenate(columns))
-    return (solved.reshape(columns.shape), rcond.reshape(columns.shape[:2])), (True, True)
+    solved, estimate = _solve(matrix, jnp.concatenate(columns))
+    estimate = estimate.reshape(columns.shape[:2])
+    return (solved.reshape(columns.shape), estimate), (True, True)
 
 
 def _with_data(matrix: KLUState, data) -> KLUState:
@@ -261,14 +264,14 @@ def _estimated_solve(matrix: KLUState, columns: Real[Array, "n k"]):
 
     squares = _product(_with_data(matrix, matrix.data**2), jnp.ones((size, 1)))
     # That of Aᴴ with its columns scaled, which asks for A⁻¹.
-    rcond = reciprocal_condition(
+    estimate = reciprocal_condition(
         jnp.sqrt(squares[:, 0]),
         lambda v: _product(transposed, v[:, None])[:, 0],
         lambda v: _product(matrix, v[:, None])[:, 0],
         columns.dtype,
         solve,
     )
-    return solved[0], rcond
+    return solved[0], estimate
 
 
 def _backward_error(matrix: KLUState, columns, x) -> Real[Array, ""]:

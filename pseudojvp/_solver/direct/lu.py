@@ -17,10 +17,10 @@ class LU(AbstractDirectSolver):
     """Solves square nonsingular systems by an LU factorisation with partial pivoting.
 
     As `lineax.LU()`, with an estimate of the reciprocal condition number of A with its
-    columns scaled, in `stats["rcond"]`. If it is at most `eps * n`, A is singular to
-    working precision and the result is `RESULTS.singular`; so it is if entries of U
-    are more than 1e4 times those of A, which partial pivoting allows for a few
-    contrived matrices. Use [`pseudojvp.PivotedQR`][] there.
+    columns scaled, in `stats["reciprocal_condition"]`. If it is at most `eps * n`, A is
+    singular to working precision and the result is `RESULTS.singular`; so it is if
+    entries of U are more than 1e4 times those of A, which partial pivoting allows for a
+    few contrived matrices. Use [`pseudojvp.PivotedQR`][] there.
 
     Takes no `options`. Real and complex. Cost: one factorisation, 2n³/3 flops, and the
     estimate, one application of the factors to eight columns; then one application a

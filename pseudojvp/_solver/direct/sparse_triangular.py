@@ -14,10 +14,11 @@ class SparseTriangular(AbstractDirectSolver):
     """Solves sparse triangular systems by substitution, without a dense matrix.
 
     A must be a [`pseudojvp.SparseLinearOperator`][], seen to be triangular from its
-    indices or tagged so. `stats["rcond"]` is an estimate of the reciprocal condition
-    number of A with its columns scaled; if it is at most `eps * n`, A is singular to
-    working precision and the result is `RESULTS.singular`: a zero or a missing entry on
-    the diagonal is. With `lineax.unit_diagonal_tag` the diagonal is taken as ones.
+    indices or tagged so. `stats["reciprocal_condition"]` is an estimate of the reciprocal
+    condition number of A with its columns scaled; if it is at most `eps * n`, A is
+    singular to working precision and the result is `RESULTS.singular`: a zero or a
+    missing entry on the diagonal is. With `lineax.unit_diagonal_tag` the diagonal is
+    taken as ones.
 
     Rows that do not depend on each other are solved for at once. Which these are is
     found when the operator is built, if its indices are known there; otherwise the

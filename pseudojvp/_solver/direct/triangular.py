@@ -10,7 +10,7 @@ from .base import AbstractDirectSolver, check_tagged, Factors
 class Triangular(AbstractDirectSolver):
     """Solves triangular systems by substitution.
 
-    A must be tagged lower or upper triangular. `stats["rcond"]`
+    A must be tagged lower or upper triangular. `stats["reciprocal_condition"]`
     is an estimate of the reciprocal condition number of A with its columns scaled; if it
     is at most `eps * n`, A is singular to working precision and the result is
     `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] there.

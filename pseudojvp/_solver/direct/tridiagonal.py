@@ -9,10 +9,10 @@ from .base import AbstractDirectSolver, check_tagged, Factors
 class Tridiagonal(AbstractDirectSolver):
     """Solves tridiagonal systems by Gaussian elimination with partial pivoting.
 
-    A must be tagged tridiagonal.
-    `stats["rcond"]` is an estimate of the reciprocal condition number of A with its
-    columns scaled; if it is at most `eps * n`, A is singular to working precision and the
-    result is `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] there.
+    A must be tagged tridiagonal. `stats["reciprocal_condition"]` is an estimate of the
+    reciprocal condition number of A with its columns scaled; if it is at most `eps * n`,
+    A is singular to working precision and the result is `RESULTS.singular`. Use
+    [`pseudojvp.PivotedQR`][] there.
 
     Takes no `options`. Real and complex. Cost: O(n) a solve and for the estimate, one
     solve with eight columns; one more solve for a JVP and one more for a VJP. No matrix

@@ -36,7 +36,7 @@ class CholeskyQRState(eqx.Module):
     r: Inexact[Array, "short short"]
     scale: Real[Array, " short"]
     steps: Integer[Array, ""]
-    rcond: Real[Array, ""]
+    reciprocal_condition: Real[Array, ""]
     wide: eqxi.Static
     structures: eqxi.Static
 
@@ -48,7 +48,7 @@ class CholeskyQRState(eqx.Module):
         residual: bool,
     ) -> tuple[Inexact[Array, " short"], Inexact[Array, " long"] | None]:
         """x and, if asked for, r of r + B x = v, B^H r = w. `None` is zero."""
-        v, w = after_in_batch(self.rcond, (v, w))
+        v, w = after_in_batch(self.reciprocal_condition, (v, w))
         w = None if w is None else w / self.scale.astype(w.dtype)
         x = self._approximate(v, w)
         r = jnp.zeros(self.rows.shape[1], x.dtype) if v is None else v
@@ -82,11 +82,11 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
     steps as that takes: none for κ up to 2.5, one up to 1e5, two up to 1e6, five at 1e7
     (single precision: one up to 200, two up to 500).
 
-    `stats["rcond"]` is an estimate of 1/κ, from the products of A with the vectors that R
-    shrinks most, which unlike R itself are not taken in by the rounding of A^H A. If it
-    is at most `4 sqrt(eps)`, 6e-8 in double and 1.4e-3 in single precision, the
-    refinement might not converge, and the result is `RESULTS.singular`, though A may have
-    full rank. Use `QR()` there, and [`pseudojvp.PivotedQR`][] where the rank may be
+    `stats["reciprocal_condition"]` is an estimate of 1/κ, from the products of A with the
+    vectors that R shrinks most, which unlike R itself are not taken in by the rounding of
+    A^H A. If it is at most `4 sqrt(eps)`, 6e-8 in double and 1.4e-3 in single precision,
+    the refinement might not converge, and the result is `RESULTS.singular`, though A may
+    have full rank. Use `QR()` there, and [`pseudojvp.PivotedQR`][] where the rank may be
     deficient.
 
     Takes no `options`. Real and complex. Cost, for m rows and n columns: 2mn² flops, all
@@ -112,18 +112,18 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
         scale = power_of_two(jnp.max(jnp.abs(matrix), axis=0, initial=0))
         rows = stored_transpose((matrix / scale.astype(matrix.dtype)[None, :]).conj())
         r = cholesky(gram(rows))
-        rcond = _reciprocal_condition(rows, r)
+        estimate = _reciprocal_condition(rows, r)
         eps = jnp.finfo(rows.dtype).eps
-        clipped = jnp.maximum(rcond, smallest_rcond(rows.dtype))
+        clipped = jnp.maximum(estimate, smallest_reciprocal_condition(rows.dtype))
         # The error after k steps, (eps κ²)^(k + 1), is to be eps κ.
         steps = jnp.ceil(jnp.log(eps / clipped) / jnp.log(eps / clipped**2)) - 1
-        steps = jnp.where(rcond < _WELL, jnp.maximum(steps, 1), 0)
+        steps = jnp.where(estimate < _WELL, jnp.maximum(steps, 1), 0)
         return CholeskyQRState(
             rows,
             r,
             scale,
             steps.astype(int),
-            rcond,
+            estimate,
             wide,
             structures_of(operator),
         )
@@ -142,11 +142,13 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
 
     def result(self, state: CholeskyQRState) -> lx.RESULTS:
         results = lx.RESULTS
-        regular = state.rcond > smallest_rcond(state.rows.dtype)
+        regular = state.reciprocal_condition > smallest_reciprocal_condition(
+            state.rows.dtype
+        )
         return results.where(regular, results.successful, results.singular)
 
     def stats(self, state: CholeskyQRState) -> dict[str, Any]:
-        return {"rcond": state.rcond}
+        return {"reciprocal_condition": state.reciprocal_condition}
 
     def transpose(self, state: CholeskyQRState, options: dict[str, Any]):
         return transposed(state), options
@@ -158,7 +160,7 @@ class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
         return True
 
 
-def smallest_rcond(dtype) -> float:
+def smallest_reciprocal_condition(dtype) -> float:
     """Up to it the refinement might not converge: eps κ² is 1/16."""
     return 4 * float(jnp.finfo(dtype).eps) ** 0.5
 
@@ -188,5 +190,5 @@ def _reciprocal_condition(
     z = _gram_solve(r, units * vectors)
     images = jnp.linalg.norm(matmul(z.conj().T, rows), axis=1)  # of S z, conjugated
     smallest = jnp.min(images / jnp.linalg.norm(units * z, axis=0))
-    rcond = smallest / largest
-    return jnp.where(jnp.isfinite(rcond), rcond, 0)
+    estimate = smallest / largest
+    return jnp.where(jnp.isfinite(estimate), estimate, 0)

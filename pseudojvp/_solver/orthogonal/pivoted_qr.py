@@ -32,7 +32,7 @@ class PivotedQRState(eqx.Module):
     t_adjoint: Inexact[Array, "short short"]
     z: Inexact[Array, "short short"]
     rank: Integer[Array, ""]
-    rcond: Real[Array, ""]
+    reciprocal_condition: Real[Array, ""]
     wide: eqxi.Static
     structures: eqxi.Static
 
@@ -55,7 +55,7 @@ class PivotedQRState(eqx.Module):
     def t_solve(
         self, c: Inexact[Array, " k"], *, adjoint: bool = False
     ) -> Inexact[Array, " k"]:
-        c = after_in_batch(self.rcond, c)
+        c = after_in_batch(self.reciprocal_condition, c)
         trans = "N" if adjoint != self.wide.value else "C"
         return jsl.solve_triangular(self.t_adjoint, c, trans=trans)
 
@@ -177,7 +177,9 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
 
     def result(self, state: PivotedQRState) -> lx.RESULTS:
         results = lx.RESULTS
-        return results.where(state.rcond > 0, results.successful, results.singular)
+        return results.where(
+            state.reciprocal_condition > 0, results.successful, results.singular
+        )
 
     def stats(self, state: PivotedQRState) -> dict[str, Any]:
         return {"rank": state.rank}

@@ -16,7 +16,7 @@ class QRState(eqx.Module):
     """A = QR if A is tall or square, A^H = QR if it is wide; R beside the reflectors."""
 
     reflectors: Reflectors
-    rcond: Real[Array, ""]
+    reciprocal_condition: Real[Array, ""]
     wide: eqxi.Static
     structures: eqxi.Static
 
@@ -24,12 +24,13 @@ class QRState(eqx.Module):
         return self.reflectors.mv(short)
 
     def qh_mv(self, long: Inexact[Array, " long"]) -> Inexact[Array, " short"]:
-        return self.reflectors.adjoint_mv(after_in_batch(self.rcond, long))
+        return self.reflectors.adjoint_mv(after_in_batch(self.reciprocal_condition, long))
 
     def r_solve(
         self, short: Inexact[Array, " short"], *, adjoint: bool = False
     ) -> Inexact[Array, " short"]:
-        return self.reflectors.r_solve(after_in_batch(self.rcond, short), adjoint=adjoint)
+        short = after_in_batch(self.reciprocal_condition, short)
+        return self.reflectors.r_solve(short, adjoint=adjoint)
 
 
 class QR(lx.AbstractLinearSolver[QRState]):
@@ -38,11 +39,11 @@ class QR(lx.AbstractLinearSolver[QRState]):
     The solution is the pseudoinverse solution A†b: of A x = b when `operator` is square,
     of min ‖A x − b‖ when it is tall, of minimum norm when it is wide.
 
-    `stats["rcond"]` is an estimate, from R at O(n²) cost, of the reciprocal condition
-    number of A with its columns (its rows, if A is wide) scaled by the largest entries of
-    R's. If it is at most `eps * max(rows, cols)`, A is not of full rank to working
-    precision and the result is `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] or
-    [`pseudojvp.SVD`][] where the rank may be deficient.
+    `stats["reciprocal_condition"]` is an estimate, from R at O(n²) cost, of the
+    reciprocal condition number of A with its columns (its rows, if A is wide) scaled by
+    the largest entries of R's. If it is at most `eps * max(rows, cols)`, A is not of full
+    rank to working precision and the result is `RESULTS.singular`. Use
+    [`pseudojvp.PivotedQR`][] or [`pseudojvp.SVD`][] where the rank may be deficient.
 
     Takes no `options`. Real and complex. Cost: one factorisation, 2mn² flops; then one
     application of the factors (Q and R once each) a solve, one more for a JVP and one
@@ -64,14 +65,14 @@ class QR(lx.AbstractLinearSolver[QRState]):
         reflectors = Reflectors.of(matrix)
         # R^T by rows, as LAPACK's R lies in memory.
         lower = reflectors.r.T
-        rcond = reciprocal_condition(
+        estimate = reciprocal_condition(
             largest_entries(lower.T),
             lambda vector: vector @ lower,
             lambda vector: lower.conj() @ vector,
             lower.dtype,
             lambda columns: reflectors.r_solve(columns, adjoint=True),
         )
-        return QRState(reflectors, rcond, wide, structures_of(operator))
+        return QRState(reflectors, estimate, wide, structures_of(operator))
 
     def compute(
         self, state: QRState, vector: PyTree[Array], options: dict[str, Any]
@@ -86,10 +87,10 @@ class QR(lx.AbstractLinearSolver[QRState]):
         return in_structure.unravel(solution), self.result(state), self.stats(state)
 
     def result(self, state: QRState) -> lx.RESULTS:
-        return full_rank_result(state.rcond, *state.reflectors.rows.shape)
+        return full_rank_result(state.reciprocal_condition, *state.reflectors.rows.shape)
 
     def stats(self, state: QRState) -> dict[str, Any]:
-        return {"rcond": state.rcond}
+        return {"reciprocal_condition": state.reciprocal_condition}
 
     def transpose(self, state: QRState, options: dict[str, Any]):
         return transposed(state), options
