@@ -26,6 +26,9 @@ TAGS = {
 }
 
 
+LSTSQ = {"pivoted_qr": pj.PivotedQR(), "svd": pj.SVD(), "qr": pj.QR()}
+
+
 class Case(NamedTuple):
     make: Callable[[float], lx.AbstractLinearSolver]
     kind: str = "general"

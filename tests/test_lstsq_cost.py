@@ -22,7 +22,6 @@ B = cases.random_array((6,), float, 2)
 # than those of `LARGE`.
 COLUMNS = cases.random_array((20, 12), float, 3)
 LARGE = cases.random_array((20, 15), float, 4)
-METHODS = ("pivoted_qr", "svd", "qr")
 
 
 def library_calls(name, function, *args):
@@ -30,9 +29,9 @@ def library_calls(name, function, *args):
     return len(re.findall(f'custom_call_target="lapack_d{name}', text))
 
 
-def part(which, method, throw=False):
+def part(which, name, throw=False):
     """x, the residual, rank or s of a single right-hand side."""
-    return lambda a, b: pj.lstsq(a, b, method=method, throw=throw)[which]
+    return lambda a, b: pj.lstsq(a, b, solver=cases.LSTSQ[name], throw=throw)[which]
 
 
 def solves(function):
@@ -46,10 +45,10 @@ def solves(function):
 @pytest.mark.default("residuals-pivoted_qr-False")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("throw", [True, False])
-@pytest.mark.parametrize("method", ["pivoted_qr", "qr"])
+@pytest.mark.parametrize("name", ["pivoted_qr", "qr"])
 @pytest.mark.parametrize("which", [0, 1], ids=["solution", "residuals"])
-def test_solution_and_residuals_need_no_svd(which, method, throw):
-    assert library_calls("gesdd", part(which, method, throw), A, B) == 0
+def test_solution_and_residuals_need_no_svd(which, name, throw):
+    assert library_calls("gesdd", part(which, name, throw), A, B) == 0
 
 
 @pytest.mark.slow  # one to two seconds of compiling each
@@ -69,7 +68,7 @@ def test_singular_values_need_no_factorisation():
 
 
 def test_svd_computes_everything_from_one_decomposition():
-    everything = lambda a, b: pj.lstsq(a, b, method="svd")
+    everything = lambda a, b: pj.lstsq(a, b, solver=pj.SVD())
     assert library_calls("gesdd", everything, A, B) == 1
 
 
@@ -77,11 +76,17 @@ def test_svd_computes_everything_from_one_decomposition():
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("throw", [True, False])
 def test_solution_and_residuals_share_one_solve(throw):
-    both = lambda a, b: pj.lstsq(a, b, method="qr", throw=throw)[:2]
+    both = lambda a, b: pj.lstsq(a, b, solver=pj.QR(), throw=throw)[:2]
     assert library_calls("ormqr", both, LARGE, COLUMNS) == 2  # Q^H b and Q c
     assert library_calls("ormqr", part(0, "qr", throw), LARGE, COLUMNS) == 1
     calls = [library_calls("trsm", f, A, B) for f in (both, part(0, "qr", throw))]
     assert calls[0] == calls[1]
+
+
+def test_solution_and_residuals_share_one_loop_of_an_iterative_solver():
+    both = lambda a, b: pj.lstsq(a, b, solver=pj.LSMR(), throw=False)[:2]
+    text = jax.jit(both).lower(A, B).compile().as_text()
+    assert text.count(" while(") == 1
 
 
 def test_columns_share_one_factorisation():
@@ -91,23 +96,23 @@ def test_columns_share_one_factorisation():
 
 @pytest.mark.default("qr", "svd")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("method", METHODS)
-def test_vjp_of_the_residuals_needs_no_further_solve(method):
-    loss = lambda a, b: part(1, method)(a, b)[0]
+@pytest.mark.parametrize("name", cases.LSTSQ)
+def test_vjp_of_the_residuals_needs_no_further_solve(name):
+    loss = lambda a, b: part(1, name)(a, b)[0]
     assert solves(jax.value_and_grad(loss, (0, 1))) == 1
 
 
 @pytest.mark.default("qr", "svd")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("method", METHODS)
-def test_jvp_of_the_residuals_needs_no_further_solve(method):
-    push_forward = lambda a, b: jax.jvp(part(1, method), (a, b), (a, b))
+@pytest.mark.parametrize("name", cases.LSTSQ)
+def test_jvp_of_the_residuals_needs_no_further_solve(name):
+    push_forward = lambda a, b: jax.jvp(part(1, name), (a, b), (a, b))
     assert solves(push_forward) == 1
 
 
-@pytest.mark.parametrize(("method", "count"), [("pivoted_qr", 3), ("svd", 3), ("qr", 2)])
-def test_derivatives_of_the_solution_cost_those_of_linear_solve(method, count):
-    solution = part(0, method)
+@pytest.mark.parametrize(("name", "count"), [("pivoted_qr", 3), ("svd", 3), ("qr", 2)])
+def test_derivatives_of_the_solution_cost_those_of_linear_solve(name, count):
+    solution = part(0, name)
     assert solves(lambda a, b: jax.jvp(solution, (a, b), (a, b))) == count
     assert solves(lambda a, b: jax.vjp(solution, a, b)[1](jnp.ones(3))) == count
 
@@ -126,7 +131,7 @@ a = jnp.asarray(rng.standard_normal((10000, 32, 8)))
 b = jnp.asarray(rng.standard_normal((10000, 32)))
 
 def loss(a, b):
-    x, residuals, rank, s = pj.lstsq(a, b, method="{method}")
+    x, residuals, rank, s = pj.lstsq(a, b, solver=pj.{solver})
     return jnp.sum(x**2) + residuals[0], (rank, s)
 
 function = jax.value_and_grad(loss, (0, 1), has_aux=True)
@@ -137,9 +142,9 @@ print(all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out)))
 
 # A process each, and the singular values of ten thousand matrices.
 @pytest.mark.ci("pivoted_qr")
-@pytest.mark.parametrize("method", METHODS)
-def test_ten_thousand_with_gradients_and_singular_values_end(method):
-    script = _SCRIPT.format(method=method)
+@pytest.mark.parametrize("name", cases.LSTSQ)
+def test_ten_thousand_with_gradients_and_singular_values_end(name):
+    script = _SCRIPT.format(solver=cases.LSTSQ[name])
     command = [sys.executable, "-c", script]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, check=True

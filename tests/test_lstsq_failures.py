@@ -1,5 +1,6 @@
 """`lstsq`: mistakes raise while JAX traces, failures raise or are NaN at run time."""
 
+import drop_in_cases as cases
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import pseudojvp as pj
 A = np.array([[2.0, 1.0], [1.0, 3.0], [0.0, 1.0]])
 B = np.array([1.0, 2.0, 3.0])
 DEFICIENT = np.ones((3, 2))
-METHODS = ("pivoted_qr", "svd", "qr")
 
 
 @pytest.mark.untyped
@@ -27,8 +27,11 @@ METHODS = ("pivoted_qr", "svd", "qr")
         ((A, B[:2]), {}, ValueError, r"shape \(2,\).*Pass `b` of shape \(3,\) or"),
         ((A, B[None, None]), {}, ValueError, r"shape \(1, 1, 3\).*Pass `b`"),
         ((A, np.array(1.0)), {}, ValueError, r"shape \(\).*Pass `b`"),
-        ((A, B), {"method": "lu"}, ValueError, "got 'lu'. Pass one of"),
-        ((A, B, 1e-3), {"method": "qr"}, ValueError, "Drop `rcond`, or pass"),
+        ((A, B), {"solver": "qr"}, TypeError, r"solver=...\)` got 'qr'. Pass an inst"),
+        ((A, B), {"solver": pj.QR}, TypeError, r"solver=...\)` got .*Pass an instance"),
+        ((A, B, 0.1), {"solver": pj.QR()}, ValueError, "`QR`, which takes `a` to have f"),
+        ((A, B, 0.1), {"solver": pj.LSMR()}, ValueError, "`LSMR`, which has no cutoff"),
+        ((A, B, 0.1), {"solver": pj.SVD(0.2)}, ValueError, "its own. Drop one of"),
         ((A, B, "small"), {}, TypeError, "got 'small'. Pass a real number"),
         ((A, B, B), {}, TypeError, r"lstsq\(rcond=...\)` got .*Pass a real number"),
         ((A, B), {"weights": B[:2]}, ValueError, r"weights=...\)` got the shape \(2,\)"),
@@ -59,36 +62,38 @@ def spoilt(array, bad):
 
 @pytest.mark.default("*-qr")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", cases.LSTSQ)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_input_raises(method, bad):
+def test_non_finite_input_raises(name, bad):
     with pytest.raises(eqx.EquinoxRuntimeError, match="non-finite"):
-        pj.lstsq(A, spoilt(B, bad), method=method)
+        pj.lstsq(A, spoilt(B, bad), solver=cases.LSTSQ[name])
     with pytest.raises(eqx.EquinoxRuntimeError, match="non-finite|singular"):
-        pj.lstsq(spoilt(A, bad), B, method=method)
+        pj.lstsq(spoilt(A, bad), B, solver=cases.LSTSQ[name])
 
 
 def test_qr_of_a_deficient_matrix_raises():
     with pytest.raises(eqx.EquinoxRuntimeError, match="(?i)singular|rank"):
-        pj.lstsq(DEFICIENT, B, method="qr")
+        pj.lstsq(DEFICIENT, B, solver=pj.QR())
 
 
 @pytest.mark.default("*-svd")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", cases.LSTSQ)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_matrix_gives_nan_without_throw(method, bad):
-    x, residuals, rank, s = pj.lstsq(spoilt(A, bad), B, method=method, throw=False)
+def test_non_finite_matrix_gives_nan_without_throw(name, bad):
+    x, residuals, rank, s = pj.lstsq(
+        spoilt(A, bad), B, solver=cases.LSTSQ[name], throw=False
+    )
     assert np.isnan(np.concatenate([x, residuals, s])).all()
     assert rank == 0
 
 
 @pytest.mark.default("svd")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("method", METHODS)
-def test_non_finite_vector_spoils_its_own_column_only(method):
+@pytest.mark.parametrize("name", cases.LSTSQ)
+def test_non_finite_vector_spoils_its_own_column_only(name):
     b = np.stack([B, spoilt(B, np.nan), B], axis=1)
-    x, residuals, rank, s = pj.lstsq(A, b, method=method, throw=False)
+    x, residuals, rank, s = pj.lstsq(A, b, solver=cases.LSTSQ[name], throw=False)
     np.testing.assert_array_equal(np.isnan(residuals), [False, True, False])
     assert np.isnan(x[:, 1]).all()
     want = np.linalg.lstsq(A, B, None)
@@ -98,14 +103,14 @@ def test_non_finite_vector_spoils_its_own_column_only(method):
 
 
 def test_qr_of_a_deficient_matrix_gives_nan_without_throw():
-    x, residuals, *_ = pj.lstsq(DEFICIENT, B, method="qr", throw=False)
+    x, residuals, *_ = pj.lstsq(DEFICIENT, B, solver=pj.QR(), throw=False)
     assert np.isnan(np.concatenate([x, residuals])).all()
 
 
 @pytest.mark.default("qr")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("method", METHODS)
-def test_one_bad_member_of_a_batch_spoils_only_itself(method):
+@pytest.mark.parametrize("name", cases.LSTSQ)
+def test_one_bad_member_of_a_batch_spoils_only_itself(name):
     a = np.stack([A, spoilt(A, np.inf), A, A])
     b = np.stack([B, B, spoilt(B, np.nan), B])
 
@@ -113,7 +118,7 @@ def test_one_bad_member_of_a_batch_spoils_only_itself(method):
     @jax.vmap
     def value_and_gradient(a, b):
         def loss(a, b):
-            x, residuals, _, s = pj.lstsq(a, b, method=method, throw=False)
+            x, residuals, _, s = pj.lstsq(a, b, solver=cases.LSTSQ[name], throw=False)
             return jnp.sum(x) + residuals[0], s
 
         (value, s), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(a, b)
@@ -135,7 +140,7 @@ def test_one_bad_member_of_a_batch_spoils_only_itself(method):
 @pytest.mark.parametrize("which", [0, 1], ids=["solution", "residuals"])
 def test_tangent_of_a_failed_solve_is_nan_without_throw(which):
     def push_forward(a):
-        solve = lambda a: pj.lstsq(a, B, method="qr", throw=False)[which]
+        solve = lambda a: pj.lstsq(a, B, solver=pj.QR(), throw=False)[which]
         return jax.jvp(solve, (a,), (np.ones_like(A),))[1]
 
     push_forward = jax.jit(push_forward)
@@ -144,6 +149,6 @@ def test_tangent_of_a_failed_solve_is_nan_without_throw(which):
 
 
 def test_gradient_of_a_failed_solve_raises_with_throw():
-    loss = lambda a: jnp.sum(pj.lstsq(a, B, method="qr")[0])
+    loss = lambda a: jnp.sum(pj.lstsq(a, B, solver=pj.QR())[0])
     with pytest.raises(eqx.EquinoxRuntimeError, match="(?i)singular|rank"):
         eqx.filter_jit(jax.grad(loss))(jnp.asarray(DEFICIENT))

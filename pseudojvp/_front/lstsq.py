@@ -1,5 +1,6 @@
 """`lstsq` and `pinv`: the signatures of NumPy, on arrays."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,17 +13,22 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.call import compiled
+from .._base.checks import check_solver
 from .._base.results import nan_after_failure
 from .._base.tree import one_or_nan
 from .._kernel.condition import resolve_rcond
 from .._operator import SparseLinearOperator, SparseMatrix
 from .._operator.sparse import is_sparse
-from .._solver import PivotedQR, QR, SVD
+from .._solver import PivotedQR, SVD
 from .._solver.auto import DENSE_ENTRIES
+from .._solver.orthogonal.pivoted_qr import PivotedQRState
+from .._solver.orthogonal.svd import SVDState
 from .linear_solve import apply_pseudoinverse, create_problem
 
 
-_METHODS = {"pivoted_qr": PivotedQR, "svd": SVD, "qr": QR}
+# Solvers with a cutoff of their own, and the states that tell a rank.
+_TRUNCATING = PivotedQR | SVD | lx.SVD
+_RANKED = PivotedQRState | SVDState
 
 
 def lstsq(
@@ -32,7 +38,7 @@ def lstsq(
     *,
     damp: Real[ArrayLike, ""] | None = None,
     weights: Real[ArrayLike, " m"] | None = None,
-    method: str = "pivoted_qr",
+    solver: lx.AbstractLinearSolver | None = None,
     throw: bool = True,
 ) -> tuple[
     Inexact[Array, "n *k"],
@@ -57,19 +63,21 @@ def lstsq(
     - `rcond`: singular values at most `rcond` times the largest one count as zero, a
         number without unit. They are those of the matrix that is solved with, which is
         diag(weights) a with damp I stacked below; for `rank`, of diag(weights) a.
-        Defaults to `None`, `eps` times the larger dimension of that matrix. A negative
-        value means `eps`.
+        Defaults to `None`, the `rcond` of `solver` if that is set, else `eps` times the
+        larger dimension of that matrix. A negative value means `eps`.
     - `damp`: a real scalar, in the units of diag(weights) a. Defaults to `None`, no
         damping.
     - `weights`: real, of shape `(m,)`; they multiply the residual *before* it is squared,
         as `w` of `numpy.polyfit`: 1/σ for measurements of standard deviation σ. Defaults
         to `None`, all one.
-    - `method`: `"pivoted_qr"`, by [`pseudojvp.PivotedQR`][], the default; `"svd"`, by
-        [`pseudojvp.SVD`][], slower and with sharper ranks; `"qr"`, by [`pseudojvp.QR`][],
-        for full rank, which takes no `rcond`.
-    - `throw`: whether NaN or Inf in the input, or `"qr"` of a matrix without full rank,
-        raises at run time, in the primal and in derivatives. If `False`, x and the
-        residuals are NaN there, as are their derivatives. Defaults to `True`.
+    - `solver`: any solver of [`pseudojvp.linear_solve`][] that takes a dense matrix of
+        that shape. Defaults to `None`, [`pseudojvp.PivotedQR`][]. [`pseudojvp.SVD`][] is
+        slower and has sharper ranks; [`pseudojvp.QR`][] is faster, for full rank. `rcond`
+        is for solvers that have one, and have none set.
+    - `throw`: whether NaN or Inf in the input, or a solver that failed, as `QR()` of a
+        matrix without full rank, raises at run time, in the primal and in derivatives. If
+        `False`, x and the residuals are NaN there, as are their derivatives. Defaults to
+        `True`.
 
     **Returns:** the tuple `(x, residuals, rank, s)`:
 
@@ -77,13 +85,13 @@ def lstsq(
     - `residuals`: of shape `(1,)` or `(k,)`, real: the minimum of the display above, and
         so with the weights and the damping in it. For every shape and rank, where NumPy
         returns an empty array for some.
-    - `rank`: an integer scalar, that of diag(weights) a to within `rcond`. With `"qr"` or
-        `damp` it is counted in `s`, otherwise it is the one that the solver found.
+    - `rank`: an integer scalar, that of diag(weights) a to within `rcond`: the one that
+        the solver found, if it found one; with `damp`, or another solver, counted in `s`.
     - `s`: the `min(m, n)` singular values of diag(weights) a, largest first; NaN if that
         is not finite.
 
     Cost: one factorisation, then one application of its factors for x and half of one
-    for the residuals. `s` takes a singular value decomposition of its own (`"svd"`
+    for the residuals. `s` takes a singular value decomposition of its own (`SVD()`
     without damping has it already), under `jax.vmap` one matrix after the other. Under
     `jax.jit` what is not used costs nothing; outside of it, all four are computed.
 
@@ -101,15 +109,25 @@ def lstsq(
     1.2 and 2.7 (damping as a stacked matrix); Golub & Pereyra, SIAM J. Numer. Anal. 10
     (1973), section 4, for the derivative of the residual.
     """
-    if method not in _METHODS:
-        raise ValueError(
-            f"`lstsq(method=...)` got {method!r}. Pass one of {sorted(_METHODS)}."
-        )
+    solver = PivotedQR() if solver is None else solver
+    check_solver(solver, "lstsq")
     _check_rcond(rcond, "lstsq")
-    if method == "qr" and rcond is not None:
+    if isinstance(solver, _TRUNCATING) and solver.rcond is not None:
+        if rcond is not None:
+            raise ValueError(
+                f"`lstsq` got `rcond={rcond}` beside `{solver}`, which has its own. Drop "
+                "one of the two."
+            )
+        rcond = solver.rcond
+    elif rcond is not None and not isinstance(solver, _TRUNCATING):
+        reason = (
+            "takes `a` to have full rank"
+            if solver.assume_full_rank()
+            else "has no cutoff"
+        )
         raise ValueError(
-            f"`lstsq(method='qr')` got `rcond={rcond}`, but takes `a` to have full rank. "
-            "Drop `rcond`, or pass `method='pivoted_qr'` or `'svd'`."
+            f"`lstsq` got `rcond={rcond}` beside `{type(solver).__name__}`, which "
+            f"{reason}. Drop `rcond`, or pass `solver=PivotedQR()` or `SVD()`."
         )
     if is_sparse(a):
         a = _dense(a)
@@ -126,7 +144,7 @@ def lstsq(
         )
     damp = _real(damp, "damp", (), a.dtype)
     weights = _real(weights, "weights", a.shape[:1], a.dtype)
-    return _lstsq(a, b, rcond, damp, weights, method, throw)
+    return _lstsq(a, b, rcond, damp, weights, solver, throw)
 
 
 def _dense(matrix: Any) -> Inexact[Array, "m n"]:
@@ -141,7 +159,7 @@ def _dense(matrix: Any) -> Inexact[Array, "m n"]:
 
 
 @compiled
-def _lstsq(a, b, rcond, damp, weights, method, throw):
+def _lstsq(a, b, rcond, damp, weights, solver, throw):
     real_dtype = jnp.finfo(a.dtype).dtype
     columns = b if b.ndim == 2 else b[:, None]
     if weights is not None:
@@ -152,8 +170,10 @@ def _lstsq(a, b, rcond, damp, weights, method, throw):
         identity = jnp.eye(a.shape[1], dtype=a.dtype)
         stacked = jnp.concatenate([a, damp.astype(a.dtype) * identity])
         columns = jnp.pad(columns, ((0, a.shape[1]), (0, 0)))
-    solver = QR() if method == "qr" else _METHODS[method](_resolve(rcond, stacked))
-    problem, state = create_problem(lx.MatrixLinearOperator(stacked), solver, throw=throw)
+    if isinstance(solver, _TRUNCATING):
+        solver = dataclasses.replace(solver, rcond=_resolve(rcond, stacked))
+    problem, _ = create_problem(lx.MatrixLinearOperator(stacked), solver, throw=throw)
+    state = problem.state  # of the solver that an automatic one picked
 
     def solve(column):
         x, _, result, _ = apply_pseudoinverse(problem, column)
@@ -170,15 +190,14 @@ def _lstsq(a, b, rcond, damp, weights, method, throw):
         x, residuals = jnp.zeros((a.shape[1], 0), a.dtype), jnp.zeros(0, real_dtype)
     else:
         x, residuals = jax.vmap(solve, in_axes=1, out_axes=(1, 0))(columns)
-    if method == "svd" and damp is None:
+    if isinstance(state, SVDState) and damp is None:
         s = _with_values(a, state.singular_values)
     else:
         s = _singular_values(a)
-    if method == "qr" or damp is not None:
-        largest = jnp.max(s, initial=0)
-        rank = jnp.sum(s > _resolve(rcond, a) * largest)
-    else:
+    if isinstance(state, _RANKED) and damp is None:
         rank = state.rank
+    else:
+        rank = jnp.sum(s > _resolve(rcond, a) * jnp.max(s, initial=0))
     return x if b.ndim == 2 else x[:, 0], residuals, rank, s
 
 
