@@ -46,7 +46,14 @@ def _peak() -> float:
 
 def _fit(counts, weights, chunk: int):
     fit = pj.varpro_batch(
-        _decays, counts, _START, _TIMES, weights=weights, chunk_size=chunk, progress=True
+        _decays,
+        counts,
+        _START,
+        _TIMES,
+        weights=weights,
+        batch_size=chunk,
+        progress=True,
+        throw=False,
     )
     return jax.block_until_ready(fit)
 
@@ -54,7 +61,7 @@ def _fit(counts, weights, chunk: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pixels", type=int, default=262_144, help="number of fits")
-    parser.add_argument("--chunk", type=int, default=1024, help="`chunk_size`")
+    parser.add_argument("--chunk", type=int, default=1024, help="`batch_size`")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     print_header()

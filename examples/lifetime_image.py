@@ -70,15 +70,17 @@ def make_image(rng):
 def fit_image(counts):
     """Returns the fit of all pixels, with weights from a first fit."""
     weights = 1 / np.sqrt(np.maximum(counts, 1))
-    first = pj.varpro_batch(decays, counts, START, TIMES, weights=weights)
+    first = pj.varpro_batch(decays, counts, START, TIMES, weights=weights, throw=False)
     mean = counts - first.residual / weights
     weights = 1 / jnp.sqrt(jnp.maximum(mean, 1))
-    return pj.varpro_batch(decays, counts, first.theta, TIMES, weights=weights)
+    return pj.varpro_batch(
+        decays, counts, first.theta, TIMES, weights=weights, throw=False
+    )
 
 
 def maps_with_errors(fit):
     """Returns τ₁, τ₂, the share of a₁, and their standard deviations: (3, pixels)."""
-    errors = fit.statistics(absolute_weights=True)
+    errors = fit.statistics(absolute_sigma=True)
 
     def quantities(theta, coefficients):
         share = coefficients[0] / (coefficients[0] + coefficients[1])

@@ -15,7 +15,7 @@ from ._preconditioner import (
     incomplete_cholesky as incomplete_cholesky,
     incomplete_lu as incomplete_lu,
     jacobi as jacobi,
-    nystroem as nystroem,
+    nystrom as nystrom,
 )
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,

@@ -136,7 +136,7 @@ def _fits(data):
 
     weights = 1 + jnp.abs(data) if data.ndim == 2 else None
     start = jnp.array([0.0, 1.0])
-    return pj.varpro_batch(decays, data, start, weights=weights, chunk_size=100)
+    return pj.varpro_batch(decays, data, start, weights=weights, batch_size=100)
 
 
 @pytest.mark.slow  # two large programs, optimised

@@ -50,7 +50,7 @@ PRECONDITIONERS = {
     "jacobi": lambda stored, operator: pj.jacobi(operator),
     "block_jacobi": lambda stored, operator: pj.block_jacobi(operator, 2),
     "chebyshev": lambda stored, operator: pj.chebyshev(operator, 2),
-    "nystroem": lambda stored, operator: pj.nystroem(operator, 4, KEY),
+    "nystrom": lambda stored, operator: pj.nystrom(operator, 4, KEY),
     "incomplete_cholesky": lambda stored, operator: pj.incomplete_cholesky(stored),
     "two-sweeps": lambda stored, operator: pj.incomplete_cholesky(stored, sweeps=2),
 }
@@ -119,7 +119,7 @@ def test_minres_takes_absolute_jacobi_for_an_indefinite_system():
     _check(make, solver, lx.symmetric_tag, data, row, col, vector, weights)
 
 
-@pytest.mark.default("nystroem")
+@pytest.mark.default("nystrom")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_a_batch_of_matrices_on_one_pattern_is_solved(name):
@@ -164,11 +164,11 @@ def test_iterations_fall_on_the_poisson_equation(name):
 
 
 @pytest.mark.slow  # two programs
-def test_nystroem_makes_the_iterations_few_for_a_kernel():
+def test_nystrom_makes_the_iterations_few_for_a_kernel():
     points = np.arange(200) / 20
     kernel = np.exp(-0.5 * np.subtract.outer(points, points) ** 2)
     operator = lx.MatrixLinearOperator(kernel + 1e-4 * np.eye(200), PSD)
-    preconditioner = pj.nystroem(lx.MatrixLinearOperator(kernel, PSD), 40, KEY, 1e-4)
+    preconditioner = pj.nystrom(lx.MatrixLinearOperator(kernel, PSD), 40, KEY, 1e-4)
     vector = np.random.default_rng(0).standard_normal(200)
     _, plain = _cg(operator, None, vector)
     _, preconditioned = _cg(operator, preconditioner, vector)

@@ -57,12 +57,12 @@ def _making(name, matrix):
         "jacobi": lambda: pj.jacobi(operator),
         "block_jacobi": lambda: pj.block_jacobi(operator, 3),
         "chebyshev": lambda: pj.chebyshev(operator, 3),
-        "nystroem": lambda: pj.nystroem(operator, 3, jax.random.key(0), 0.1),
+        "nystrom": lambda: pj.nystrom(operator, 3, jax.random.key(0), 0.1),
         "incomplete_cholesky": lambda: pj.incomplete_cholesky(_stored(matrix)),
     }[name]()
 
 
-NAMES = ["jacobi", "block_jacobi", "chebyshev", "nystroem", "incomplete_cholesky"]
+NAMES = ["jacobi", "block_jacobi", "chebyshev", "nystrom", "incomplete_cholesky"]
 
 
 @functools.cache
@@ -221,38 +221,38 @@ def test_default_bounds_of_chebyshev_hold_the_largest_eigenvalue(dtype):
 
 
 @functools.partial(jit, static_argnums=1)
-def _nystroem_matrix(matrix, rank, shift):
+def _nystrom_matrix(matrix, rank, shift):
     operator = lx.MatrixLinearOperator(matrix, PSD)
-    return pj.nystroem(operator, rank, jax.random.key(0), shift).as_matrix()
+    return pj.nystrom(operator, rank, jax.random.key(0), shift).as_matrix()
 
 
 @pytest.mark.default("complex")
 @pytest.mark.ci("*")
 @dtypes
-def test_nystroem_of_full_rank_is_the_inverse_up_to_a_factor(dtype):
+def test_nystrom_of_full_rank_is_the_inverse_up_to_a_factor(dtype):
     matrix, shift = _definite(dtype), 0.5
-    got = _nystroem_matrix(matrix, SIZE, shift)
+    got = _nystrom_matrix(matrix, SIZE, shift)
     product = got @ (matrix + shift * np.eye(SIZE))
     factor = product[0, 0].real
     np.testing.assert_allclose(product, factor * np.eye(SIZE), atol=1e-10 * factor)
 
 
-def test_nystroem_bounds_the_condition_of_a_fast_spectrum():
+def test_nystrom_bounds_the_condition_of_a_fast_spectrum():
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.standard_normal((40, 40)))
     matrix = (basis * 0.5 ** np.arange(40)) @ basis.T
     shift = 1e-4
     shifted = matrix + shift * np.eye(40)
-    got = _nystroem_matrix((matrix + matrix.T) / 2, 20, shift)
+    got = _nystrom_matrix((matrix + matrix.T) / 2, 20, shift)
     eigenvalues = np.linalg.eigvals(got @ shifted).real
     assert np.linalg.cond(shifted) > 9000
     assert eigenvalues.max() / eigenvalues.min() < 5
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_nystroem_of_more_columns_than_the_rank_stays_definite(rank):
+def test_nystrom_of_more_columns_than_the_rank_stays_definite(rank):
     factor = _entries(3, (SIZE, rank))
-    got = _nystroem_matrix(factor @ factor.T, 5, 0.0)
+    got = _nystrom_matrix(factor @ factor.T, 5, 0.0)
     assert np.linalg.eigvalsh(got)[0] > 0
 
 
@@ -280,12 +280,12 @@ def _untagged():
             "0 < lower < upper",
         ),
         (
-            lambda: pj.nystroem(_untagged(), 2, jax.random.key(0)),
+            lambda: pj.nystrom(_untagged(), 2, jax.random.key(0)),
             ValueError,
             "positive semidefinite oper",
         ),
         (
-            lambda: pj.nystroem(_untagged(), 0, jax.random.key(0)),
+            lambda: pj.nystrom(_untagged(), 0, jax.random.key(0)),
             ValueError,
             "It is at least 1",
         ),

@@ -90,7 +90,7 @@ def operator(theta, points):
         ({"adjoint": "implicit"}, TypeError, "adjoint=.*got 'implicit'. Pass an adjoint"),
         ({"max_steps": 0}, ValueError, "max_steps=.*got 0. Pass 1 or more"),
         ({"max_steps": 2.5}, ValueError, "max_steps=.*got 2.5. Pass 1 or more"),
-        ({"theta_scale": {"rate": 1.0}}, ValueError, "theta_scale=.*the same structure"),
+        ({"x_scale": {"rate": 1.0}}, ValueError, "x_scale=.*the same structure"),
     ],
 )
 def test_mistake_raises(mistake, error, match):
@@ -101,7 +101,7 @@ def test_mistake_raises(mistake, error, match):
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan])
 def test_scale_that_is_not_positive_raises(scale):
     with pytest.raises(eqx.EquinoxRuntimeError, match="a number that is not positive"):
-        varpro(theta_scale=scale)
+        varpro(x_scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_residual_of_integer_theta_raises():
         function({"rate": 1, "width": jnp.ones(1)}, cases.POINTS)
 
 
-@pytest.mark.parametrize("level", [0, 1, -0.5, 95, float("nan")])
-def test_level_outside_of_zero_and_one_raises(level):
-    predict = lambda: varpro().predict(cases.POINTS, level).value
-    with pytest.raises(ValueError, match=r"level=...\)` got .*between 0 and 1"):
+@pytest.mark.parametrize("confidence", [0, 1, -0.5, 95, float("nan")])
+def test_confidence_outside_of_zero_and_one_raises(confidence):
+    predict = lambda: varpro().predict(cases.POINTS, confidence).value
+    with pytest.raises(ValueError, match=r"confidence=...\)` got .*between 0 and 1"):
         jax.eval_shape(predict)

@@ -1,6 +1,7 @@
 """`varpro_batch`: many fits in chunks, each as alone."""
 
 import contextlib
+import inspect
 import io
 
 import jax
@@ -29,8 +30,8 @@ def _fit_all(**keywords):
     """Chunks of 3, 3 and 1, the middle one with a member that is NaN."""
     data = _DATA.copy()
     data[_BAD, 3] = np.nan
-    keywords = {"weights": _WEIGHTS, "chunk_size": 3, "progress": True, **keywords}
-    return pj.varpro_batch(_decays, data, _START, _X, **keywords)
+    settings = {"weights": _WEIGHTS, "batch_size": 3, "progress": True, "throw": False}
+    return pj.varpro_batch(_decays, data, _START, _X, **(settings | keywords))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,16 @@ def test_starts_and_args_may_differ_between_members():
     np.testing.assert_allclose(fits.theta, _RATES[:2], rtol=1e-8)
 
 
+def test_defaults_are_those_of_a_single_fit():
+    single, batch = (
+        inspect.signature(f).parameters for f in (pj.varpro, pj.varpro_batch)
+    )
+    own = {"in_axes", "batch_size"}
+    assert set(batch) - set(single) == own
+    for name in set(batch) - own:
+        assert batch[name].default == single[name].default
+
+
 @pytest.mark.slow  # one more program
 def test_shared_weights_are_those_of_each_member(alone):
     weights = _WEIGHTS[6]
@@ -137,7 +148,7 @@ def test_throw_names_what_was_wrong():
 @pytest.mark.slow  # compiles a fit and its derivative: about 30 s on a busy machine
 def test_gradient_with_respect_to_the_data_is_that_of_single_fits():
     def of_batch(data):
-        return jnp.sum(pj.varpro_batch(_decays, data, _START, _X, chunk_size=2).theta)
+        return jnp.sum(pj.varpro_batch(_decays, data, _START, _X, batch_size=2).theta)
 
     def of_one(data):
         return jnp.sum(pj.varpro(_decays, data, _START, _X).theta)
@@ -152,7 +163,7 @@ def test_gradient_with_respect_to_the_data_is_that_of_single_fits():
 def test_memory_beside_data_and_results_is_that_of_a_chunk():
     def temporary(batch):
         data = jnp.zeros((batch, 12))
-        run = lambda data: pj.varpro_batch(_decays, data, _START, _X, chunk_size=4).theta
+        run = lambda data: pj.varpro_batch(_decays, data, _START, _X, batch_size=4).theta
         compiled = jax.jit(run).lower(data).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -165,9 +176,9 @@ def test_memory_beside_data_and_results_is_that_of_a_chunk():
 @pytest.mark.parametrize(
     ("keywords", "match"),
     [
-        ({"data": np.ones(12)}, r"shape \(batch, m\)"),
+        ({"data": np.ones(12)}, r"shape \(members, m\)"),
         ({"data": np.ones((0, 12))}, "without empty axes"),
-        ({"chunk_size": 0}, "chunk_size=...\\)` got 0"),
+        ({"batch_size": 0}, "batch_size=...\\)` got 0"),
         ({"in_axes": {"data": 0}}, "got the keys \\['data'\\]"),
         ({"in_axes": {"args": 1}}, "got the axis 1 for `args`"),
         ({"in_axes": {"theta0": 0}}, "beside 7 members"),

@@ -1,4 +1,4 @@
-"""Optimisers, `theta_scale` and `progress`."""
+"""Optimisers, `x_scale` and `progress`."""
 
 import sys
 
@@ -47,7 +47,7 @@ def test_scale_makes_the_fit_independent_of_units():
     start = {"rate": 1e9 * cases.START["rate"], "width": 1e-6 * cases.START["width"]}
     scales = {"rate": 1e9, "width": np.array([1e-6])}
     arguments = basis, cases.DATA, start, cases.POINTS
-    fit = pj.varpro(*arguments, weights=cases.WEIGHTS, theta_scale=scales)
+    fit = pj.varpro(*arguments, weights=cases.WEIGHTS, x_scale=scales)
     want = cases.fit().theta
     assert_close(fit.theta["rate"], 1e9 * want["rate"], 1e-9)
     assert_close(fit.theta["width"], 1e-6 * want["width"], 1e-9)
@@ -56,7 +56,7 @@ def test_scale_makes_the_fit_independent_of_units():
 @pytest.mark.slow  # a second program
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e3, 1e12])
 def test_success_with_a_wrong_scale_means_stationary(scale):
-    fit = cases.fit(theta_scale=scale)
+    fit = cases.fit(x_scale=scale)
     gap = abs(fit.theta["rate"] - cases.fit().theta["rate"])
     assert gap < 1e-6 or not cases.successful(fit)
 

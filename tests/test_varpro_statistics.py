@@ -25,8 +25,8 @@ class Case:
 
     def __init__(self, data, weights, offset, absolute):
         self.fit = cases.fit(data, weights, offset=offset)
-        self.statistics = self.fit.statistics(absolute_weights=absolute)
-        self.prediction = self.fit.predict(ELSEWHERE, 0.9, absolute_weights=absolute)
+        self.statistics = self.fit.statistics(absolute_sigma=absolute)
+        self.prediction = self.fit.predict(ELSEWHERE, 0.9, absolute_sigma=absolute)
         full = cases.FullProblem(offset=offset)
         self.unknowns = cases.unknowns(self.fit)
         inputs = self.unknowns, data, weights, cases.POINTS
@@ -126,9 +126,9 @@ def test_band_is_a_quantile_of_student_or_of_the_normal_distribution(case):
 
 
 @pytest.mark.slow  # one more program
-def test_absolute_weights_do_not_look_at_the_residual():
+def test_absolute_sigma_does_not_look_at_the_residual():
     fit = cases.fit()
-    relative, absolute = fit.statistics(), fit.statistics(absolute_weights=True)
+    relative, absolute = fit.statistics(), fit.statistics(absolute_sigma=True)
     for name in ("theta_covariance", "coefficient_covariance", "cross_covariance"):
         want = getattr(relative, name) / relative.reduced_chi_square
         assert_close(getattr(absolute, name), want, 1e-12)
@@ -137,7 +137,7 @@ def test_absolute_weights_do_not_look_at_the_residual():
 @pytest.mark.slow  # one more program
 def test_covariance_of_theta_that_is_not_determined_is_nan():
     fit = cases.fit(0 * cases.DATA)  # c = 0, and θ does not matter
-    assert np.isnan(fit.statistics(absolute_weights=True).theta_covariance).all()
+    assert np.isnan(fit.statistics(absolute_sigma=True).theta_covariance).all()
 
 
 def test_statistics_of_a_failed_fit_are_nan():

@@ -6,4 +6,4 @@ from .incomplete import (
     incomplete_lu as incomplete_lu,
 )
 from .jacobi import jacobi as jacobi
-from .nystroem import nystroem as nystroem
+from .nystrom import nystrom as nystrom

@@ -24,25 +24,25 @@ from .statistics import VarProPrediction, VarProStatistics
 class VarProBatch(eqx.Module):
     """What [`pseudojvp.varpro_batch`][] returns.
 
-    The fields of [`pseudojvp.VarProFit`][], each with the batch axis in front. `batch[i]`
-    is the fit of one member; `statistics()` and `predict(args)`, with the arguments of
-    those of a fit, are those of all members, chunk by chunk.
+    The fields of [`pseudojvp.VarProFit`][], each with an axis of members in front.
+    `batch[i]` is the fit of one member; `statistics()` and `predict(args)`, with the
+    arguments of those of a fit, are those of all members, chunk by chunk.
     """
 
     theta: PyTree[Array]
-    coefficients: Inexact[Array, "batch n *k"]
-    residual: Inexact[Array, "batch m *k"]
-    cost: Float[Array, " batch"]
-    rank: Integer[Array, " batch"] | Integer[Array, "batch k"]
+    coefficients: Inexact[Array, "members n *k"]
+    residual: Inexact[Array, "members m *k"]
+    cost: Float[Array, " members"]
+    rank: Integer[Array, " members"] | Integer[Array, "members k"]
     result: optx.RESULTS
     stats: dict[str, Any]
-    _data: Inexact[Array, "batch m *k"]
+    _data: Inexact[Array, "members m *k"]
     _weights: "_Batched"
     _args: "_Batched"
     # Basis, offset and solver: functions as static parts, as in `VarProFit`.
     _arrays: tuple[Array | None, ...]
     _functions: Any = eqx.field(static=True)
-    _chunk_size: int = eqx.field(static=True)
+    _batch_size: int = eqx.field(static=True)
 
     def __getitem__(self, index: int) -> VarProFit:
         return self._fit(jtu.tree_map(lambda leaf: leaf[index], self._members()))
@@ -50,23 +50,23 @@ class VarProBatch(eqx.Module):
     def __len__(self) -> int:
         return self._data.shape[0]
 
-    def statistics(self, *, absolute_weights: bool = False) -> VarProStatistics:
+    def statistics(self, *, absolute_sigma: bool = False) -> VarProStatistics:
         """Returns `VarProFit.statistics` of each member, with the batch in front."""
 
         return _map_fits(
-            jtu.Partial(VarProFit.statistics, absolute_weights=absolute_weights), self
+            jtu.Partial(VarProFit.statistics, absolute_sigma=absolute_sigma), self
         )
 
     def predict(
-        self, args: Any = None, level: float = 0.95, *, absolute_weights: bool = False
+        self, args: Any = None, confidence: float = 0.95, *, absolute_sigma: bool = False
     ) -> VarProPrediction:
         """Returns `VarProFit.predict` of each member, at `args` shared by all."""
 
         predict = jtu.Partial(
             VarProFit.predict,
             args=as_arrays(args),
-            level=level,
-            absolute_weights=absolute_weights,
+            confidence=confidence,
+            absolute_sigma=absolute_sigma,
         )
         return _map_fits(predict, self)
 
@@ -129,12 +129,12 @@ class _Batched(eqx.Module):
 
 def varpro_batch(
     basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, "batch m"] | Num[ArrayLike, "batch m k"] | list,
+    data: Num[ArrayLike, "members m"] | Num[ArrayLike, "members m k"] | list,
     theta0: PyTree[ArrayLike],
     args: Any = None,
     *,
     in_axes: dict[str, Any] | None = None,
-    chunk_size: int = 1024,
+    batch_size: int = 1024,
     weights: Real[ArrayLike, "..."] | list | None = None,
     offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
     | None = None,
@@ -143,9 +143,9 @@ def varpro_batch(
         optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)
     ),
     jacobian: str = "exact",
-    theta_scale: PyTree[ArrayLike] | None = None,
-    max_steps: int = 64,
-    throw: bool = False,
+    x_scale: PyTree[ArrayLike] | None = None,
+    max_steps: int | None = 256,
+    throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
     progress: bool = False,
 ) -> VarProBatch:
@@ -154,19 +154,19 @@ def varpro_batch(
     What `jax.vmap` of `varpro` returns, with memory for one chunk at a time beside data
     and results, and the iterations of a chunk ended by its own slowest member only.
 
-    **Arguments:** those of `varpro`, and
+    **Arguments:** those of `varpro` with the same defaults, of which differ
 
-    - `data`: `(batch, m)`, or `(batch, m, k)` for k columns in each member.
-    - `theta0`: the start, shared, or with the batch axis in front of each leaf.
-    - `weights`: of the shape of `data`, or without its batch axis where shared.
+    - `data`: `(members, m)`, or `(members, m, k)` for k columns in each member.
+    - `theta0`: the start, shared, or with the axis of the members in front of each leaf.
+    - `weights`: of the shape of `data`, or without its first axis where shared.
     - `in_axes`: a dictionary that says of `"theta0"`, `"weights"` and `"args"` what is
         batched: 0 for an axis in front, `None` for shared, or a pytree of these as in
         `jax.vmap`. Defaults to `None`: `theta0` and `weights` by their shapes, where
         these leave no doubt (otherwise an error); `args` shared.
-    - `chunk_size`: how many members are fitted at once. Defaults to 1024.
-    - `max_steps`: the most steps of the optimiser for any member. Defaults to 64.
-    - `throw`: whether an error is raised at run time if *any* member failed. Defaults to
-        `False`: `result` tells of each, and the others are what they are.
+    - `batch_size`: how many members make a chunk and are fitted at once, as of
+        `jax.lax.map`. Defaults to 1024.
+    - `throw`: whether an error is raised at run time if *any* member failed. If `False`,
+        `result` tells of each, and the others are what they are. Defaults to `True`.
     - `progress`: whether to show a bar of the chunks. Defaults to `False`.
 
     **Returns:** a [`pseudojvp.VarProBatch`][].
@@ -181,11 +181,11 @@ def varpro_batch(
     if data.ndim not in (2, 3) or 0 in data.shape:
         raise ValueError(
             f"`varpro_batch(data=...)` got an array of shape {data.shape}. Pass one of "
-            "shape (batch, m) or (batch, m, k), without empty axes."
+            "shape (members, m) or (members, m, k), without empty axes."
         )
-    if not isinstance(chunk_size, int) or chunk_size < 1:
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
-            f"`varpro_batch(chunk_size=...)` got {chunk_size!r}. Pass 1 or more."
+            f"`varpro_batch(batch_size=...)` got {batch_size!r}. Pass 1 or more."
         )
     in_axes = _check_in_axes(in_axes)
     theta0 = check_theta(theta0, "varpro_batch")
@@ -206,13 +206,13 @@ def varpro_batch(
         "solver": solver,
         "optimiser": optimiser,
         "jacobian": jacobian,
-        "theta_scale": theta_scale,
+        "x_scale": x_scale,
         "max_steps": max_steps,
         "throw": False,
         "adjoint": PseudoinverseAdjoint(throw=throw) if adjoint is None else adjoint,
     }
     fields = _fit_all(
-        basis, data, starts, weighting, arguments, keywords, chunk_size, progress
+        basis, data, starts, weighting, arguments, keywords, batch_size, progress
     )
     arrays, functions = eqxi.hashable_partition((basis, offset, solver), eqx.is_array)
     fits = VarProBatch(
@@ -222,13 +222,13 @@ def varpro_batch(
         _args=arguments,
         _arrays=arrays,
         _functions=functions,
-        _chunk_size=chunk_size,
+        _batch_size=batch_size,
     )
     return raise_if_failed(fits) if throw else fits
 
 
 @eqx.filter_jit
-def _fit_all(basis, data, starts, weighting, arguments, keywords, chunk_size, progress):
+def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, progress):
     def member(inputs):
         data, theta0, weights, args = inputs
         theta0, weights = starts.of(theta0), weighting.of(weights)
@@ -237,31 +237,31 @@ def _fit_all(basis, data, starts, weighting, arguments, keywords, chunk_size, pr
         return *fields, fit.result, fit.stats
 
     inputs = (data, starts.batched, weighting.batched, arguments.batched)
-    return _in_chunks(member, inputs, chunk_size, ChunkBar() if progress else None)
+    return _in_chunks(member, inputs, batch_size, ChunkBar() if progress else None)
 
 
 @eqx.filter_jit
 def _map_fits(function: Callable, fits: VarProBatch):
     """`function` of the fit of each member."""
     member = lambda fields: function(fits._fit(fields))
-    return _in_chunks(member, fits._members(), fits._chunk_size, None)
+    return _in_chunks(member, fits._members(), fits._batch_size, None)
 
 
-def _in_chunks(function: Callable, xs: PyTree[Array], chunk_size: int, bar):
+def _in_chunks(function: Callable, xs: PyTree[Array], batch_size: int, bar):
     """`jax.vmap` of `function`, one chunk after the other.
 
     The last chunk reaches back, so that all are of one size and compile as one.
     """
     size = jtu.tree_leaves(xs)[0].shape[0]
-    chunk_size = min(chunk_size, size)
-    chunks = -(-size // chunk_size)
+    batch_size = min(batch_size, size)
+    chunks = -(-size // batch_size)
     if bar is not None:
         jax.debug.callback(bar.begin, chunks, ordered=False)
 
     def chunk(index):
-        start = jnp.minimum(index * chunk_size, size - chunk_size)
+        start = jnp.minimum(index * batch_size, size - batch_size)
         slices = jtu.tree_map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, chunk_size), xs
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, batch_size), xs
         )
         out = jax.vmap(function)(slices)
         if bar is not None:
@@ -269,7 +269,7 @@ def _in_chunks(function: Callable, xs: PyTree[Array], chunk_size: int, bar):
         return out
 
     stacked = lax.map(chunk, jnp.arange(chunks))
-    whole = (chunks - 1) * chunk_size
+    whole = (chunks - 1) * batch_size
 
     def join(leaf):
         first = leaf[:-1].reshape(whole, *leaf.shape[2:])

@@ -51,7 +51,7 @@ def raise_if_failed(fit: PyTree) -> PyTree:
         (
             results.stagnation,
             "stopped at a point where the residual is not stationary in theta. Try "
-            "another start, another `theta_scale`, or smaller tolerances of `optimiser`.",
+            "another start, another `x_scale`, or smaller tolerances of `optimiser`.",
         ),
         (
             results.nonfinite,

@@ -53,7 +53,7 @@ class VarProFit(eqx.Module):
     _arrays: tuple[Array | None, ...]
     _functions: Any = eqx.field(static=True)
 
-    def statistics(self, *, absolute_weights: bool = False) -> VarProStatistics:
+    def statistics(self, *, absolute_sigma: bool = False) -> VarProStatistics:
         """Returns covariances of θ and c by linear propagation of the errors of `data`.
 
         With J the part −(I − A A†) D of ∂r/∂θ and G = A†D, where A = W Φ and
@@ -67,7 +67,7 @@ class VarProFit(eqx.Module):
 
         **Arguments:**
 
-        - `absolute_weights`: whether `weights` are 1/σ as they stand, and s² = 1.
+        - `absolute_sigma`: whether `weights` are 1/σ as they stand, and s² = 1.
             Defaults to `False`: only their ratios count.
 
         **Returns:** [`pseudojvp.VarProStatistics`][].
@@ -75,52 +75,52 @@ class VarProFit(eqx.Module):
         **Sources:** O'Leary & Rust, Comput. Optim. Appl. 54 (2013), section 3; Seber &
         Wild, *Nonlinear Regression* (1989), section 2.1.2.
         """
-        return _statistics(self, absolute_weights)
+        return _statistics(self, absolute_sigma)
 
     def predict(
         self,
         args: Any = None,
-        level: float = 0.95,
+        confidence: float = 0.95,
         *,
-        absolute_weights: bool = False,
+        absolute_sigma: bool = False,
     ) -> VarProPrediction:
         """Returns the fitted model at other `args`, with its confidence band.
 
         offset(θ, args) + Φ(θ, args) c ± t · standard deviation, t the quantile of
         Student's distribution: the band holds the true *mean* at one point, not the next
-        datum, with probability `level`.
+        datum, with probability `confidence`.
 
         **Arguments:**
 
         - `args`: as of `varpro`, at any points, not only those of the data: the number
             of rows is free, n and k stay.
-        - `level`: between 0 and 1. Defaults to 0.95.
-        - `absolute_weights`: as for `statistics`.
+        - `confidence`: between 0 and 1. Defaults to 0.95.
+        - `absolute_sigma`: as for `statistics`.
 
         **Returns:** [`pseudojvp.VarProPrediction`][], with arrays `(p,)` or `(p, k)` for
         p rows.
 
-        **Raises:** `ValueError` for a level outside of (0, 1).
+        **Raises:** `ValueError` for a confidence outside of (0, 1).
         """
-        if not 0 < level < 1:
+        if not 0 < confidence < 1:
             raise ValueError(
-                f"`VarProFit.predict(level=...)` got {level}. Pass a probability between "
-                "0 and 1."
+                f"`VarProFit.predict(confidence=...)` got {confidence}. Pass a "
+                "probability between 0 and 1."
             )
-        return _predict(self, as_arrays(args), level, absolute_weights)
+        return _predict(self, as_arrays(args), confidence, absolute_sigma)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
         return eqxi.hashable_combine(self._arrays, self._functions)
 
 
 @eqx.filter_jit
-def _statistics(fit: VarProFit, absolute_weights: bool) -> VarProStatistics:
-    return statistics(fit, fit._context(), absolute_weights)
+def _statistics(fit: VarProFit, absolute_sigma: bool) -> VarProStatistics:
+    return statistics(fit, fit._context(), absolute_sigma)
 
 
 @eqx.filter_jit
-def _predict(fit: VarProFit, args, level, absolute_weights) -> VarProPrediction:
-    return predict(fit, fit._context(), args, level, absolute_weights)
+def _predict(fit: VarProFit, args, confidence, absolute_sigma) -> VarProPrediction:
+    return predict(fit, fit._context(), args, confidence, absolute_sigma)
 
 
 def varpro(
@@ -137,7 +137,7 @@ def varpro(
         optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)
     ),
     jacobian: str = "exact",
-    theta_scale: PyTree[ArrayLike] | None = None,
+    x_scale: PyTree[ArrayLike] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -170,7 +170,7 @@ def varpro(
         a rank-deficient Φ, in residual, Jacobian and coefficients alike, and the fit goes
         on; `QR()` is faster, and a Φ without full rank fails.
     - `optimiser`: a least-squares solver or minimiser of Optimistix, for
-        θ / `theta_scale` and the residual in a unit of its own: a minimiser sees it over
+        θ / `x_scale` and the residual in a unit of its own: a minimiser sees it over
         ‖W data‖, a least-squares solver in the unit in which the largest diagonal entry
         of JᵀJ at the start is 1000. Defaults to
         `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`, which in that unit starts
@@ -179,7 +179,7 @@ def varpro(
     - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part
         within the range of Φ: the same gradient, a little cheaper, slower convergence
         where residuals are large. Defaults to `"exact"`.
-    - `theta_scale`: the sizes by which θ is measured, a pytree as `theta0` or a scalar;
+    - `x_scale`: the sizes by which θ is measured, a pytree as `theta0` or a scalar;
         positive. The optimiser damps with the identity, and does not know that one
         parameter is a frequency in Hz and another a width in m. Defaults to `None`:
         |theta0|, and 1 where that is zero.
@@ -188,7 +188,7 @@ def varpro(
         `False`, `result` tells. Defaults to `True`.
     - `adjoint`: how the fit is differentiated, an adjoint of Optimistix. Defaults to
         `None`: [`pseudojvp.PseudoinverseAdjoint`][], the implicit function theorem with
-        the minimum-norm derivative (in units of `theta_scale`) where θ is not determined;
+        the minimum-norm derivative (in units of `x_scale`) where θ is not determined;
         it does as `throw` says, where `optimistix.ImplicitAdjoint` raises.
     - `progress`: whether to show ‖residual‖/‖W data‖ at each evaluation. Defaults to
         `False`.
@@ -220,7 +220,7 @@ def varpro(
     )
     theta0 = check_theta(theta0, "varpro")
     _check_types(optimiser, adjoint, max_steps)
-    scale = _check_scale(theta_scale, theta0)
+    scale = _check_scale(x_scale, theta0)
     if adjoint is None:
         adjoint = PseudoinverseAdjoint(throw=throw)
     options = _Options(optimiser, adjoint, max_steps, exact, progress)
@@ -321,28 +321,28 @@ def _check_types(optimiser, adjoint, max_steps) -> None:
         raise ValueError(f"`varpro(max_steps=...)` got {max_steps!r}. Pass 1 or more.")
 
 
-def _check_scale(theta_scale, theta0):
-    if theta_scale is None:
+def _check_scale(x_scale, theta0):
+    if x_scale is None:
         return None
     flat, _ = jfu.ravel_pytree(theta0)
-    if jtu.tree_structure(theta_scale) == jtu.tree_structure(0):
-        theta_scale = jtu.tree_map(lambda _: theta_scale, theta0)
-    if jtu.tree_structure(theta_scale) != jtu.tree_structure(theta0):
+    if jtu.tree_structure(x_scale) == jtu.tree_structure(0):
+        x_scale = jtu.tree_map(lambda _: x_scale, theta0)
+    if jtu.tree_structure(x_scale) != jtu.tree_structure(theta0):
         raise ValueError(
-            "`varpro(theta_scale=...)` got a pytree of structure "
-            f"{jtu.tree_structure(theta_scale)}, but `theta0` has "
+            "`varpro(x_scale=...)` got a pytree of structure "
+            f"{jtu.tree_structure(x_scale)}, but `theta0` has "
             f"{jtu.tree_structure(theta0)}. Pass the same structure, or a scalar."
         )
     like = jtu.tree_map(
         lambda s, t: jnp.broadcast_to(jnp.asarray(s, t.dtype), t.shape),
-        theta_scale,
+        x_scale,
         theta0,
     )
     scale, _ = jfu.ravel_pytree(like)
     return eqx.error_if(
         scale.astype(flat.dtype),
         jnp.any(~(scale > 0)),
-        "`varpro(theta_scale=...)` got a number that is not positive.",
+        "`varpro(x_scale=...)` got a number that is not positive.",
     )
 
 

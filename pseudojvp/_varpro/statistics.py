@@ -75,8 +75,8 @@ class _Errors(NamedTuple):
     gain: Inexact[Array, "k n q"]  # G
 
 
-def statistics(fit, context, absolute_weights: bool) -> VarProStatistics:
-    errors = _errors(fit, context, absolute_weights)
+def statistics(fit, context, absolute_sigma: bool) -> VarProStatistics:
+    errors = _errors(fit, context, absolute_sigma)
     theta_covariance, gain = errors.theta_covariance, errors.gain
     cross = -jnp.matmul(gain, theta_covariance.astype(gain.dtype))
     spread = jnp.matmul(-cross, jnp.swapaxes(gain.conj(), 1, 2))
@@ -107,10 +107,10 @@ def statistics(fit, context, absolute_weights: bool) -> VarProStatistics:
 
 
 def predict(
-    fit, context, args: Any, level: float, absolute_weights: bool
+    fit, context, args: Any, confidence: float, absolute_sigma: bool
 ) -> VarProPrediction:
     elimination, _, observations = context
-    errors = _errors(fit, context, absolute_weights)
+    errors = _errors(fit, context, absolute_sigma)
     c = fit.coefficients if fit.coefficients.ndim == 2 else fit.coefficients[:, None]
 
     def model(theta):
@@ -132,15 +132,17 @@ def predict(
         value, deviation = value[:, 0], deviation[:, 0]
     if jnp.iscomplexobj(value):
         return VarProPrediction(value, deviation, None, None)
-    if absolute_weights:
-        half_width = jax.scipy.special.ndtri(0.5 + 0.5 * jnp.asarray(level, d.dtype))
+    if absolute_sigma:
+        half_width = jax.scipy.special.ndtri(0.5 + 0.5 * jnp.asarray(confidence, d.dtype))
     else:
-        half_width = student_quantile(level, errors.degrees_of_freedom, deviation.dtype)
+        half_width = student_quantile(
+            confidence, errors.degrees_of_freedom, deviation.dtype
+        )
     band = half_width * deviation
     return VarProPrediction(value, deviation, value - band, value + band)
 
 
-def _errors(fit, context, absolute_weights: bool) -> _Errors:
+def _errors(fit, context, absolute_sigma: bool) -> _Errors:
     elimination, args, observations = context
     shift = eqx.filter_eval_shape(
         elimination.model.shift, fit.theta, args, elimination.caller
@@ -165,7 +167,7 @@ def _errors(fit, context, absolute_weights: bool) -> _Errors:
     freedom = ways * (_count(observations) - rank) - theta_rank
     cost = squared_norm(at.residual)
     chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
-    scale = jnp.ones_like(chi_square) if absolute_weights else chi_square
+    scale = jnp.ones_like(chi_square) if absolute_sigma else chi_square
     # Of complex noise, s² is the variance of each part.
     return _Errors(
         ways * scale,
@@ -240,11 +242,11 @@ def _gain(elimination, theta, args, observations, at: Eliminated):
 
 
 def student_quantile(
-    level: float | Float[Array, ""], freedom: Integer[Array, ""], dtype
+    confidence: float | Float[Array, ""], freedom: Integer[Array, ""], dtype
 ) -> Float[Array, ""]:
-    """t with P(|T| < t) = `level`, by bisection of s = t/(1 + t) in the incomplete beta
-    function (Abramowitz & Stegun (1964), 26.7.1); by its expansion in 1/ν (26.7.5) where
-    ν is so large that single precision would lose it."""
+    """t with P(|T| < t) = `confidence`, by bisection of s = t/(1 + t) in the incomplete
+    beta function (Abramowitz & Stegun (1964), 26.7.1); by its expansion in 1/ν (26.7.5)
+    where ν is so large that single precision would lose it."""
     nu = freedom.astype(dtype)
     nu = jnp.where(nu > 0, nu, jnp.nan)
 
@@ -253,14 +255,14 @@ def student_quantile(
         middle = 0.5 * (low + high)
         t = middle / (1 - middle)
         inside = jax.scipy.special.betainc(0.5, 0.5 * nu, t * t / (nu + t * t))
-        return jnp.where(inside < level, middle, low), jnp.where(
-            inside < level, high, middle
+        return jnp.where(inside < confidence, middle, low), jnp.where(
+            inside < confidence, high, middle
         )
 
     bounds = jnp.zeros((), dtype), jnp.ones((), dtype)
     low, high = lax.fori_loop(0, jnp.finfo(dtype).nmant, halve, bounds)
     middle = 0.5 * (low + high)
-    z = jax.scipy.special.ndtri(0.5 + 0.5 * jnp.asarray(level, dtype))
+    z = jax.scipy.special.ndtri(0.5 + 0.5 * jnp.asarray(confidence, dtype))
     expansion = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
     expansion += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * nu**3)
     t = jnp.where(nu < 1000, middle / (1 - middle), expansion)

@@ -33,7 +33,7 @@ class NystroemPreconditioner(AbstractPreconditioner):
         return conj_arrays(self)
 
 
-def nystroem(
+def nystrom(
     operator: Any, rank: int, key: PRNGKeyArray, shift: ArrayLike = 0.0
 ) -> lx.AbstractLinearOperator:
     """Returns the randomised Nyström preconditioner of A + shift I.
@@ -69,9 +69,9 @@ def nystroem(
     **Sources:** Frangella, Tropp & Udell, *Randomized Nyström preconditioning*, SIAM J.
     Matrix Anal. Appl. 44 (2023), algorithm 2.1 and (1.3).
     """
-    check_count(rank, "rank", "nystroem")
-    operator, structure = constant_square_operator(operator, "nystroem")
-    check_definite(operator, "nystroem")
+    check_count(rank, "rank", "nystrom")
+    operator, structure = constant_square_operator(operator, "nystrom")
+    check_definite(operator, "nystrom")
     size = structure.size
     dtype = jax.eval_shape(structure.ravel, operator.in_structure()).dtype
     basis, eigenvalues = _eigenpairs(operator, structure, min(rank, size), key, dtype)
