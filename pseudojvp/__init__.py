@@ -1,11 +1,13 @@
 from importlib.metadata import version as _version
 
 from ._front.adjoint import PseudoinverseAdjoint as PseudoinverseAdjoint
+from ._front.factorise import factorise as factorise
 from ._front.invert import invert as invert
 from ._front.linear_solve import linear_solve as linear_solve
 from ._front.lstsq import lstsq as lstsq, pinv as pinv
 from ._front.project import project as project
 from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
+from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
 from ._operator import damped as damped, SparseLinearOperator as SparseLinearOperator
 from ._preconditioner import (

@@ -188,4 +188,4 @@ def problem_of(case: Case, matrix) -> Problem:
         operator = pj.SparseLinearOperator(entries, tags=case.tags)
     options = case.options(matrix)
     state = case.solver.init(operator, options)
-    return Problem.create(operator, state, options, case.solver, False)
+    return Problem.create(operator, state, options, case.solver)

@@ -62,7 +62,7 @@ class TestVector:
             pj.linear_solve(EYE, jnp.ones(3), solver)
 
     def test_wrong_structure_is_an_error_with_both_structures(self, solver):
-        with pytest.raises(ValueError, match=r"do not match.*\{'a'.*out-structure"):
+        with pytest.raises(ValueError, match=r"do not match.*\{'a'.*an operator that"):
             pj.linear_solve(EYE, {"a": ONES}, solver)
 
     def test_wrong_precision_is_an_error_with_both_dtypes(self, solver):

@@ -26,6 +26,7 @@ from saddle_point_cases import (
 )
 
 import pseudojvp as pj
+from pseudojvp._map.guard import Guard
 from pseudojvp._map.primitive import bind
 from pseudojvp._map.rows import Blocks, Problem
 
@@ -96,6 +97,8 @@ class Computed(NamedTuple):
 
 SEEDS = (5, 8)  # of the batch
 ALL = (True, True, True)
+PRIMAL = Guard(throw=False)
+DERIVATIVE = PRIMAL.for_derivative(of_primal=False)
 
 
 def _random_vector(case: Case, dtype):
@@ -105,15 +108,15 @@ def _random_vector(case: Case, dtype):
 
 @functools.cache
 def _computed(case: Case, dtype) -> Computed:
-    def apply(problem, vector):
-        out, result, _ = bind(problem, _choose(case, vector, ALL), Blocks(*ALL))
+    def apply(problem, vector, guard=PRIMAL):
+        out, result, _ = bind(problem, _choose(case, vector, ALL), Blocks(*ALL), guard)
         return _filled(case, out, vector), result == lx.RESULTS.successful
 
     @jit
     def compute(matrices, basis, vector):
         problem = problem_of(case, matrices[0])
         columns, successful = jax.vmap(lambda unit: apply(problem, unit))(basis)
-        derivative, _ = apply(problem.for_derivative(), vector)
+        derivative, _ = apply(problem.for_derivative(), vector, DERIVATIVE)
         member = lambda matrix: apply(problem_of(case, matrix), vector)[0]
         return Computed(columns.T, successful, derivative, jax.vmap(member)(matrices))
 
@@ -174,8 +177,9 @@ def test_derivatives_have_a_tolerance_of_their_own(name):
     @jit
     def compute(matrix, vector):
         problem = problem_of(case, matrix)
-        solve = lambda problem: bind(problem, Blocks(vector), Blocks(False, True, False))
-        return [solve(p)[0].unknown for p in (problem, problem.for_derivative())]
+        wanted = Blocks(False, True, False)
+        solve = lambda problem: bind(problem, Blocks(vector), wanted, PRIMAL)[0].domain
+        return [solve(p) for p in (problem, problem.for_derivative())]
 
     loose, tight = compute(matrix_of(case, complex), vector)
     want = np.linalg.solve(matrix_of(case, complex), vector)
@@ -187,7 +191,7 @@ def test_derivative_takes_no_first_guess():
     case = square("CG", pj.CG(1e-2, 0.0), tags=PSD)
     problem = problem_of(case, jnp.asarray(matrix_of(case, float)))
     guess = {"y0": jnp.ones(4), "preconditioner": problem.operator}
-    problem = Problem.create(problem.operator, problem.state, guess, case.solver, True)
+    problem = Problem.create(problem.operator, problem.state, guess, case.solver)
     assert set(problem.for_derivative().options) == {"preconditioner"}
 
 
@@ -199,7 +203,7 @@ def _assert_patterns(case, dtype, patterns):
     def apply(matrix, stacked):
         problem = problem_of(case, matrix)
         return [
-            bind(problem, _choose(case, stacked, given), Blocks(*wanted))[0]
+            bind(problem, _choose(case, stacked, given), Blocks(*wanted), PRIMAL)[0]
             for given, wanted in patterns
         ]
 

@@ -3,9 +3,26 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax.tree_util as jtu
 import lineax as lx
+from jaxtyping import Array, PyTree
 
+from .inexact import as_inexact
 from .structure import Structure
+
+
+def check_vector(vector: PyTree[Any], structure: PyTree, caller: str) -> PyTree[Array]:
+    """Returns the vector as floats, or raises if it is not of that structure."""
+    vector = jtu.tree_map(lambda leaf: as_inexact(leaf, f"{caller}(vector=...)"), vector)
+    given, expected = Structure.of(vector), Structure.of(structure)
+    if given != expected:
+        raise ValueError(
+            f"Vector and operator structures do not match: `{caller}` got a vector "
+            f"with structure {given.as_tree()} and an operator that takes one with "
+            f"structure {expected.as_tree()}. Pass a vector with the tree, shapes and "
+            "dtypes of the latter."
+        )
+    return vector
 
 
 def check_solver(solver: Any, caller: str) -> None:

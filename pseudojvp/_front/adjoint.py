@@ -13,8 +13,8 @@ from jaxtyping import Array, PyTree
 from .._base.checks import check_solver
 from .._base.order import after_in_batch
 from .._base.tree import tree_neg
+from .._map.factorised import Factorised, nondifferentiable
 from .._solver import AutoLinearSolver
-from .linear_solve import apply_pseudoinverse, create_problem, nondifferentiable
 
 
 class PseudoinverseAdjoint(optx.AbstractAdjoint):
@@ -134,11 +134,11 @@ def _root_jvp(primals, tangents):
     by_root = lambda t_root: push(t_root, jtu.tree_map(jnp.zeros_like, theta))
     structure = jax.eval_shape(lambda: root)
     jacobian = lx.FunctionLinearOperator(by_root, structure, equation.tags)
-    problem, _ = create_problem(jacobian, solver, throw=equation.throw)
-    root, t_theta = after_in_batch(problem.state, (root, t_inputs))
+    factorised, state = Factorised.create(jacobian, solver, throw=equation.throw)
+    root, t_theta = after_in_batch(state, (root, t_inputs))
     t_function = push(jtu.tree_map(jnp.zeros_like, root), t_theta)
     # As a derivative: if the solve fails, tangents and cotangents are NaN.
-    t_root, *_ = apply_pseudoinverse(problem.for_derivative(), tree_neg(t_function))
+    t_root, *_ = factorised.for_derivative().apply(tree_neg(t_function))
     return (root, rest), (t_root, _zero_tangent(rest, t_root))
 
 

@@ -17,13 +17,13 @@ from .._base.checks import check_solver
 from .._base.results import nan_after_failure
 from .._base.tree import one_or_nan
 from .._kernel.condition import resolve_rcond
+from .._map.factorised import Factorised
 from .._operator import SparseLinearOperator, SparseMatrix
 from .._operator.sparse import is_sparse
 from .._solver import PivotedQR, SVD
 from .._solver.auto import DENSE_ENTRIES
 from .._solver.orthogonal.pivoted_qr import PivotedQRState
 from .._solver.orthogonal.svd import SVDState
-from .linear_solve import apply_pseudoinverse, create_problem
 
 
 # Solvers with a cutoff of their own, and the states that tell a rank.
@@ -172,15 +172,16 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
         columns = jnp.pad(columns, ((0, a.shape[1]), (0, 0)))
     if isinstance(solver, _TRUNCATING):
         solver = dataclasses.replace(solver, rcond=_resolve(rcond, stacked))
-    problem, _ = create_problem(lx.MatrixLinearOperator(stacked), solver, throw=throw)
-    state = problem.state  # of the solver that an automatic one picked
+    operator = lx.MatrixLinearOperator(stacked)
+    factorised, _ = Factorised.create(operator, solver, throw=throw)
+    state = factorised.state
 
     def solve(column):
-        x, _, result, _ = apply_pseudoinverse(problem, column)
+        x, _, result, _ = factorised.apply(column)
         x = nan_after_failure(result, x)
         # On its own, so that neither the residual nor its tangents cost anything where
         # only x is used. What the two have in common, the solve, XLA computes once.
-        x_again, r, result, _ = apply_pseudoinverse(problem, column, residual=True)
+        x_again, r, result, _ = factorised.apply(column, residual=True)
         least = jnp.zeros((), real_dtype)
         if r is not None:
             least = _squared_norm(r, x_again, stacked, column)
@@ -310,13 +311,8 @@ def _pinv(a, rcond, throw):
 
     def one(matrix):
         operator = lx.MatrixLinearOperator(matrix)
-        problem, _ = create_problem(operator, PivotedQR(rcond), throw=throw)
-
-        def solve(vector):
-            x, _, result, _ = apply_pseudoinverse(problem, vector)
-            return nan_after_failure(result, x)
-
-        return jax.vmap(solve, out_axes=1)(jnp.eye(m, dtype=a.dtype))
+        factorised, _ = Factorised.create(operator, PivotedQR(rcond), throw=throw)
+        return jax.vmap(factorised.solve, out_axes=1)(jnp.eye(m, dtype=a.dtype))
 
     inverses = jax.vmap(one)(a.reshape(math.prod(batch), m, n))
     return inverses.reshape(*batch, n, m)

@@ -1,22 +1,14 @@
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
-from .._base.results import nan_after_failure
 from .._base.tree import tree_sub
+from .._map.factorised import Factorised, unset
 from .._operator import as_operator, Matrix
 from .._solver import AutoLinearSolver
-from .linear_solve import (
-    apply_pseudoinverse,
-    check_system,
-    create_problem,
-    solve_identity,
-    unset,
-)
+from .linear_solve import check_system
 
 
 class Projection(NamedTuple):
@@ -78,17 +70,6 @@ def project(
 @compiled
 def _project(operator, vector, solver, options, state, throw) -> Projection:
     operator, vector = check_system(operator, vector, solver, "project")
-    if isinstance(operator, lx.IdentityLinearOperator):
-        solution = solve_identity(operator, vector, None, throw)
-        residual = tree_sub(vector, operator.mv(solution.value))
-        result = solution.result
-    else:
-        problem, _ = create_problem(operator, solver, options, state, throw)
-        exact = problem.independent_rows  # then only x can tell a failure
-        _, residual, result, _ = apply_pseudoinverse(
-            problem, vector, solution=exact, residual=not exact
-        )
-    if residual is None:
-        residual = jtu.tree_map(jnp.zeros_like, vector)
-    parts = Projection(tree_sub(vector, residual), residual)
-    return nan_after_failure(result, parts)
+    factorised, _ = Factorised.create(operator, solver, options, state, throw)
+    residual = factorised.residual(vector)
+    return Projection(tree_sub(vector, residual), residual)

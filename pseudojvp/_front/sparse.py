@@ -11,13 +11,12 @@ from jaxtyping import Array, ArrayLike, Inexact, Real
 from .._base.call import compiled
 from .._base.checks import check_solver
 from .._base.inexact import as_inexact
-from .._base.results import nan_after_failure
+from .._map.factorised import Factorised
 from .._operator import SparseLinearOperator
 from .._operator.damped import damped
 from .._operator.sparse import is_sparse
 from .._solver import BiCGStab, CG, LSMR, MINRES, SparseTriangular, TransposePair
 from .._solver.krylov.minres import is_hermitian
-from .linear_solve import apply_pseudoinverse, create_problem
 
 
 def sparse_solve(
@@ -151,12 +150,10 @@ def _solve_columns(
         return jnp.zeros((zeros.size, *B.shape[1:]), B.dtype)
     if damp is not None:
         operator = damped(operator, damp.astype(jnp.finfo(B.dtype).dtype))
-    problem, _ = create_problem(operator, solver, options, throw=throw)
+    factorised, _ = Factorised.create(operator, solver, options, throw=throw)
 
     def solve(column):
-        vector = column if damp is None else (column, zeros)
-        x, _, result, _ = apply_pseudoinverse(problem, vector)
-        return nan_after_failure(result, x)
+        return factorised.solve(column if damp is None else (column, zeros))
 
     if B.ndim == 1:
         return solve(B)

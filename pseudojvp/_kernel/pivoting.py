@@ -12,6 +12,8 @@ def pivoted_columns(
     matrix: Inexact[Array, "n n"],
 ) -> tuple[Inexact[Array, "n n"], Real[Array, " n"]]:
     """Q and |diag(R)| of A P = Q R with column pivoting; the latter falls."""
+    if matrix.size == 0:
+        return matrix, jnp.zeros(0, matrix.real.dtype)
     return lax.platform_dependent(
         matrix, cpu=_by_lapack, cuda=_by_lapack, rocm=_by_lapack, default=by_projections
     )

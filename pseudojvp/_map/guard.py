@@ -1,8 +1,12 @@
-"""What a failed solve says when it raises: what was called, what it saw, what to do."""
+"""The guard of the map: what is wrong with a solve, and what is said of it.
+
+The map is algebra, and knows nothing of this. Here are the looks at what went in and came
+out, the NaN of a derivative that failed, and the message of an error.
+"""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,43 +16,97 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._solver import (
-    CG,
-    CholeskyQR,
-    Neumann,
-    Normal,
-    PivotedQR,
-    smallest_reciprocal_condition,
-    SVD,
-)
-from .rows import Problem
+from .._base.results import nan_after_failure
+from .._base.tree import all_finite, nan_unless
+from .._solver import Normal
+from .rows import Blocks, Problem
+from .traits import factorises, Traits, traits_of
 
 
 _RESULTS = lx.RESULTS
-_NOT_SQUARED = "`QR()` does not square the condition number."
 _UNKNOWN = "failed. Try another solver."
-_ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
 # A failure is told to the host as one integer: the code of the result, and below it the
 # leading bits of a number that is not negative, as a float32.
 _NUMBER_BITS = 26
 _DROPPED_BITS = 31 - _NUMBER_BITS
 
 
-def raise_if_failed(
-    problem: Problem, result: lx.RESULTS, stats: dict[str, Any], tree: PyTree
-) -> PyTree:
-    """Returns `tree`, with a run-time error if `result` is not `successful`.
+class Guard(eqx.Module):
+    """How a solve is judged.
 
-    The message is made on the host, where a solve has failed. Only a scalar goes through
-    the branch: no array is held back, copied or gathered for it.
+    - `throw`: whether a failure raises at run time.
+    - `derivative`: the solve belongs to a tangent or a cotangent, which has no `result`:
+        it is NaN if it failed.
+    - `judged`: a primal solve with the same state has told what is wrong with it. A
+        solver that factorises does not say so again.
     """
-    failed = result != _RESULTS.successful
-    number = jnp.maximum(_number(stats), 0).astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
-    told = jnp.where(failed, (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits, 0)
-    one = jnp.ones((), jnp.float32)
-    one = eqx.branched_error_if(one, failed, told, _Messages.of(problem, stats))
-    return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
+
+    throw: bool = eqx.field(static=True)
+    derivative: bool = eqx.field(static=True, default=False)
+    judged: bool = eqx.field(static=True, default=False)
+
+    def for_derivative(self, *, of_primal: bool = True) -> "Guard":
+        """That of a tangent or cotangent; `of_primal` solve, or where there was none."""
+        judged = self.judged or (of_primal and not self.derivative)
+        return Guard(self.throw, derivative=True, judged=judged)
+
+    def judge(
+        self,
+        problem: Problem,
+        rhs: Blocks,
+        out: Blocks,
+        result: lx.RESULTS,
+        stats: dict[str, Any],
+    ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
+        """Returns what the map gave for `rhs`, once it has been looked at."""
+        if self.judged and factorises(problem.solver):
+            return out, _RESULTS.successful, {}
+        sound = all_finite(out)
+        if not self.derivative:
+            sound = sound & _operator_is_finite(problem, out)
+        result = _RESULTS.where(
+            (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
+        )
+        result = _RESULTS.where(all_finite(rhs), result, _RESULTS.nonfinite_input)
+        if self.derivative:
+            out = nan_unless(result == _RESULTS.successful, out)
+        if self.throw:
+            out, result = self._raise_if_failed(problem, result, stats, (out, result))
+        if self.derivative:
+            stats = {}  # nobody sees them, and they may depend on what is wanted
+        return out, result, stats
+
+    def tangent(self, result: lx.RESULTS, tangent: PyTree[Array]) -> PyTree[Array]:
+        """`tangent` of a solve that ended in `result`: NaN if it failed."""
+        return tangent if self.derivative else nan_after_failure(result, tangent)
+
+    def _raise_if_failed(
+        self, problem: Problem, result: lx.RESULTS, stats: dict[str, Any], tree: PyTree
+    ) -> PyTree:
+        """Returns `tree`, with a run-time error if `result` is not `successful`.
+
+        The message is made on the host, where a solve has failed. Only a scalar goes
+        through the branch: no array is held back, copied or gathered for it.
+        """
+        failed = result != _RESULTS.successful
+        number = jnp.maximum(_number(stats), 0).astype(jnp.float32)
+        bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
+        told = (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits
+        told = jnp.where(failed, told, 0)
+        one = jnp.ones((), jnp.float32)
+        messages = _Messages.of(problem, stats, derivative=self.derivative)
+        one = eqx.branched_error_if(one, failed, told, messages)
+        return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
+
+
+def _operator_is_finite(problem: Problem, out: Blocks):
+    """Whether A x is finite: a solver can miss a NaN in an entry that it never reads."""
+    solver = problem.solver
+    finds_it = factorises(solver) or traits_of(solver).finds_nonfinite
+    if finds_it or problem.operator.in_size() == 0:
+        return True
+    solution = out.codomain if problem.from_adjoint else out.domain
+    return True if solution is None else all_finite(problem.operator.mv(solution))
 
 
 def _with(one: Float[Array, ""], leaf: Array) -> Array:
@@ -75,40 +133,31 @@ def _scalar(stats: dict[str, Any], name: str) -> Array | None:
     return value if isinstance(value, jax.Array) and value.ndim == 0 else None
 
 
-class _Singular(NamedTuple):
-    """What to say of an estimate that is at most `limit`."""
-
-    limit: float
-    whose: str
-    zero: str
-    advice: str
-
-
 @dataclasses.dataclass(frozen=True)
 class _Messages(Sequence[str]):
-    """The message for what `raise_if_failed` tells the host."""
+    """The message for what `Guard` tells the host."""
 
     subject: str
-    kinds: tuple[tuple[int, str], ...]
-    singular: _Singular | None
-    full_rank: int | None  # of the matrix that `PivotedQR` found a rank of
+    traits: Traits
+    full_rank: int
+    limit: float | None  # of the estimate of a solver that makes one
 
     @classmethod
-    def of(cls, problem: Problem, stats: dict[str, Any]) -> "_Messages":
+    def of(
+        cls, problem: Problem, stats: dict[str, Any], *, derivative: bool
+    ) -> "_Messages":
         rows, cols = problem.operator.out_size(), problem.operator.in_size()
-        solver = problem.solver
-        of = " of a derivative" if problem.derivative else ""
+        traits = traits_of(problem.solver)
+        of = " of a derivative" if derivative else ""
         subject = (
-            f"The linear solve{of} with `{_name(solver)}` and an operator of shape "
-            f"{rows, cols}"
+            f"The linear solve{of} with `{_name(problem.solver)}` and an operator of "
+            f"shape {rows, cols}"
         )
-        singular = None
+        limit = None
         estimate = _scalar(stats, "reciprocal_condition")
         if estimate is not None and jnp.issubdtype(estimate.dtype, jnp.floating):
-            singular = _near_singular(solver, rows, cols, estimate.dtype)
-        full_rank = min(rows, cols) if isinstance(solver, PivotedQR) else None
-        kinds = tuple((int(_code(kind)), saw) for kind, saw in _kinds(solver))
-        return cls(subject, kinds, singular, full_rank)
+            limit = traits.limit(rows, cols, estimate.dtype)
+        return cls(subject, traits, min(rows, cols), limit)
 
     def __len__(self) -> int:
         return 2**31
@@ -118,74 +167,37 @@ class _Messages(Sequence[str]):
         number = float(np.array(bits, np.int32).view(np.float32))
         code = told >> _NUMBER_BITS
         if code == int(_code(_RESULTS.singular)):
-            if self.singular is not None and number <= self.singular.limit:
-                return f"{self.subject} {self._estimate(number, *self.singular)}"
-            if self.full_rank is not None and number > 0:  # none if not finite
+            if self.limit is not None and number <= self.limit:
+                return f"{self.subject} {self._estimate(number)}"
+            if self.traits.pivots and number > 0:  # none if not finite
                 return f"{self.subject} {self._pivots(int(number))}"
-        return f"{self.subject} {dict(self.kinds).get(code, _UNKNOWN)}"
+        return f"{self.subject} {_meanings(self.traits).get(code, _UNKNOWN)}"
 
-    def _estimate(self, estimate, limit, whose, zero, advice) -> str:
-        value = f"is about {estimate:.1e}" if estimate > 0 else zero
+    def _estimate(self, estimate: float) -> str:
+        traits = self.traits
+        value = f"is about {estimate:.1e}" if estimate > 0 else traits.zero
         return (
-            f"needs full rank, but the reciprocal condition number of {whose} {value}; "
-            f"at most {limit:.0e} counts as singular. {advice}"
+            f"needs full rank, but the reciprocal condition number of {traits.whose} "
+            f"{value}; at most {self.limit:.0e} counts as singular. {traits.advice}"
         )
 
-    def _pivots(self, rank) -> str:
+    def _pivots(self, rank: int) -> str:
         return (
             f"found rank {rank} of {self.full_rank}, but its pivots do not reveal the "
             "rank, or the solution overflows. Use `SVD()` in the former case."
         )
 
 
-def _near_singular(solver, rows: int, cols: int, dtype) -> _Singular:
-    size, whose, advice = max(rows, cols), "A", _ANY_RANK
-    if isinstance(solver, Normal):
-        size, whose = min(rows, cols), "its Gram matrix"
-        advice = f"{_NOT_SQUARED} {advice}"
-    limit = float(jnp.finfo(dtype).eps) * size
-    zero = "is zero, or an entry is non-finite (NaN or Inf)"
-    if isinstance(solver, CholeskyQR):
-        limit, advice = smallest_reciprocal_condition(dtype), f"{_NOT_SQUARED} {advice}"
-        zero = "is too small for its Gram matrix, or an entry is non-finite (NaN or Inf)"
-    return _Singular(limit, whose, zero, advice)
-
-
-def _kinds(solver: lx.AbstractLinearSolver) -> list[tuple[lx.RESULTS, str]]:
-    """Each kind of failure, with what `solver` means by it and what to do."""
-    breakdown = "broke down. Try another solver."
-    if isinstance(solver, CG | lx.CG):
-        breakdown = (
-            "broke down: A is not definite, or the tolerance is below what rounding "
-            "allows. Use `LU()` for an indefinite A, `CG(..., well_posed=False)` for a "
-            "singular one, or a larger tolerance."
-        )
-    elif isinstance(solver, Neumann):
-        breakdown = (
-            "diverges: its terms grow. Use a smaller `scale`, or a preconditioner."
-        )
-    singular = (
-        "gave non-finite values or did not converge: A is singular, or an entry of it "
-        f"is NaN or Inf. {_ANY_RANK}"
-    )
-    if isinstance(solver, PivotedQR):
-        singular = (
-            "found no rank: an entry of A is non-finite (NaN or Inf), or its pivots do "
-            "not reveal the rank. Use `SVD()` in the latter case."
-        )
-    elif isinstance(solver, SVD):
-        singular = (
-            "gave non-finite values: an entry of A is NaN or Inf, or the solution "
-            "overflows. Check A."
-        )
-    return [
+def _meanings(traits: Traits) -> dict[int, str]:
+    """What each kind of failure means, and what to do."""
+    meanings = (
         (
             _RESULTS.max_steps_reached,
             "did not converge: the maximum number of solver steps was reached. Use more "
             "steps, a larger tolerance or a preconditioner.",
         ),
-        (_RESULTS.singular, singular),
-        (_RESULTS.breakdown, breakdown),
+        (_RESULTS.singular, traits.singular),
+        (_RESULTS.breakdown, traits.breakdown),
         (
             _RESULTS.stagnation,
             "stagnated: its residual does not meet the tolerance. Use a preconditioner, "
@@ -197,7 +209,8 @@ def _kinds(solver: lx.AbstractLinearSolver) -> list[tuple[lx.RESULTS, str]]:
             "received non-finite values (NaN or Inf) in its vector. Check what the "
             "vector is computed from.",
         ),
-    ]
+    )
+    return {int(_code(kind)): meaning for kind, meaning in meanings}
 
 
 def _name(solver: lx.AbstractLinearSolver) -> str:

@@ -34,91 +34,30 @@ import lineax as lx
 from jaxtyping import PyTree
 
 from .._base.order import after_in_batch
-from .._base.results import nan_after_failure
-from .._base.tree import all_finite, nan_unless, tree_add, tree_conj, tree_sub
-from .._solver import (
-    AbstractDirectSolver,
-    CG,
-    CholeskyQR,
-    Neumann,
-    Normal,
-    PivotedQR,
-    QR,
-    SVD,
-)
-from .guard import raise_if_failed
-from .rows import apply_saddle_point, Blocks, Problem, structure_of_blocks
+from .._base.tree import tree_add, tree_conj, tree_sub
+from .guard import Guard
+from .rows import apply_saddle_point, Blocks, Problem, spaces, structure_of_blocks
 from .tangents import tangent_products
+from .traits import traits_of
 
 
 def bind(
-    problem: Problem, rhs: Blocks, wanted: Blocks
+    problem: Problem, rhs: Blocks, wanted: Blocks, guard: Guard
 ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
     """Applies the map: (v, w, y) to the `wanted` blocks of (r, x, P y).
 
     A block that is `None` is zero, on the way in and on the way out.
     """
-    return eqxi.filter_primitive_bind(linear_solve_p, problem, rhs, wanted)
+    return eqxi.filter_primitive_bind(linear_solve_p, problem, rhs, wanted, guard)
 
 
-def _derivative(
-    problem: Problem, rhs: Blocks, wanted: Blocks, *, judged: bool = True
-) -> Blocks:
-    """As `bind`, for a tangent or a cotangent: NaN if the solve failed.
-
-    A primal solve has `judged` the state, unless this is its transpose. What is no
-    primal solve has not: its own derivative stands alone if it alone is asked for.
-    """
-    if all(block is None for block in rhs):
-        return Blocks()
-    judged = judged and not problem.derivative
-    out, _, _ = bind(problem.for_derivative(judged=judged), rhs, wanted)
-    return out
-
-
-def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, *, check_closure: bool):
+def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, guard: Guard, *, check_closure):
     out, result, stats = apply_saddle_point(problem, rhs, wanted)
     if check_closure:
         out = eqxi.nontraceable(
             out, name="pseudojvp.linear_solve with respect to a closed-over value"
         )
-    results = lx.RESULTS
-    if problem.judged and _factorises(problem.solver):
-        return out, results.successful, {}
-    sound = all_finite(out)
-    if not problem.derivative:
-        sound = sound & _operator_is_finite(problem, out)
-    result = results.where(
-        (result == results.successful) & ~sound, results.singular, result
-    )
-    result = results.where(all_finite(rhs), result, results.nonfinite_input)
-    if problem.derivative:
-        out = nan_unless(result == results.successful, out)
-    if problem.throw:
-        out, result = raise_if_failed(problem, result, stats, (out, result))
-    if problem.derivative:
-        stats = {}  # nobody sees them, and they may depend on what is wanted
-    return out, result, stats
-
-
-def _factorises(solver: lx.AbstractLinearSolver) -> bool:
-    """Whether the solver reads all of A, once: what it says of A holds for each solve."""
-    inner = solver.inner_solver if isinstance(solver, Normal) else solver
-    factorising = AbstractDirectSolver | CholeskyQR | PivotedQR | QR | SVD
-    return isinstance(inner, factorising)
-
-
-def _operator_is_finite(problem: Problem, out: Blocks):
-    """Whether A x is finite: a solver can miss a NaN in an entry that it never reads.
-
-    Those named look at their factors or at the residual themselves.
-    """
-    solver = problem.solver
-    reads_all = _factorises(solver) or isinstance(solver, CG)
-    if reads_all or problem.operator.in_size() == 0:
-        return True
-    solution = out.data if problem.from_adjoint else out.unknown
-    return True if solution is None else all_finite(problem.operator.mv(solution))
+    return guard.judge(problem, rhs, out, result, stats)
 
 
 def _as_struct(x):
@@ -134,14 +73,14 @@ def _as_aval(x):
 
 
 @eqxi.filter_primitive_def
-def _abstract_eval(problem, rhs, wanted):
+def _abstract_eval(problem, rhs, wanted, guard):
     problem, rhs = jtu.tree_map(_as_struct, (problem, rhs))
-    if problem.derivative:  # known without a trace of the solver
+    if guard.derivative:  # known without a trace of the solver
         out = structure_of_blocks(problem, rhs, wanted), lx.RESULTS.successful, {}
         out = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), out)
     else:
         impl = ft.partial(_impl, check_closure=False)
-        out = eqx.filter_eval_shape(impl, problem, rhs, wanted)
+        out = eqx.filter_eval_shape(impl, problem, rhs, wanted, guard)
     return jtu.tree_map(_as_aval, out)
 
 
@@ -159,20 +98,20 @@ def _materialise(primal: PyTree, tangent: PyTree) -> PyTree | None:
 
 @eqxi.filter_primitive_jvp
 def _jvp(primals, tangents):
-    problem, rhs, wanted = primals
-    t_problem, t_rhs, _ = tangents
+    problem, rhs, wanted, guard = primals
+    t_problem, t_rhs, *_ = tangents
     t_rhs = Blocks(*map(_materialise, rhs, t_rhs))
+    rule = _Rule(problem, guard)
     if jtu.tree_leaves(t_problem.operator):
-        out, result, stats, t_out = _jvp_operator(
-            problem, t_problem.operator, rhs, t_rhs, wanted
+        out, result, stats, t_out = rule.by_operator(
+            t_problem.operator, rhs, t_rhs, wanted
         )
     else:
-        out, result, stats = bind(problem, rhs, wanted)
+        out, result, stats = bind(problem, rhs, wanted, guard)
         # Before and after, so that tangent and adjoint solves wait for the primal.
-        t_out = _derivative(problem, after_in_batch(out, t_rhs), wanted)
+        t_out = rule.solve(after_in_batch(out, t_rhs), wanted)
         t_out = after_in_batch(out, t_out)
-    if not problem.derivative:
-        t_out = nan_after_failure(result, t_out)
+    t_out = guard.tangent(result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
         *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
@@ -180,93 +119,95 @@ def _jvp(primals, tangents):
     return (out, result, stats), (t_out, no_tangent(result), no_tangent(stats))
 
 
-def _jvp_operator(problem: Problem, t_operator, rhs: Blocks, t_rhs: Blocks, wanted):
-    """Equations (3) to (5)."""
-    t_forward, t_adjoint = tangent_products(problem.operator, t_operator)
-    if problem.from_adjoint:
-        t_forward, t_adjoint = t_adjoint, t_forward
+class _Rule:
+    """Equations (3) to (5): the derivative of the map by the map."""
 
-    # What the tangents need of the primal: x for A'x, r for A'^H r, p for A'(y − p).
-    need_x = wanted.unknown or (wanted.data and not problem.independent_rows)
-    need_r = wanted.data or wanted.unknown
-    needed = Blocks(need_r, need_x, wanted.projection)
-    primal, result, stats = bind(problem, rhs, needed)
-    out = Blocks(*(b if want else None for b, want in zip(primal, wanted, strict=True)))
-    r, x, p = primal
+    def __init__(self, problem: Problem, guard: Guard):
+        self.problem = problem
+        self.guard = guard
+        self.traits = traits_of(problem.solver)
 
-    t_v = tree_sub(t_rhs.data, None if x is None else t_forward(x))
-    t_w = tree_sub(t_rhs.unknown, None if r is None else t_adjoint(r))
-    if problem.independent_columns:
-        t_out = _derivative(problem, Blocks(t_v, t_w), wanted)
-        return out, result, stats, t_out
+    def solve(self, rhs: Blocks, wanted: Blocks, *, of_primal: bool = True) -> Blocks:
+        """The map, for a tangent or a cotangent."""
+        if all(block is None for block in rhs):
+            return Blocks()
+        guard = self.guard.for_derivative(of_primal=of_primal)
+        return bind(self.problem.for_derivative(), rhs, wanted, guard)[0]
 
-    t_r = t_x = t_p = None
-    if wanted.data or wanted.unknown:
-        if rhs.unknown is not None:
-            t_w = _within_row_space(problem, t_w)
-        u = z = None
-        if wanted.unknown and x is not None:
-            u = _adjoint_pseudoinverse(problem, x)
-            z = t_adjoint(u)
-        # Before and after, so that neither tangents nor cotangents are solved for
-        # before u is there: see `_base/order.py`.
-        t_v, t_w = after_in_batch(u, (t_v, t_w))
-        t_r, t_x = _derivative_with_null_part(problem, t_v, t_w, z, wanted)
-        t_r, t_x = after_in_batch(u, (t_r, t_x))
-        if rhs.unknown is not None:
-            more = _outside_row_space(problem, t_forward, rhs.unknown, wanted)
-            t_r, t_x = tree_add(t_r, more.data), tree_add(t_x, more.unknown)
-    if wanted.projection:
-        t_p = _t_projection(
-            problem, t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
-        )
-    return out, result, stats, Blocks(t_r, t_x, t_p)
+    def by_operator(self, t_operator, rhs: Blocks, t_rhs: Blocks, wanted: Blocks):
+        """Value and tangent with respect to the operator, and the vectors."""
+        problem = self.problem
+        t_forward, t_adjoint = tangent_products(problem.operator, t_operator)
+        if problem.from_adjoint:
+            t_forward, t_adjoint = t_adjoint, t_forward
 
+        # What the tangents need of the primal: x for A'x, r for A'^H r, p for A'(y − p).
+        need_x = wanted.domain or (wanted.codomain and not problem.independent_rows)
+        need_r = wanted.codomain or wanted.domain
+        needed = Blocks(need_r, need_x, wanted.projection)
+        primal, result, stats = bind(problem, rhs, needed, self.guard)
+        pairs = zip(primal, wanted, strict=True)
+        out = Blocks(*(block if want else None for block, want in pairs))
+        r, x, p = primal
 
-def _derivative_with_null_part(problem: Problem, v, w, z, wanted: Blocks):
-    """M†(v, w) + (0, (I − P) z), the first two terms of (4)."""
-    projects = isinstance(problem.solver, PivotedQR | SVD) and z is not None
-    if not projects and z is not None:
-        # No cheap P: A†(v − A z) + z is the same, and (I − A A†)A z = 0.
-        v = tree_sub(v, problem.operator.mv(z))
-    t_r, t_x, projected = _derivative(
-        problem,
-        Blocks(v, w, z if projects else None),
-        wanted._replace(projection=projects),
-    )
-    return t_r, tree_add(t_x, tree_sub(z, projected))
+        t_v = tree_sub(t_rhs.codomain, None if x is None else t_forward(x))
+        t_w = tree_sub(t_rhs.domain, None if r is None else t_adjoint(r))
+        if problem.independent_columns:
+            return out, result, stats, self.solve(Blocks(t_v, t_w), wanted)
 
+        t_r = t_x = t_p = None
+        if wanted.codomain or wanted.domain:
+            if rhs.domain is not None and self.traits.within_row_space:
+                t_w = self._project(t_w)
+            u = z = None
+            if wanted.domain and x is not None:
+                u = self._adjoint_solve(x)
+                z = t_adjoint(u)
+            # Before and after, so that neither tangents nor cotangents are solved for
+            # before u is there: see `_base/order.py`.
+            t_v, t_w = after_in_batch(u, (t_v, t_w))
+            t_r, t_x = self._with_null_part(t_v, t_w, z, wanted)
+            t_r, t_x = after_in_batch(u, (t_r, t_x))
+            if rhs.domain is not None:
+                more = self._outside_row_space(t_forward, rhs.domain, wanted)
+                t_r, t_x = tree_add(t_r, more.codomain), tree_add(t_x, more.domain)
+        if wanted.projection:
+            t_p = self._of_projection(
+                t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
+            )
+        return out, result, stats, Blocks(t_r, t_x, t_p)
 
-def _adjoint_pseudoinverse(problem: Problem, vector):
-    """A†^H w."""
-    return _derivative(problem, Blocks(unknown=vector), Blocks(True, False, False)).data
+    def _with_null_part(self, v, w, z, wanted: Blocks):
+        """M†(v, w) + (0, (I − P) z), the first two terms of (4)."""
+        projects = self.traits.projects and z is not None
+        if not projects and z is not None:
+            # No cheap P: A†(v − A z) + z is the same, and (I − A A†)A z = 0.
+            v = tree_sub(v, self.problem.operator.mv(z))
+        rhs = Blocks(v, w, z if projects else None)
+        t_r, t_x, projected = self.solve(rhs, wanted._replace(projection=projects))
+        return t_r, tree_add(t_x, tree_sub(z, projected))
 
+    def _adjoint_solve(self, vector):
+        """A†^H w."""
+        return self.solve(Blocks(domain=vector), Blocks(True, False, False)).codomain
 
-def _project(problem: Problem, vector):
-    """P y."""
-    rhs, wanted = Blocks(projection=vector), Blocks(False, False, True)
-    return _derivative(problem, rhs, wanted).projection
+    def _project(self, vector):
+        """P y."""
+        rhs, wanted = Blocks(projection=vector), Blocks(False, False, True)
+        return self.solve(rhs, wanted).projection
 
+    def _outside_row_space(self, t_forward, w, wanted: Blocks) -> Blocks:
+        """M† M†(A'(I − P) w, 0), the last term of (4)."""
+        rhs = Blocks(t_forward(tree_sub(w, self._project(w))))
+        both = Blocks(True, True, False)
+        return self.solve(self.solve(rhs, both), wanted._replace(projection=False))
 
-def _within_row_space(problem: Problem, w):
-    """P w for a solver that is A†^H only there; w itself for the others."""
-    return _project(problem, w) if isinstance(problem.solver, Neumann) else w
-
-
-def _outside_row_space(problem: Problem, t_forward, w, wanted: Blocks) -> Blocks:
-    """M† M†(A'(I − P) w, 0), the last term of (4)."""
-    rhs = Blocks(t_forward(tree_sub(w, _project(problem, w))))
-    both = Blocks(True, True, False)
-    wanted = Blocks(wanted.data, wanted.unknown, False)
-    return _derivative(problem, _derivative(problem, rhs, both), wanted)
-
-
-def _t_projection(problem: Problem, t_forward, t_adjoint, y, p, t_y):
-    """Equation (5)."""
-    s = t_adjoint(_adjoint_pseudoinverse(problem, y))
-    rhs = Blocks(t_forward(tree_sub(y, p)))
-    moved = _derivative(problem, rhs, Blocks(False, True, False)).unknown
-    return tree_add(_project(problem, tree_sub(t_y, s)), s, moved)
+    def _of_projection(self, t_forward, t_adjoint, y, p, t_y):
+        """Equation (5)."""
+        s = t_adjoint(self._adjoint_solve(y))
+        rhs = Blocks(t_forward(tree_sub(y, p)))
+        moved = self.solve(rhs, Blocks(False, True, False)).domain
+        return tree_add(self._project(tree_sub(t_y, s)), s, moved)
 
 
 def _is_undefined(x) -> bool:
@@ -275,19 +216,14 @@ def _is_undefined(x) -> bool:
 
 @eqxi.filter_primitive_transpose
 def _transpose(inputs, cts):
-    problem, rhs, _ = inputs
+    problem, rhs, _, guard = inputs
     ct_out, _, _ = cts
     if any(map(_is_undefined, jtu.tree_leaves(problem, is_leaf=_is_undefined))):
         raise ValueError(
             "`pseudojvp.linear_solve` is linear in `vector` only: it cannot be "
             "transposed with respect to `operator`. Use `jax.vjp`."
         )
-    out_structure = problem.operator.out_structure()
-    in_structure = problem.operator.in_structure()
-    if problem.from_adjoint:
-        out_structure, in_structure = in_structure, out_structure
-    structures = (out_structure, in_structure, in_structure)
-    ct_out = map(_materialise, structures, ct_out)
+    ct_out = map(_materialise, spaces(problem), ct_out)
     ct_out = Blocks(*(None if ct is None else tree_conj(ct) for ct in ct_out))
     linear = Blocks(
         *(
@@ -296,7 +232,7 @@ def _transpose(inputs, cts):
         )
     )
     # Without a primal solve if a solve itself is transposed, by `jax.linear_transpose`.
-    ct_rhs = _derivative(problem, ct_out, linear, judged=False)
+    ct_rhs = _Rule(problem, guard).solve(ct_out, linear, of_primal=False)
 
     def keep(block, ct):
         if ct is None:  # Equinox makes no zero of an undefined primal
@@ -315,7 +251,7 @@ def _transpose(inputs, cts):
 
     ct_rhs = Blocks(*map(keep, rhs, ct_rhs))
     no_cotangent = ft.partial(jtu.tree_map, lambda _: None)
-    return no_cotangent(problem), ct_rhs, no_cotangent(inputs[2])
+    return no_cotangent(problem), ct_rhs, *map(no_cotangent, inputs[2:])
 
 
 # `check_closure=False`, so that the batching rule made from `impl` works.

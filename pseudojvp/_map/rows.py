@@ -26,10 +26,7 @@ from .._operator.adjoint import adjoint
 from .._solver import (
     AbstractKrylovSolver,
     AutoLinearSolver,
-    CG,
-    Cholesky,
     CholeskyQR,
-    MINRES,
     Neumann,
     Normal,
     PivotedQR,
@@ -37,58 +34,44 @@ from .._solver import (
     SVD,
 )
 from .._solver.verified import verified
+from .traits import traits_of
 
 
 class Blocks(NamedTuple):
     """(v, w, y) going in or (r, x, P y) coming out; as booleans, which are wanted."""
 
-    data: Any = None  # v, r: in the space of b
-    unknown: Any = None  # w, x: in the space of x
-    projection: Any = None  # y, P y: in the space of x
+    codomain: Any = None  # v, r
+    domain: Any = None  # w, x
+    projection: Any = None  # y, P y: in the domain
 
 
 class Problem(eqx.Module):
-    """An operator with its factorisation, and how failures are told.
+    """An operator with its factorisation.
 
     - `from_adjoint`: the map is that of B = A^H. A wide A of full rank is entered from
         this side, so that B always has independent columns.
-    - `derivative`: the solve belongs to a tangent or a cotangent. It takes no first
-        guess, an iterative solver its tolerance for derivatives, and it is NaN if it
-        failed.
-    - `judged`: a primal solve with this state has told what is wrong with it. A solver
-        that factorises does not say so again.
     """
 
     operator: lx.AbstractLinearOperator
     state: PyTree[Any]
     options: dict[str, Any]
     solver: lx.AbstractLinearSolver
-    throw: bool = eqx.field(static=True)
     from_adjoint: bool = eqx.field(static=True)
-    derivative: bool = eqx.field(static=True, default=False)
-    judged: bool = eqx.field(static=True, default=False)
 
     @classmethod
-    def create(cls, operator, state, options, solver, throw) -> "Problem":
+    def create(cls, operator, state, options, solver) -> "Problem":
         if isinstance(solver, AutoLinearSolver):
             check_options(solver, options)
             solver, state = state.solver.value, state.state
         wide = operator.in_size() > operator.out_size()
         from_adjoint = wide and solver.assume_full_rank()
-        return cls(operator, state, options, solver, throw, from_adjoint)
+        return cls(operator, state, options, solver, from_adjoint)
 
-    def for_derivative(self, *, judged: bool = False) -> "Problem":
+    def for_derivative(self) -> "Problem":
+        """Without a first guess, and with the tolerance for derivatives."""
         options = {key: val for key, val in self.options.items() if key != "y0"}
-        return Problem(
-            self.operator,
-            self.state,
-            options,
-            _for_derivative(self.solver),
-            self.throw,
-            self.from_adjoint,
-            derivative=True,
-            judged=judged or self.judged,
-        )
+        solver = _for_derivative(self.solver)
+        return Problem(self.operator, self.state, options, solver, self.from_adjoint)
 
     @property
     def _square(self) -> bool:
@@ -146,53 +129,59 @@ def apply_saddle_point(
 
 def structure_of_blocks(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
     """Shapes and dtypes of the blocks that `apply_saddle_point` returns."""
-    data, unknown = problem.operator.out_structure(), problem.operator.in_structure()
-    if problem.from_adjoint:
-        data, unknown = unknown, data
-    data_wanted, unknown_wanted, projection_wanted = _without_zeros(problem, rhs, wanted)
+    codomain, domain, _ = spaces(problem)
+    wanted = _without_zeros(problem, rhs, wanted)
     return Blocks(
-        data if data_wanted else None,
-        unknown if unknown_wanted else None,
-        unknown if projection_wanted else None,
+        codomain if wanted.codomain else None,
+        domain if wanted.domain else None,
+        domain if wanted.projection else None,
     )
+
+
+def spaces(problem: Problem) -> Blocks:
+    """The structures of the blocks."""
+    codomain, domain = problem.operator.out_structure(), problem.operator.in_structure()
+    if problem.from_adjoint:
+        codomain, domain = domain, codomain
+    return Blocks(codomain, domain, domain)
 
 
 def _without_zeros(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
     """The wanted blocks less those that are zero whatever the numbers."""
-    solved = rhs.data is not None or rhs.unknown is not None
-    residual = solved and not (problem.independent_rows and rhs.unknown is None)
+    solved = rhs.codomain is not None or rhs.domain is not None
+    residual = solved and not (problem.independent_rows and rhs.domain is None)
     return Blocks(
-        wanted.data and residual,
-        wanted.unknown and solved,
+        wanted.codomain and residual,
+        wanted.domain and solved,
         wanted.projection and rhs.projection is not None,
     )
 
 
 def _raveled(problem: Problem, rhs: Blocks):
     """The structures of the two spaces, and v and w as flat vectors."""
-    data, unknown = problem.state.structures.value
+    codomain, domain = problem.state.structures.value
     if problem.from_adjoint:
-        data, unknown = unknown, data
-    v = None if rhs.data is None else data.ravel(rhs.data)
-    w = None if rhs.unknown is None else unknown.ravel(rhs.unknown)
-    return data, unknown, v, w
+        codomain, domain = domain, codomain
+    v = None if rhs.codomain is None else codomain.ravel(rhs.codomain)
+    w = None if rhs.domain is None else domain.ravel(rhs.domain)
+    return codomain, domain, v, w
 
 
 def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     """A = QR, or B = A^H = QR: c = Q^H v − R^-H w, x = R^-1 c, r = v − Q c."""
     check_options(solver, problem.options)
     state = problem.state
-    data, unknown, v, w = _raveled(problem, rhs)
+    codomain, domain, v, w = _raveled(problem, rhs)
     qh_v = None if v is None else state.qh_mv(v)
     rh_w = None if w is None else state.r_solve(after_in_batch(qh_v, w), adjoint=True)
     c = tree_sub(qh_v, rh_w)
-    x = state.r_solve(c) if wanted.unknown else None
+    x = state.r_solve(c) if wanted.domain else None
     r = None
-    if wanted.data and problem.independent_rows:
-        r = data.unravel(state.q_mv(after_in_batch(x, rh_w)))
-    elif wanted.data:
-        r = data.unravel(tree_sub(v, state.q_mv(after_in_batch(x, c))))
-    x = None if x is None else unknown.unravel(x)
+    if wanted.codomain and problem.independent_rows:
+        r = codomain.unravel(state.q_mv(after_in_batch(x, rh_w)))
+    elif wanted.codomain:
+        r = codomain.unravel(tree_sub(v, state.q_mv(after_in_batch(x, c))))
+    x = None if x is None else domain.unravel(x)
     return Blocks(r, x, None), solver.result(state), solver.stats(state)
 
 
@@ -200,12 +189,12 @@ def _cholesky_qr(solver: CholeskyQR, problem: Problem, rhs: Blocks, wanted: Bloc
     """B = A or A^H: r + B x = v, B^H r = w, by the Gram matrix, refined."""
     check_options(solver, problem.options)
     state = problem.state
-    data, unknown, v, w = _raveled(problem, rhs)
+    codomain, domain, v, w = _raveled(problem, rhs)
     x = r = None
-    if wanted.data or wanted.unknown:
-        x, r = state.solve(v, w, residual=wanted.data)
-        x = unknown.unravel(x) if wanted.unknown else None
-        r = data.unravel(r) if wanted.data else None
+    if wanted.codomain or wanted.domain:
+        x, r = state.solve(v, w, residual=wanted.codomain)
+        x = domain.unravel(x) if wanted.domain else None
+        r = codomain.unravel(r) if wanted.codomain else None
     return Blocks(r, x, None), solver.result(state), solver.stats(state)
 
 
@@ -213,7 +202,7 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     """A = Q T Z^H: c = Q^H v − T^-H Z^H w, x = Z T^-1 c, r = v − Q c; P = Z Z^H."""
     check_options(solver, problem.options)
     state = problem.state
-    data, unknown, v, w = _raveled(problem, rhs)
+    codomain, domain, v, w = _raveled(problem, rhs)
     qh_v = None if v is None else state.qh_mv(v)
     th_w = None
     if w is not None:
@@ -221,17 +210,17 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     c = tree_sub(qh_v, th_w)
     x = r = p = None
     last = c
-    if wanted.unknown:
+    if wanted.domain:
         last = x = state.z_mv(state.t_solve(c))
-    if wanted.data:
+    if wanted.codomain:
         last = r = tree_sub(v, state.q_mv(after_in_batch(last, c)))
     if wanted.projection:
-        y = unknown.ravel(rhs.projection)
+        y = domain.ravel(rhs.projection)
         last = p = state.z_mv(state.zh_mv(after_in_batch(last, y)))
     # Whoever needs one of them waits for all.
-    x = None if x is None else unknown.unravel(after_in_batch(last, x))
-    r = None if r is None else data.unravel(after_in_batch(last, r))
-    p = None if p is None else unknown.unravel(p)
+    x = None if x is None else domain.unravel(after_in_batch(last, x))
+    r = None if r is None else codomain.unravel(after_in_batch(last, r))
+    p = None if p is None else domain.unravel(p)
     return Blocks(r, x, p), solver.result(state), solver.stats(state)
 
 
@@ -246,7 +235,7 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
     forward, backward = state.operator, state.adjoint
     if problem.from_adjoint:
         forward, backward = backward, forward
-    in_data = not problem.from_adjoint
+    in_codomain = not problem.from_adjoint
 
     def inner_solve(vector, source=None):
         return solver.inner_solve(state, vector, problem.options, source)
@@ -257,22 +246,23 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
     def to_inner(vector, *, out):
         return None if vector is None else solver.to_inner(state, vector, out=out)
 
-    v, w = to_inner(rhs.data, out=in_data), to_inner(rhs.unknown, out=not in_data)
+    v = to_inner(rhs.codomain, out=in_codomain)
+    w = to_inner(rhs.domain, out=not in_codomain)
     r = x = p = None
-    if (wanted.data or wanted.unknown) and v is None:
+    if (wanted.codomain or wanted.domain) and v is None:
         x = solver.over_unit(state, tree_neg(solve(w)))  # a first guess is of solve(w)
-    elif wanted.data or wanted.unknown:
+    elif wanted.codomain or wanted.domain:
         x = solve(tree_sub(backward.mv(v), solver.over_unit(state, w)))
-    if wanted.data:
-        r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_data)
+    if wanted.codomain:
+        r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_codomain)
     if wanted.projection:
-        y = to_inner(rhs.projection, out=not in_data)
+        y = to_inner(rhs.projection, out=not in_codomain)
         p = project(forward.mv(y))
         solve.note(project.result)
-        p = solver.from_inner(state, p, out=not in_data)
-    if wanted.unknown:
-        x = solver.from_inner(state, solver.over_unit(state, x), out=not in_data)
-    return Blocks(r, x if wanted.unknown else None, p), solve.result, solve.stats
+        p = solver.from_inner(state, p, out=not in_codomain)
+    if wanted.domain:
+        x = solver.from_inner(state, solver.over_unit(state, x), out=not in_codomain)
+    return Blocks(r, x if wanted.domain else None, p), solve.result, solve.stats
 
 
 def _neumann(solver: Neumann, problem: Problem, rhs: Blocks, wanted: Blocks):
@@ -292,11 +282,11 @@ def _neumann(solver: Neumann, problem: Problem, rhs: Blocks, wanted: Blocks):
         solve.note(result)
     elif w is not None:
         n_w = _adjoint_solve(problem, solve, w)
-        gram_w = solve(n_w) if wanted.unknown else None
+        gram_w = solve(n_w) if wanted.domain else None
     r = x = p = None
-    if wanted.unknown:
+    if wanted.domain:
         x = tree_sub(n_v, gram_w)
-    if wanted.data:
+    if wanted.codomain:
         rest = None if v is None else tree_sub(v, state.operator.mv(n_v))
         r = tree_add(rest, n_w)
     if wanted.projection:
@@ -308,9 +298,9 @@ def _neumann(solver: Neumann, problem: Problem, rhs: Blocks, wanted: Blocks):
 def _square_full_rank(problem: Problem, rhs: Blocks, wanted: Blocks):
     """CG, LU, Cholesky and all others: c = A^-H w, x = A^-1 (v − c), r = c."""
     solve = _compute(problem)
-    c = None if rhs.unknown is None else _adjoint_solve(problem, solve, rhs.unknown)
-    x = solve(tree_sub(rhs.data, c)) if wanted.unknown else None
-    return Blocks(c if wanted.data else None, x, None), solve.result, solve.stats
+    c = None if rhs.domain is None else _adjoint_solve(problem, solve, rhs.domain)
+    x = solve(tree_sub(rhs.codomain, c)) if wanted.domain else None
+    return Blocks(c if wanted.codomain else None, x, None), solve.result, solve.stats
 
 
 def _any_solver(problem: Problem, rhs: Blocks, wanted: Blocks):
@@ -324,13 +314,13 @@ def _any_solver(problem: Problem, rhs: Blocks, wanted: Blocks):
         solve, adjoint_solve = adjoint_solve, solve
     c = None if w is None else adjoint_solve(w)
     r = x = p = None
-    if wanted.unknown or (wanted.data and v is not None):
+    if wanted.domain or (wanted.codomain and v is not None):
         x = solve(tree_sub(v, c))
-    if wanted.data:
+    if wanted.codomain:
         r = c if v is None else tree_sub(v, operator.mv(x))
     if wanted.projection:
         p = solve(operator.mv(y))
-    return Blocks(r, x if wanted.unknown else None, p), attempt.result, attempt.stats
+    return Blocks(r, x if wanted.domain else None, p), attempt.result, attempt.stats
 
 
 class _Attempt:
@@ -363,8 +353,8 @@ def _compute(problem: Problem) -> _Attempt:
 def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
     """A†^H w = conj(A†^T conj(w)): never through `solver.conj`, see `Normal`."""
     solver, options = problem.solver, problem.options
-    if isinstance(solver, CG | Cholesky | MINRES | lx.CG | lx.Cholesky):
-        return solve(vector)  # Hermitian
+    if traits_of(solver).hermitian:
+        return solve(vector)
     if isinstance(solver, lx.Normal):
         # Its `transpose` conjugates the inner state, wrongly for LU (lineax 0.1.1).
         _, options = solver.transpose(problem.state, options)

@@ -1,11 +1,12 @@
 from .auto import AutoLinearSolver as AutoLinearSolver
-from .direct.base import AbstractDirectSolver as AbstractDirectSolver
 from .direct.cholesky import Cholesky as Cholesky
+from .direct.identity import Identity as Identity
 from .direct.klu import KLU as KLU
 from .direct.lu import LU as LU
 from .direct.sparse_triangular import SparseTriangular as SparseTriangular
 from .direct.triangular import Triangular as Triangular
 from .direct.tridiagonal import Tridiagonal as Tridiagonal
+from .factorisation import AbstractFactorisation as AbstractFactorisation
 from .krylov.bicgstab import BiCGStab as BiCGStab
 from .krylov.cg import CG as CG
 from .krylov.gmres import GMRES as GMRES

@@ -16,30 +16,11 @@ from .._operator.adjoint import adjoint
 from .._operator.divided import Divided, unit_of_products
 from .._operator.stored_adjoint import StoredAdjoint
 from .auto import AutoLinearSolver
-from .direct.base import AbstractDirectSolver
+from .counterpart import counterpart
+from .factorisation import AbstractFactorisation
 from .krylov.cg import CG
-from .orthogonal.cholesky_qr import CholeskyQR
-from .orthogonal.pivoted_qr import PivotedQR
-from .orthogonal.qr import QR
-from .orthogonal.svd import SVD
 from .state import structures_of, swapped
 from .verified import verified
-
-
-# Solvers that read the Gram matrix entry by entry: it is formed once, by one product.
-_DENSE_SOLVERS = (
-    AbstractDirectSolver,
-    AutoLinearSolver,
-    CholeskyQR,
-    PivotedQR,
-    QR,
-    SVD,
-    lx.AutoLinearSolver,
-    lx.Cholesky,
-    lx.LU,
-    lx.QR,
-    lx.SVD,
-)
 
 
 class NormalState(eqx.Module):
@@ -88,7 +69,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     **Arguments:**
 
     - `inner_solver`: any `lineax.AbstractLinearSolver` for systems tagged positive
-        semidefinite; no default.
+        semidefinite; no default. One of lineax's becomes its counterpart here.
 
     **Raises:** `TypeError` if `inner_solver` is not a solver, `ValueError` at trace time
     for an unknown option.
@@ -97,7 +78,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     2.2 (normal equations of both kinds) and 7.4 (CGLS, CGNE).
     """
 
-    inner_solver: lx.AbstractLinearSolver
+    inner_solver: lx.AbstractLinearSolver = eqx.field(converter=counterpart)
 
     def __check_init__(self):
         if not isinstance(self.inner_solver, lx.AbstractLinearSolver):
@@ -108,7 +89,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
 
     @property
     def _dense(self) -> bool:
-        return isinstance(self.inner_solver, _DENSE_SOLVERS)
+        """Whether the inner solver reads the Gram matrix entry by entry: it is formed."""
+        return isinstance(self.inner_solver, AbstractFactorisation | AutoLinearSolver)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

@@ -5,6 +5,7 @@ import equinox.internal as eqxi
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .counterpart import counterpart
 from .verified import verified
 
 
@@ -27,8 +28,8 @@ class TransposePair(lx.AbstractLinearSolver[_PairState]):
     - `solver`, `transpose_solver`: any two solvers that take the options.
     """
 
-    solver: lx.AbstractLinearSolver
-    transpose_solver: lx.AbstractLinearSolver
+    solver: lx.AbstractLinearSolver = eqx.field(converter=counterpart)
+    transpose_solver: lx.AbstractLinearSolver = eqx.field(converter=counterpart)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]):
         forward = self.solver.init(operator, options)

@@ -26,9 +26,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
 from .._base.order import after
-from .._front.linear_solve import create_problem
-from .._map.primitive import bind
-from .._map.rows import Blocks, Problem
+from .._map.factorised import Factorised
+from .._map.rows import Blocks
 from .dependence import groups_of, moved_columns
 from .model import (
     adjoint_times,
@@ -50,16 +49,14 @@ _LARGEST_CANCELLATION = 10
 class Factors(eqx.Module):
     """A factorised: once, or for each column with weights of its own."""
 
-    problem: Problem
+    factorised: Factorised
     shared: bool = eqx.field(static=True)
 
     @classmethod
     def create(cls, phi, observations: Observations, solver, dtype) -> "Factors":
         def create(weights):
-            problem, _ = create_problem(
-                weighted(phi, weights, dtype), solver, throw=False
-            )
-            return problem
+            operator = weighted(phi, weights, dtype)
+            return Factorised.create(operator, solver, throw=False)[0]
 
         if observations.shares_weights:
             return cls(create(observations.weights), True)
@@ -68,13 +65,13 @@ class Factors(eqx.Module):
     def apply(self, v, w, wanted: Blocks, *, derivative: bool = False):
         """The saddle-point map of v `(m, k)` and w `(n, k)`, column by column."""
 
-        def column(problem, v, w):
-            problem = problem.for_derivative() if derivative else problem
-            return bind(problem, Blocks(v, w), wanted)
+        def column(factorised, v, w):
+            factorised = factorised.for_derivative() if derivative else factorised
+            return factorised.blocks(Blocks(v, w), wanted)
 
         axis = None if self.shared else eqx.if_array(0)
         apply = eqx.filter_vmap(column, in_axes=(axis, 1, 1), out_axes=(1, 0, 0))
-        return apply(self.problem, v, w)
+        return apply(self.factorised, v, w)
 
     def derivative(self, d, e, wanted: Blocks) -> Blocks:
         """M†(−D, −E) for D `(q, m, k)` and E `(q, n, k)`, or `None` for zero."""
@@ -220,7 +217,7 @@ class Elimination(eqx.Module):
     ) -> Inexact[Array, "q m k"]:
         """∂r/∂θ, θ in the order of `jax.flatten_util.ravel_pytree`."""
         d, e = self.tangents(theta, args, observations, at, exact=exact)
-        return at.factors.derivative(d, e, Blocks(True, False, False)).data
+        return at.factors.derivative(d, e, Blocks(True, False, False)).codomain
 
 
 def _residual_of_many(factors: Factors, a, b, c) -> Inexact[Array, "m k"]:

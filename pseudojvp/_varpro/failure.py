@@ -22,7 +22,7 @@ def result_of(outcome: Outcome, at: Eliminated, theta, cost, sound_input) -> opt
     sound = residual & all_finite((theta, at.coefficients))
     result = results.where(sound, result, results.nonfinite)
     # Of a basis that is not finite, a solver may say that it is singular.
-    model, _ = eqx.partition(at.factors.problem.operator, eqx.is_inexact_array)
+    model, _ = eqx.partition(at.factors.factorised.operator, eqx.is_inexact_array)
     eliminated = results.where(
         all_finite(model), results.promote(at.result), results.nonfinite
     )

@@ -13,7 +13,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.order import after
-from .._front.linear_solve import apply_pseudoinverse, create_problem
+from .._map.factorised import Factorised
 from .._solver import PivotedQR
 from .compression import compress
 from .elimination import Elimination
@@ -176,8 +176,8 @@ class _GaussNewtonStep(eqx.Module):
         length = jnp.linalg.norm(jacobian, axis=0)
         length = jnp.where(length > 0, length, 1)
         operator = lx.MatrixLinearOperator(jacobian / length[None, :])
-        problem, _ = create_problem(operator, PivotedQR(), throw=False)
-        step, rest, _, _ = apply_pseudoinverse(problem, r, residual=True)
+        factorised, _ = Factorised.create(operator, PivotedQR(), throw=False)
+        step, rest, _, _ = factorised.apply(r, residual=True)
         assert step is not None
         assert rest is not None  # J has more rows than columns
         moved, rest = jnp.linalg.norm(r - rest), jnp.linalg.norm(rest)

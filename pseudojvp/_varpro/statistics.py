@@ -10,8 +10,7 @@ import lineax as lx
 from jaxtyping import Array, Float, Inexact, Integer
 
 from .._base.order import after
-from .._front.linear_solve import create_problem
-from .._map.primitive import bind
+from .._map.factorised import Factorised
 from .._map.rows import Blocks
 from .._solver import PivotedQR
 from .compression import compress
@@ -196,19 +195,12 @@ def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations, 
     size = jnp.linalg.norm(jacobian, axis=0)
     size = jnp.where(size > 0, size, 1)
     operator = lx.MatrixLinearOperator(jacobian / size[None, :])
-    problem, _ = create_problem(operator, PivotedQR(), throw=False)
-
-    def solve(unit):
-        (_, x, _), _, stats = bind(
-            problem, Blocks(unknown=unit), Blocks(False, True, False)
-        )
-        return -x, stats["rank"]
-
+    factorised, _ = Factorised.create(operator, PivotedQR(), throw=False)
     q = jacobian.shape[1]
-    inverse, ranks = jax.vmap(solve)(jnp.eye(q, dtype=jacobian.dtype))
+    inverse = jax.vmap(factorised.gram_inverse)(jnp.eye(q, dtype=jacobian.dtype))
     inverse = 0.5 * (inverse + inverse.T) / jnp.outer(size, size)
-    determined = ranks[0] == q
-    return jnp.where(determined, inverse, jnp.nan), ranks[0]
+    rank = factorised.stats["rank"]
+    return jnp.where(rank == q, inverse, jnp.nan), rank
 
 
 def _gram_inverse(at: Eliminated, earlier) -> Inexact[Array, "k n n"]:

@@ -12,6 +12,7 @@ from ..._base.checks import check_options, check_square
 from ..._base.order import after_in_batch
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
 from ..._operator.sparse import SparseLinearOperator, untagged
+from ..factorisation import AbstractFactorisation
 from ..state import conjugated, structures_of, swapped
 
 
@@ -37,7 +38,7 @@ class Factors(NamedTuple):
     unordered: PyTree[Array] | None = None
 
 
-class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
+class AbstractDirectSolver(AbstractFactorisation[DirectState]):
     """A direct solver for square nonsingular A, and the truth about A.
 
     The factors also give the reciprocal condition number of A with the largest entry of
@@ -76,9 +77,14 @@ class AbstractDirectSolver(lx.AbstractLinearSolver[DirectState]):
         out_structure, in_structure = state.structures.value
         flat = after_in_batch(state.reciprocal_condition, out_structure.ravel(vector))
         columns = self.solve_columns(state.factors, flat[:, None], state.transposed.value)
-        result = full_rank_result(state.reciprocal_condition, flat.size, flat.size)
-        stats = {"reciprocal_condition": state.reciprocal_condition}
-        return in_structure.unravel(columns[:, 0]), result, stats
+        return in_structure.unravel(columns[:, 0]), self.result(state), self.stats(state)
+
+    def result(self, state: DirectState) -> lx.RESULTS:
+        size = state.structures.value[0].size
+        return full_rank_result(state.reciprocal_condition, size, size)
+
+    def stats(self, state: DirectState) -> dict[str, Any]:
+        return {"reciprocal_condition": state.reciprocal_condition}
 
     def transpose(self, state: DirectState, options: dict[str, Any]):
         flipped = eqxi.Static(not state.transposed.value)

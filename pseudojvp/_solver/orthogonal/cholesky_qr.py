@@ -14,6 +14,7 @@ from ..._kernel.condition import largest_singular_value, probes
 from ..._kernel.norms import power_of_two
 from ..._kernel.products import adjoint_matmul, matmul, stored_transpose
 from ..._kernel.small_batches import cholesky, gram, solve_triangular
+from ..factorisation import AbstractFactorisation
 from ..state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -71,7 +72,7 @@ class CholeskyQRState(eqx.Module):
         return _gram_solve(self.r, jnp.asarray(tree_sub(backward, w)))
 
 
-class CholeskyQR(lx.AbstractLinearSolver[CholeskyQRState]):
+class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
     """Solves full-rank systems of any shape at the cost of a Gram matrix, as accurately
     as [`pseudojvp.QR`][], up to a condition number of 10⁷ in double precision.
 

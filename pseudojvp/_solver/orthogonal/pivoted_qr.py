@@ -16,6 +16,7 @@ from ..._kernel.condition import (
 from ..._kernel.householder import Reflectors
 from ..._kernel.pivoting import pivoted_columns
 from ..._kernel.products import adjoint_matmul, matmul
+from ..factorisation import AbstractFactorisation
 from ..state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -70,19 +71,21 @@ class PivotedQRState(eqx.Module):
 
 
 def _largest_singular_value(
-    matrix: Inexact[Array, "n n"], left: Inexact[Array, " n"]
+    matrix: Inexact[Array, "n n"], left: Inexact[Array, "n _"]
 ) -> Real[Array, ""]:
     """An estimate from below, by power steps from the direction of the first pivot; that
     of the largest column is one."""
     for _ in range(2):
-        right = adjoint_matmul(matrix, left)
+        right = matmul(matrix.conj().T, left)
         left = matmul(matrix, right)
     size = jnp.linalg.norm(left)
-    largest = jnp.linalg.norm(adjoint_matmul(matrix, left)) / jnp.where(size > 0, size, 1)
+    largest = jnp.linalg.norm(matmul(matrix.conj().T, left)) / jnp.where(
+        size > 0, size, 1
+    )
     return jnp.maximum(largest, 1)
 
 
-class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
+class PivotedQR(AbstractFactorisation[PivotedQRState]):
     """Returns the pseudoinverse solution A†b of any system by a pivoted QR factorisation.
 
     Any shape and any rank. The factors are those of a complete orthogonal decomposition
@@ -134,7 +137,7 @@ class PivotedQR(lx.AbstractLinearSolver[PivotedQRState]):
 
         unit = jnp.max(pivots, initial=0)
         unit = jnp.where(unit > 0, unit, 1)
-        largest = _largest_singular_value(matrix / unit.astype(inner.dtype), inner[:, 0])
+        largest = _largest_singular_value(matrix / unit.astype(inner.dtype), inner[:, :1])
         cutoff = resolve_rcond(self.rcond, eps, unit.dtype)
         kept = pivots / unit > cutoff * largest
         rank = jnp.sum(kept)

@@ -9,6 +9,7 @@ from ..._base.checks import check_options
 from ..._base.order import after_in_batch
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
 from ..._kernel.householder import Reflectors
+from ..factorisation import AbstractFactorisation
 from ..state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -33,7 +34,7 @@ class QRState(eqx.Module):
         return self.reflectors.r_solve(short, adjoint=adjoint)
 
 
-class QR(lx.AbstractLinearSolver[QRState]):
+class QR(AbstractFactorisation[QRState]):
     """Solves full-rank systems of any shape by a Householder QR factorisation.
 
     The solution is the pseudoinverse solution A†b: of A x = b when `operator` is square,

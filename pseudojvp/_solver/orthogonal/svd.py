@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
 from ..._base.checks import check_options
 from ..._base.tree import one_or_nan
 from ..._kernel.condition import resolve_rcond
+from ..factorisation import AbstractFactorisation
 from ..state import conjugated, structures_of, swapped
 
 
@@ -60,7 +61,7 @@ def _matmul(matrix, vector):
     return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
-class SVD(lx.AbstractLinearSolver[SVDState]):
+class SVD(AbstractFactorisation[SVDState]):
     """Returns the pseudoinverse solution A†b of any system by a thin SVD.
 
     Any shape and any rank. `stats["rank"]` is the number of singular values kept.

@@ -1,0 +1,70 @@
+from typing import Any
+
+import lineax as lx
+from jaxtyping import PyTree
+
+from .._base.call import compiled
+from .._base.checks import check_solver
+from .._map.factorised import Factorised, unset
+from .._operator import as_operator, Matrix
+from .._solver import AutoLinearSolver
+
+
+def factorise(
+    operator: lx.AbstractLinearOperator | Matrix,
+    solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=True),
+    *,
+    options: dict[str, Any] | None = None,
+    state: PyTree[Any] = unset,
+    throw: bool = True,
+) -> Factorised:
+    """Returns A with its factors: every block of its pseudoinverse map, by name.
+
+        factorised = pj.factorise(A, pj.QR())
+        x = factorised.solve(b)                # A†b
+        r = factorised.residual(b)             # (I − A A†)b
+        q = factorised.adjoint_solve(w)        # A†ᴴw
+        g = factorised.gram_inverse(w)         # (AᴴA)†w
+        p = factorised.project(y)              # A†A y
+
+    Each of them is right for A of every shape and rank that the solver takes, and comes
+    from the same factors: one application of them, and no product of A with its adjoint.
+
+    **Arguments:**
+
+    - `operator`: A; any `lineax.AbstractLinearOperator`, an array of shape
+        `(rows, cols)`, or a sparse matrix.
+    - `solver`: as for [`pseudojvp.linear_solve`][]. Defaults to
+        `AutoLinearSolver(well_posed=True)`, for square nonsingular A.
+    - `options`: run-time options of the solver. Defaults to none. A first guess `y0` is
+        one for `solve`.
+    - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
+        to computing it.
+    - `throw`: whether a failed method raises at run time, and its derivatives. If
+        `False`, both are NaN where it failed. Defaults to `True`. Nothing raises before
+        a method is called: `result` and `stats` tell what the factors are.
+
+    **Returns:** a [`pseudojvp.Factorised`][].
+
+    **Derivatives:** of every method, with respect to `operator` and the vector, forward
+    and reverse, of every order, along paths of constant rank; in cost as for
+    `linear_solve`. To differentiate with respect to A, factorise within the function that
+    is differentiated. The factors themselves are constants.
+
+    **Raises:** `TypeError` or `ValueError` at trace time for an operator or solver of
+    another type, a solver that cannot take the operator, unknown options, and in the
+    methods for a vector that does not match.
+
+    **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), section
+    1.2 for the blocks; Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), for their
+    derivatives.
+    """
+    # Outside of `jit`, where the indices of a sparse matrix are known.
+    operator = as_operator(operator, "factorise")
+    check_solver(solver, "factorise")
+    return _factorise(operator, solver, options, state, throw)
+
+
+@compiled
+def _factorise(operator, solver, options, state, throw) -> Factorised:
+    return Factorised.create(operator, solver, options, state, throw)[0]

@@ -1,0 +1,260 @@
+"""The face of the map: each of its blocks by name."""
+
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, ArrayLike, PyTree
+
+from .._base.call import compiled
+from .._base.checks import check_options, check_vector
+from .._base.results import first_failure, nan_after_failure
+from .._base.tree import stop_gradient, tree_neg, tree_sub
+from .._solver import AbstractFactorisation, Identity, Normal
+from .._solver.counterpart import counterpart
+from .guard import Guard
+from .primitive import bind
+from .rows import Blocks, Problem
+
+
+class Unset:
+    def __repr__(self):
+        return "<unset>"
+
+
+unset = Unset()
+
+
+class Factorised(eqx.Module):
+    """A with its factors, or what an iterative solver keeps of it.
+
+    Made by [`pseudojvp.factorise`][], which see. A pytree: it goes through `jax.jit`,
+    `jax.vmap` and loops. Each method takes one vector, and a batch under `jax.vmap`.
+    """
+
+    _problem: Problem
+    _guard: Guard
+
+    @classmethod
+    def create(
+        cls,
+        operator: lx.AbstractLinearOperator,
+        solver: lx.AbstractLinearSolver,
+        options: dict[str, Any] | None = None,
+        state: PyTree[Any] = unset,
+        throw: bool = True,
+    ) -> tuple["Factorised", PyTree[Any]]:
+        """Returns the operator factorised, and the solver's state alone.
+
+        State, options and a preconditioner within the solver are constants.
+        """
+        options = {} if options is None else options
+        if isinstance(solver, lx.BiCGStab | lx.CG | lx.GMRES):  # they do not look
+            check_options(solver, options, ("preconditioner", "y0"))
+        if isinstance(operator, lx.IdentityLinearOperator):
+            solver, options, state = Identity(), {}, unset
+        constant = stop_gradient(operator)
+        own = Normal(solver.inner_solver) if type(solver) is lx.Normal else solver
+        own = counterpart(own)
+        if isinstance(state, Unset):
+            solver, state = own, own.init(constant, options)
+        elif own is not solver and _is_state(state, own, constant, options):
+            solver = own
+        state = stop_gradient(state)
+        problem = Problem.create(
+            operator, state, stop_gradient(options), nondifferentiable(solver)
+        )
+        return cls(problem, Guard(throw)), state
+
+    def for_derivative(self) -> "Factorised":
+        """For a solve that is a derivative, of no primal solve: NaN if it fails."""
+        guard = self._guard.for_derivative(of_primal=False)
+        return Factorised(self._problem.for_derivative(), guard)
+
+    @property
+    def operator(self) -> lx.AbstractLinearOperator:
+        """A."""
+        return self._problem.operator
+
+    @property
+    def result(self) -> lx.RESULTS:
+        """What the factors tell: `successful`, or why no solve with them can be.
+
+        An iterative solver has not seen A yet, and says `successful`.
+        """
+        told = self._told()
+        return lx.RESULTS.successful if told is None else told[0].result(told[1])
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What the factors tell of A: `"rank"`, `"reciprocal_condition"`; or nothing."""
+        told = self._told()
+        return {} if told is None else told[0].stats(told[1])
+
+    @property
+    def state(self) -> PyTree[Any]:
+        """That of the solver, of the one that an automatic solver picked."""
+        return self._problem.state
+
+    @property
+    def leaves_no_residual(self) -> bool:
+        """Whether A† is a right inverse by shape and the solver's assumption."""
+        return self._problem.independent_rows or self._problem.from_adjoint
+
+    def solve(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
+        """Returns x = A†b.
+
+        b as `operator.out_structure()`, x as `operator.in_structure()`.
+        """
+        return _solve(self, vector)
+
+    def residual(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
+        """Returns (I − A A†)b, what is left of b by its best approximation A x.
+
+        As b. Exactly zero where A has independent rows by its shape and the solver's
+        assumption.
+        """
+        return _residual(self, vector)
+
+    def adjoint_solve(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
+        """Returns A†ᴴw, the pseudoinverse solution with the adjoint.
+
+        w as `operator.in_structure()`, the value as `operator.out_structure()`.
+        """
+        return _adjoint_solve(self, vector)
+
+    def gram_inverse(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
+        """Returns (AᴴA)†w, without AᴴA: the covariance of x for white noise in b.
+
+        w and the value as `operator.in_structure()`. For a wide A of full rank two
+        applications.
+        """
+        return _gram_inverse(self, vector)
+
+    def project(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
+        """Returns A†A y, the orthogonal projection onto the row space of A.
+
+        y and the value as `operator.in_structure()`. It is y where A has independent
+        columns by its shape and the solver's assumption, and a solve looks whether it
+        has.
+        """
+        return _project(self, vector)
+
+    def blocks(
+        self, rhs: Blocks, wanted: Blocks
+    ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
+        """The map itself; of Aᴴ where a wide A is entered from its side."""
+        return bind(self._problem, rhs, wanted, self._guard)
+
+    def apply(
+        self, vector: PyTree[Array], *, solution: bool = True, residual: bool = False
+    ) -> tuple[PyTree[Array] | None, PyTree[Array] | None, lx.RESULTS, dict[str, Any]]:
+        """Returns A†b and b − A A†b, the result and the solver's stats.
+
+        `None` is what was not asked for, or a residual that is zero whatever the numbers.
+        A wide A of full rank leaves none, and its solution is there unasked.
+        """
+        if self._problem.from_adjoint:
+            rhs, wanted = Blocks(None, vector), Blocks(True, False, False)
+            (x, _, _), result, stats = self.blocks(rhs, wanted)
+            return x, None, result, stats
+        wanted = Blocks(residual, solution, False)
+        (r, x, _), result, stats = self.blocks(Blocks(vector), wanted)
+        return x, r, result, stats
+
+    def _told(self):
+        """The factorisation and its state, if the solver is one."""
+        solver, state = self._problem.solver, self._problem.state
+        if isinstance(solver, Normal):
+            solver, state = solver.inner_solver, state.inner
+        return (solver, state) if isinstance(solver, AbstractFactorisation) else None
+
+
+def _is_state(state, solver, operator, options) -> bool:
+    """Whether `state` can be of `solver`, and not of its counterpart in lineax."""
+    structure = eqx.filter_eval_shape(solver.init, operator, options)
+    return jtu.tree_structure(state) == jtu.tree_structure(structure)
+
+
+def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+    """The solver with its preconditioner a constant, an error at any other tangent."""
+
+    def is_operator(node):
+        return isinstance(node, lx.AbstractLinearOperator)
+
+    def convert(node):
+        if is_operator(node):
+            return stop_gradient(node)
+        return eqxi.nondifferentiable(node, name="`linear_solve(..., solver=...)`")
+
+    return jtu.tree_map(convert, solver, is_leaf=is_operator)
+
+
+@compiled
+def _solve(factorised: Factorised, vector):
+    vector = check_vector(vector, factorised.operator.out_structure(), "solve")
+    x, _, result, _ = factorised.apply(vector)
+    return nan_after_failure(result, x)
+
+
+@compiled
+def _residual(factorised: Factorised, vector):
+    vector = check_vector(vector, factorised.operator.out_structure(), "residual")
+    exact = factorised.leaves_no_residual  # then only x can tell a failure
+    _, r, result, _ = factorised.apply(vector, solution=exact, residual=not exact)
+    r = jtu.tree_map(jnp.zeros_like, vector) if r is None else r
+    return nan_after_failure(result, r)
+
+
+@compiled
+def _adjoint_solve(factorised: Factorised, vector):
+    vector = check_vector(vector, factorised.operator.in_structure(), "adjoint_solve")
+    if factorised._problem.from_adjoint:
+        (_, out, _), result, _ = factorised.blocks(
+            Blocks(vector), Blocks(False, True, False)
+        )
+    else:
+        (out, _, _), result, _ = factorised.blocks(
+            Blocks(domain=vector), Blocks(True, False, False)
+        )
+    return nan_after_failure(result, out)
+
+
+@compiled
+def _gram_inverse(factorised: Factorised, vector):
+    vector = check_vector(vector, factorised.operator.in_structure(), "gram_inverse")
+    if factorised._problem.from_adjoint:
+        # With B = Aᴴ, (B Bᴴ)† is B†ᴴ B†.
+        (_, x, _), first, _ = factorised.blocks(
+            Blocks(vector), Blocks(False, True, False)
+        )
+        (out, _, _), second, _ = factorised.blocks(
+            Blocks(domain=x), Blocks(True, False, False)
+        )
+        return nan_after_failure(first_failure(first, second), out)
+    (_, x, _), result, _ = factorised.blocks(
+        Blocks(domain=vector), Blocks(False, True, False)
+    )
+    return nan_after_failure(result, tree_neg(x))
+
+
+@compiled
+def _project(factorised: Factorised, vector):
+    vector = check_vector(vector, factorised.operator.in_structure(), "project")
+    if factorised._problem.from_adjoint:
+        # With B = Aᴴ, y less what B leaves of it.
+        (r, _, _), result, _ = factorised.blocks(
+            Blocks(vector), Blocks(True, False, False)
+        )
+        return nan_after_failure(result, tree_sub(vector, r))
+    if factorised._problem.independent_columns:
+        # It is y by an assumption, of which only a solve can tell that it fails.
+        _, _, result, _ = factorised.apply(factorised.operator.mv(vector))
+        return nan_after_failure(result, vector)
+    (_, _, p), result, _ = factorised.blocks(
+        Blocks(projection=vector), Blocks(False, False, True)
+    )
+    return nan_after_failure(result, p)

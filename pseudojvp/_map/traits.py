@@ -1,0 +1,126 @@
+"""What the map and its guard have to know of a solver, beside its row: one table."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import lineax as lx
+
+from .._solver import (
+    AbstractFactorisation,
+    CG,
+    Cholesky,
+    CholeskyQR,
+    MINRES,
+    Neumann,
+    Normal,
+    PivotedQR,
+    smallest_reciprocal_condition,
+    SVD,
+)
+
+
+_ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
+_NOT_SQUARED = "`QR()` does not square the condition number."
+
+
+def _of_full_rank(rows: int, cols: int, dtype) -> float:
+    return float(jnp.finfo(dtype).eps) * max(rows, cols)
+
+
+def _of_a_gram_matrix(rows: int, cols: int, dtype) -> float:
+    return float(jnp.finfo(dtype).eps) * min(rows, cols)
+
+
+class Traits(NamedTuple):
+    """Of the map first, then of a failure.
+
+    - `projects`: P y takes a product, and no solve, beside the other blocks.
+    - `hermitian`: A⁻ᴴ is A⁻¹.
+    - `within_row_space`: it is the adjoint of A† there only, so that w is projected.
+    - `finds_nonfinite`: it notices a NaN in an entry of A that no solution shows.
+    - `breakdown`, `singular`: what these results mean, and what to do.
+    - `limit(rows, cols, dtype)`: reciprocal condition numbers up to it are singular;
+        `whose` they are, what a `zero` means, and `advice`.
+    - `pivots`: the statistic `rank` is of pivots that need not reveal it.
+    """
+
+    projects: bool = False
+    hermitian: bool = False
+    within_row_space: bool = False
+    finds_nonfinite: bool = False
+    breakdown: str = "broke down. Try another solver."
+    singular: str = (
+        "gave non-finite values or did not converge: A is singular, or an entry of it "
+        f"is NaN or Inf. {_ANY_RANK}"
+    )
+    limit: Callable[[int, int, Any], float] = _of_full_rank
+    whose: str = "A"
+    zero: str = "is zero, or an entry is non-finite (NaN or Inf)"
+    advice: str = _ANY_RANK
+    pivots: bool = False
+
+
+_INDEFINITE = (
+    "broke down: A is not definite, or the tolerance is below what rounding allows. Use "
+    "`LU()` for an indefinite A, `CG(..., well_posed=False)` for a singular one, or a "
+    "larger tolerance."
+)
+_TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
+    (
+        PivotedQR,
+        Traits(
+            projects=True,
+            pivots=True,
+            singular="found no rank: an entry of A is non-finite (NaN or Inf), or its "
+            "pivots do not reveal the rank. Use `SVD()` in the latter case.",
+        ),
+    ),
+    (
+        SVD,
+        Traits(
+            projects=True,
+            singular="gave non-finite values: an entry of A is NaN or Inf, or the "
+            "solution overflows. Check A.",
+        ),
+    ),
+    (
+        CholeskyQR,
+        Traits(
+            limit=lambda rows, cols, dtype: smallest_reciprocal_condition(dtype),
+            zero="is too small for its Gram matrix, or an entry is non-finite (NaN or "
+            "Inf)",
+            advice=f"{_NOT_SQUARED} {_ANY_RANK}",
+        ),
+    ),
+    (
+        Normal,
+        Traits(
+            limit=_of_a_gram_matrix,
+            whose="its Gram matrix",
+            advice=f"{_NOT_SQUARED} {_ANY_RANK}",
+        ),
+    ),
+    (CG, Traits(hermitian=True, finds_nonfinite=True, breakdown=_INDEFINITE)),
+    (lx.CG, Traits(hermitian=True, breakdown=_INDEFINITE)),
+    ((Cholesky, lx.Cholesky, MINRES), Traits(hermitian=True)),
+    (
+        Neumann,
+        Traits(
+            within_row_space=True,
+            breakdown="diverges: its terms grow. Use a smaller `scale`, or a "
+            "preconditioner.",
+        ),
+    ),
+)
+
+
+def traits_of(solver: lx.AbstractLinearSolver) -> Traits:
+    """Those of its class; of one that is not in the table, what holds for any."""
+    return next((row for kind, row in _TRAITS if isinstance(solver, kind)), Traits())
+
+
+def factorises(solver: lx.AbstractLinearSolver) -> bool:
+    """Whether what the state says of A holds for each solve with it."""
+    inner = solver.inner_solver if isinstance(solver, Normal) else solver
+    return isinstance(inner, AbstractFactorisation)

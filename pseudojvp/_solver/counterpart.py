@@ -1,0 +1,39 @@
+"""Solvers of lineax as their counterparts here, which do the same and say what failed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lineax as lx
+
+from .auto import AutoLinearSolver
+from .direct.cholesky import Cholesky
+from .direct.lu import LU
+from .direct.triangular import Triangular
+from .direct.tridiagonal import Tridiagonal
+from .krylov.cg import CG
+from .orthogonal.qr import QR
+from .orthogonal.svd import SVD
+
+
+_COUNTERPARTS: dict[type, Callable[[Any], lx.AbstractLinearSolver]] = {
+    lx.AutoLinearSolver: lambda solver: AutoLinearSolver(solver.well_posed),
+    lx.CG: lambda solver: CG(
+        solver.rtol,
+        solver.atol,
+        norm=solver.norm,
+        stabilise_every=solver.stabilise_every,
+        max_steps=solver.max_steps,
+    ),
+    lx.Cholesky: lambda _: Cholesky(),
+    lx.LU: lambda _: LU(),
+    lx.QR: lambda _: QR(),
+    lx.SVD: lambda solver: SVD(solver.rcond),
+    lx.Triangular: lambda _: Triangular(),
+    lx.Tridiagonal: lambda _: Tridiagonal(),
+}
+
+
+def counterpart(solver: Any) -> Any:
+    """Returns the solver of this library for one of lineax's, any other as it is."""
+    convert = _COUNTERPARTS.get(type(solver))
+    return solver if convert is None else convert(solver)
