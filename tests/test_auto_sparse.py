@@ -10,6 +10,8 @@ import pytest
 from checks import jit
 
 import pseudojvp as pj
+from pseudojvp._front import sparse
+from pseudojvp._solver.auto import default_solver
 
 
 LARGE = 1001  # the square of it is more than a million
@@ -97,6 +99,91 @@ def test_hermitian_operator_of_complex_entries_gets_minres():
     operator = operator + lx.conj(operator.T)
     tagged = lx.TaggedLinearOperator(operator, pj.hermitian_tag)
     assert type(pj.AutoLinearSolver(True).select_solver(tagged)) is pj.MINRES
+
+
+WITH_OPTIONS = {
+    "diagonal": (_banded(4, 0), pj.MINRES, pj.MINRES),
+    "tridiagonal": (_banded(4, 0, 1), pj.BiCGStab, pj.LSMR),
+    "triangular": (_banded(4, 0, 3), pj.BiCGStab, pj.LSMR),
+    "definite": (_sparse(4, 4, _POSITIVE), pj.CG, pj.MINRES),
+    "symmetric": (_sparse(4, 4, lx.symmetric_tag), pj.MINRES, pj.MINRES),
+    "general": (_sparse(4, 4), pj.BiCGStab, pj.LSMR),
+}
+
+
+@pytest.mark.parametrize(
+    ("operator", "of_full_rank", "of_any_rank"),
+    WITH_OPTIONS.values(),
+    ids=WITH_OPTIONS.keys(),
+)
+def test_options_take_an_iterative_solver_with_the_same_claim(
+    operator, of_full_rank, of_any_rank
+):
+    picked = [default_solver(operator, claim, {"y0": 0}) for claim in (True, False)]
+    assert [type(solver) for solver in picked] == [of_full_rank, of_any_rank]
+    assert [solver.assume_full_rank() for solver in picked] == [True, False]
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("size", [4, LARGE])
+@pytest.mark.parametrize("tags", [(), lx.symmetric_tag, _POSITIVE])
+def test_sparse_fronts_take_the_solver_of_the_automatic_one(monkeypatch, size, tags):
+    taken = []
+    monkeypatch.setattr(sparse, "_solve_columns", lambda *args: taken.append(args[2]))
+    operator = _sparse(size, size, tags)
+    for front in (pj.sparse_solve, pj.sparse_lstsq):
+        front(operator, np.ones(size))
+    want = [pj.AutoLinearSolver(claim).select_solver(operator) for claim in (True, False)]
+    assert taken == want
+
+
+# Singular with a known null space, symmetric, and too large to be solved as dense.
+_BASIS = np.linalg.qr(np.random.default_rng(3).standard_normal((5, 5)))[0]
+_BLOCK = _BASIS * [1.0, 2.0, -3.0, 4.0, 0.0] @ _BASIS.T
+
+
+def _singular(block_of_vector, block_of_cotangent, solver=None):
+    """x and the gradient in the entries of the block, of 1001 unknowns."""
+    row, col = np.divmod(np.arange(25), 5)
+    rest = np.arange(5, LARGE)
+    stored = np.r_[row, rest], np.r_[col, rest], (LARGE, LARGE)
+    ones = np.ones(LARGE - 5)
+
+    @jit
+    def run(block):
+        def solve(block):
+            data = jnp.concatenate([block.ravel(), ones])
+            operator = pj.SparseLinearOperator((data, *stored), lx.symmetric_tag)
+            vector = np.r_[block_of_vector, ones]
+            return pj.sparse_solve(operator, vector, solver, throw=False)[:5]
+
+        x, pull = jax.vjp(solve, block)
+        return x, pull(block_of_cotangent)[0]
+
+    return run(_BLOCK)
+
+
+_WITHIN = _BASIS @ np.array([1.0, 2.0, 3.0, 4.0, 0.0])
+_BEYOND = _WITHIN + _BASIS[:, 4]
+
+
+def test_large_singular_symmetric_system_has_its_solution_and_its_gradient():
+    x, gradient = _singular(_WITHIN, jnp.asarray(_WITHIN))
+    want = np.linalg.pinv(_BLOCK) @ _WITHIN  # the adjoint solution as well
+    np.testing.assert_allclose(x, want, atol=1e-8)
+    np.testing.assert_allclose(gradient, -np.outer(want, want), atol=1e-8)
+
+
+def test_large_singular_symmetric_system_without_a_solution_is_told():
+    x, gradient = _singular(_BEYOND, jnp.asarray(_WITHIN))
+    assert np.all(np.isnan(x))
+    assert np.all(np.isnan(gradient))
+
+
+def test_cotangent_beyond_the_range_of_a_large_singular_matrix_is_told():
+    x, gradient = _singular(_WITHIN, jnp.asarray(_BEYOND))
+    np.testing.assert_allclose(x, np.linalg.pinv(_BLOCK) @ _WITHIN, atol=1e-8)
+    assert np.all(np.isnan(gradient))
 
 
 def _largest_array(jaxpr):

@@ -39,50 +39,61 @@ _DEFAULTS = {
     "symmetric": (_SYMMETRIC, lx.symmetric_tag),
     "general": (_GENERAL, ()),
 }
-# MINRES() is for singular matrices as well.
-_NONSINGULAR = ["triangular", "definite", "general"]
+# So small a matrix is solved as a dense one, but with options by products with it.
+_OPTIONS = {"dense": None, "products": {"y0": np.zeros(5)}}
+_each_way = pytest.mark.parametrize("options", _OPTIONS.values(), ids=_OPTIONS)
 
 
-@pytest.mark.default("triangular")
+@pytest.mark.default("triangular-dense", "symmetric-*")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("name", _NONSINGULAR)
-def test_empty_row_is_never_solved_in_silence(name):
+@_each_way
+@pytest.mark.parametrize("name", _DEFAULTS)
+def test_empty_row_is_never_solved_in_silence(name, options):
     matrix, tags = _DEFAULTS[name]
+    matrix = _without_row(_without_row(matrix).T) if name == "symmetric" else matrix
     operator = _operator(_without_row(matrix), tags)
-    assert np.all(np.isnan(pj.sparse_solve(operator, _VECTOR, throw=False)))
+    x = pj.sparse_solve(operator, _VECTOR, options=options, throw=False)
+    assert np.all(np.isnan(x))
     with pytest.raises(RuntimeError, match="The linear solve with"):
-        pj.sparse_solve(operator, _VECTOR)
+        pj.sparse_solve(operator, _VECTOR, options=options)
 
 
-@pytest.mark.default("definite")
+@pytest.mark.default("definite-*")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("name", _NONSINGULAR)
-def test_stored_zeros_are_never_solved_in_silence(name):
+@_each_way
+@pytest.mark.parametrize("name", _DEFAULTS)
+def test_stored_zeros_are_never_solved_in_silence(name, options):
     pattern, tags = _DEFAULTS[name]
     operator = _operator(np.zeros((5, 5)), tags, pattern)
-    assert np.all(np.isnan(pj.sparse_solve(operator, _VECTOR, throw=False)))
+    x = pj.sparse_solve(operator, _VECTOR, options=options, throw=False)
+    assert np.all(np.isnan(x))
     with pytest.raises(RuntimeError, match="The linear solve with"):
-        pj.sparse_solve(operator, _VECTOR)
+        pj.sparse_solve(operator, _VECTOR, options=options)
 
 
-def test_matrix_without_entries_is_never_solved_in_silence():
+@_each_way
+def test_matrix_without_entries_is_never_solved_in_silence(options):
     nothing = np.zeros(0), np.zeros(0, int), np.zeros(0, int), (5, 5)
-    x = pj.sparse_solve(pj.SparseLinearOperator(nothing), _VECTOR, throw=False)
+    operator = pj.SparseLinearOperator(nothing)
+    x = pj.sparse_solve(operator, _VECTOR, options=options, throw=False)
     assert np.all(np.isnan(x))
 
 
-def test_symmetric_matrix_with_an_empty_row_gets_the_pseudoinverse_solution():
+@pytest.mark.parametrize("solver", [None, pj.MINRES()], ids=["default", "MINRES"])
+def test_symmetric_matrix_with_an_empty_row_gets_the_pseudoinverse_solution(solver):
     matrix = _without_row(_without_row(_SYMMETRIC).T)
-    x = pj.sparse_solve(_operator(matrix, lx.symmetric_tag), _VECTOR, throw=False)
+    operator = _operator(matrix, lx.symmetric_tag)
+    x = pj.sparse_lstsq(operator, _VECTOR, solver, throw=False)
     np.testing.assert_allclose(x, np.linalg.pinv(matrix) @ _VECTOR, atol=1e-9)
 
 
-@pytest.mark.default("5")
+@pytest.mark.default("5-*")
 @pytest.mark.ci("*")
+@pytest.mark.parametrize("solver", [None, pj.LSMR()], ids=["default", "LSMR"])
 @pytest.mark.parametrize("rows", [3, 5])
-def test_least_squares_of_a_matrix_with_an_empty_row_is_the_pseudoinverse(rows):
+def test_least_squares_of_a_matrix_with_an_empty_row_is_the_pseudoinverse(rows, solver):
     matrix = _without_row(_GENERAL[:rows])
-    x = pj.sparse_lstsq(_operator(matrix), _VECTOR[:rows])
+    x = pj.sparse_lstsq(_operator(matrix), _VECTOR[:rows], solver)
     want = np.linalg.pinv(matrix) @ _VECTOR[:rows]
     np.testing.assert_allclose(x, want, atol=1e-8)
 
@@ -105,18 +116,22 @@ def test_system_without_rows_columns_or_right_hand_sides_has_zeros(
     np.testing.assert_array_equal(x, np.zeros((cols, *columns)))
 
 
-def test_least_squares_of_stored_zeros_is_zero():
+@pytest.mark.parametrize("solver", [None, pj.LSMR()], ids=["default", "LSMR"])
+def test_least_squares_of_stored_zeros_is_zero(solver):
     operator = _operator(np.zeros((5, 5)), pattern=_without_row(_GENERAL))
-    np.testing.assert_array_equal(pj.sparse_lstsq(operator, _VECTOR), np.zeros(5))
+    x = pj.sparse_lstsq(operator, _VECTOR, solver)
+    np.testing.assert_array_equal(x, np.zeros(5))
 
 
-@pytest.mark.default("symmetric")
+@pytest.mark.default("symmetric-*")
 @pytest.mark.ci("*")
+@_each_way
 @pytest.mark.parametrize("name", _DEFAULTS)
-def test_nan_in_the_entries_is_never_solved_in_silence(name):
+def test_nan_in_the_entries_is_never_solved_in_silence(name, options):
     matrix, tags = _DEFAULTS[name]
     operator = _operator(np.where(matrix == 1, np.nan, matrix), tags)
-    assert np.all(np.isnan(pj.sparse_solve(operator, _VECTOR, throw=False)))
+    x = pj.sparse_solve(operator, _VECTOR, options=options, throw=False)
+    assert np.all(np.isnan(x))
 
 
 def _twice(matrix):
@@ -127,10 +142,11 @@ def _twice(matrix):
     return jsparse.BCOO((jnp.asarray(data), jnp.asarray(indices)), shape=matrix.shape)
 
 
-@pytest.mark.default("definite")
+@pytest.mark.default("definite-products")
 @pytest.mark.ci("*")
+@_each_way
 @pytest.mark.parametrize("name", _DEFAULTS)
-def test_parts_of_an_entry_add_up_and_each_has_the_cotangent_of_it(name):
+def test_parts_of_an_entry_add_up_and_each_has_the_cotangent_of_it(name, options):
     matrix, tags = _DEFAULTS[name]
     twice = _twice(matrix)
 
@@ -138,7 +154,8 @@ def test_parts_of_an_entry_add_up_and_each_has_the_cotangent_of_it(name):
     def run(data):
         def loss(data):
             moved = jsparse.BCOO((data, twice.indices), shape=matrix.shape)
-            x = pj.sparse_solve(moved, _VECTOR, tags=tags, throw=False)
+            arguments = {"options": options, "tags": tags, "throw": False}
+            x = pj.sparse_solve(moved, _VECTOR, **arguments)
             return jnp.sum(x), x
 
         return jax.grad(loss, has_aux=True)(data)
@@ -151,17 +168,18 @@ def test_parts_of_an_entry_add_up_and_each_has_the_cotangent_of_it(name):
     np.testing.assert_allclose(slope, -adjoint[row] * want[col], atol=1e-9)
 
 
-@pytest.mark.default("-1")
+@pytest.mark.default("*-1-*")
 @pytest.mark.ci("*")
+@_each_way
 @pytest.mark.parametrize("index", [-1, 6])
-def test_traced_index_out_of_range_is_never_solved_in_silence(index):
+def test_traced_index_out_of_range_is_never_solved_in_silence(index, options):
     row, col = np.nonzero(_GENERAL)
 
     @jit
     def solve(row):
         stored = _GENERAL[np.nonzero(_GENERAL)], row, col, (5, 5)
         operator = pj.SparseLinearOperator(stored)
-        return pj.sparse_solve(operator, _VECTOR, throw=False)
+        return pj.sparse_solve(operator, _VECTOR, options=options, throw=False)
 
     assert np.all(np.isfinite(solve(row)))
     assert np.all(np.isnan(solve(np.where(np.arange(row.size) == 4, index, row))))

@@ -8,7 +8,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.sparse
-from checks import jit
+from checks import count_primitive, jit
 
 import pseudojvp as pj
 
@@ -88,13 +88,16 @@ def _dense_gradient(dense, vector, damp=0.0):
     return slope.conj(), u[:rows].conj()
 
 
-@pytest.mark.default("BCSR-complex")
+@pytest.mark.default("*BCSR-complex-products", "*BCOO-general-dense")
 @pytest.mark.ci("*")
 @_each_square
 @_each_format
-def test_square_solution_is_that_of_the_dense_matrix(dense, tags, create):
+@pytest.mark.parametrize("products", [False, True], ids=["dense", "products"])
+def test_square_solution_is_that_of_the_dense_matrix(dense, tags, create, products):
     b = _vectors(6, dense.dtype)
-    x = pj.sparse_solve(create(jnp.asarray(dense)), b, tags=tags, throw=False)
+    options = {"y0": 0 * b} if products else None
+    matrix = create(jnp.asarray(dense))
+    x = pj.sparse_solve(matrix, b, options=options, tags=tags, throw=False)
     np.testing.assert_allclose(x, np.linalg.solve(dense, b), rtol=1e-8)
 
 
@@ -113,13 +116,14 @@ def test_gradient_of_square_solve_lives_on_the_pattern(dense, tags):
     np.testing.assert_allclose(of_b, of_vector, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.default("BCSR-deficient")
+@pytest.mark.default("*BCSR-deficient")
 @pytest.mark.ci("*")
 @_each_rectangular
 @_each_format
-def test_least_squares_solution_is_that_of_the_pseudoinverse(dense, create):
+@pytest.mark.parametrize("solver", [None, pj.LSMR()], ids=["default", "LSMR"])
+def test_least_squares_solution_is_that_of_the_pseudoinverse(dense, create, solver):
     b = _vectors(dense.shape[0], dense.dtype, (2,))
-    x = pj.sparse_lstsq(create(jnp.asarray(dense)), b, throw=False)
+    x = pj.sparse_lstsq(create(jnp.asarray(dense)), b, solver, throw=False)
     np.testing.assert_allclose(x, np.linalg.pinv(dense) @ b, rtol=1e-7, atol=1e-9)
 
 
@@ -186,6 +190,54 @@ def test_damped_solution_and_its_derivatives_are_those_of_the_stacked_matrix():
     h = 1e-5
     difference = (dense_loss(damp + h) - dense_loss(damp - h)) / (2 * h)
     np.testing.assert_allclose(of_damp, difference, rtol=1e-7)
+
+
+def test_damping_takes_one_solver_as_a_number_and_as_an_array():
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_RECTANGULAR["tall"]))
+
+    def solves(as_given):
+        loss = lambda b: jnp.sum(pj.sparse_lstsq(matrix, b, damp=as_given(0.7)) ** 2)
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(_vectors(7, float))
+        return count_primitive("linear_solve", jaxpr.jaxpr)
+
+    # One for x, one for the cotangent of b: A of unknown rank would take more.
+    assert solves(float) == solves(jnp.asarray) == 2
+
+
+def test_damping_of_a_zero_array_raises():
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_RECTANGULAR["tall"]))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="got zero.*Leave `damp` out"):
+        pj.sparse_lstsq(matrix, _vectors(7, float), damp=jnp.zeros(()))
+
+
+def test_damping_of_zero_is_nan_without_throw_and_so_are_its_derivatives():
+    dense = _RECTANGULAR["tall"]
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
+    b = _vectors(7, float)
+
+    def solve(data, b, damp):
+        moved = jsparse.BCOO((data, matrix.indices), shape=matrix.shape)
+        return pj.sparse_lstsq(moved, b, damp=damp, throw=False)
+
+    @jit
+    @jax.vmap
+    def run(damp):
+        primals = matrix.data, b, damp
+        x, pull = jax.vjp(solve, *primals)
+        push = lambda *tangents: jax.jvp(solve, primals, tangents)[1]
+        zeros = jax.tree.map(jnp.zeros_like, primals)
+        pushed = [
+            push(*zeros[:i], jnp.ones_like(primals[i]), *zeros[i + 1 :]) for i in range(3)
+        ]
+        return x, pull(jnp.ones(4)), pushed
+
+    damps = jnp.array([0.0, 0.7])
+    x, pulled, pushed = run(damps)
+    gram = dense.T @ dense + 0.49 * np.eye(4)
+    np.testing.assert_allclose(x[1], np.linalg.solve(gram, dense.T @ b), rtol=1e-8)
+    for leaf in (x, *pulled, *pushed):
+        assert np.all(np.isnan(leaf[0]))
+        assert np.all(np.isfinite(leaf[1]))
 
 
 @pytest.mark.ci("wide")  # second derivatives through two Krylov loops: compilation
@@ -293,7 +345,7 @@ def test_triangular_matrix_is_solved_by_substitution():
 def test_single_precision_reaches_its_tolerance():
     matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL, jnp.float32))
     b = _vectors(6, np.float32)
-    x = pj.sparse_solve(matrix, b, throw=False)
+    x = pj.sparse_solve(matrix, b, pj.BiCGStab(), throw=False)
     assert x.dtype == jnp.float32
     residual = np.linalg.norm(_GENERAL @ np.asarray(x) - np.asarray(b)) / np.linalg.norm(
         b
@@ -332,6 +384,10 @@ def test_what_did_not_converge_raises():
         (lambda a, b: pj.sparse_solve(a, b, "cg"), "Pass an instance of a solver"),
         (lambda a, b: pj.sparse_solve(a, b, None, "cg"), "Pass an instance of a solver"),
         (lambda a, b: pj.sparse_lstsq(a, b, damp=np.ones(2)), "Pass a scalar"),
+        (lambda a, b: pj.sparse_lstsq(a, b, damp=1j), "Pass a real number"),
+        (lambda a, b: pj.sparse_lstsq(a, b, damp=0), "got zero.*Leave `damp` out"),
+        (lambda a, b: pj.sparse_lstsq(a, b, damp=-0.0), "got zero.*Leave `damp` out"),
+        (lambda a, b: pj.sparse_lstsq(a, b, options={"y0": b}), "takes neither"),
         (lambda a, b: pj.sparse_solve(a, b, pj.CG()), "positive"),
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -11,12 +12,19 @@ from jaxtyping import Array, ArrayLike, Inexact, Real
 from .._base.call import compiled
 from .._base.checks import check_solver
 from .._base.inexact import as_inexact
+from .._base.tree import one_or_nan
 from .._map.factorised import Factorised
 from .._operator import SparseLinearOperator
 from .._operator.damped import damped
 from .._operator.sparse import is_sparse
-from .._solver import BiCGStab, CG, LSMR, MINRES, SparseTriangular, TransposePair
-from .._solver.krylov.minres import is_hermitian
+from .._solver import LSMR, TransposePair
+from .._solver.auto import default_solver
+
+
+_ZERO_DAMP = (
+    "`sparse_lstsq(damp=...)` got zero, but takes [A; damp I] to have full rank. Leave "
+    "`damp` out for none."
+)
 
 
 def sparse_solve(
@@ -31,8 +39,9 @@ def sparse_solve(
 ) -> Inexact[Array, "n *k"]:
     """Returns X with A X = B for a square sparse A.
 
-    Only products with A and Aᵀ are taken, unless `solver` factorises. The adjoint solve
-    is with Aᵀ by construction, also where only `solver` is given.
+    A is taken for nonsingular, unless `solver` allows another rank; where it may be
+    singular, use `sparse_lstsq`. The adjoint solve is with Aᵀ by construction, also where
+    only `solver` is given.
 
     **Arguments:**
 
@@ -42,15 +51,14 @@ def sparse_solve(
     - `B`: `(n,)`, or `(n, k)` for k right-hand sides, which run in one loop, each until
         it has converged. Of the dtype of A.
     - `solver`: any solver that [`pseudojvp.linear_solve`][] takes. Defaults to `None`,
-        by the tags: [`pseudojvp.SparseTriangular`][] if triangular,
-        [`pseudojvp.CG`][] if positive or negative definite,
-        [`pseudojvp.MINRES`][] if symmetric (or Hermitian; A may be singular then),
-        [`pseudojvp.BiCGStab`][] for all others. Their default tolerances are a relative
-        residual of 1e-10, in less than double precision 1e-5.
+        the choice of `AutoLinearSolver(well_posed=True)`: by the pattern and the tags, as
+        a dense matrix up to a million entries, zeros counted, and by products with A and
+        Aᵀ above, to a relative residual of 1e-10, in less than double precision 1e-5.
+        With `options`, always by products.
     - `transpose_solver`: another solver for Aᵀ, in derivatives. Defaults to `None`,
         `solver`.
-    - `options`: run-time options of the solver, such as `{"preconditioner": P}`. The
-        adjoint solve gets Pᵀ. Defaults to none.
+    - `options`: run-time options of the solver, such as `{"preconditioner": P}` or
+        `{"y0": first_guess}`. The adjoint solve gets Pᵀ. Defaults to none.
     - `tags`: what is known of A, such as `lineax.symmetric_tag`, beside the tags of an
         operator. Defaults to none.
     - `throw`: whether a solve that did not converge raises at run time, here and in
@@ -60,7 +68,7 @@ def sparse_solve(
 
     **Derivatives:** with respect to A and B, forward and reverse, of every order. The
     cotangent of A has the pattern and the format of A: memory is proportional to its
-    stored entries. Cost: one solve for a JVP, one with Aᵀ for a VJP (three with
+    stored entries. Cost: one solve for a JVP, one with Aᵀ for a VJP (three of each with
     `MINRES()`, which allows a singular A).
 
     **Raises:** `TypeError` for a dense A, or dtypes of A and B that differ; `ValueError`
@@ -78,7 +86,7 @@ def sparse_solve(
     columns = _right_hand_side(operator, B, "sparse_solve")
     options = {} if options is None else options
     if solver is None:
-        solver = _solver_by_tags(operator, options)
+        solver = default_solver(operator, True, options)
     check_solver(solver, "sparse_solve")
     if transpose_solver is not None:
         check_solver(transpose_solver, "sparse_solve")
@@ -91,7 +99,7 @@ def sparse_lstsq(
     B: Inexact[ArrayLike, "m *k"],
     solver: lx.AbstractLinearSolver | None = None,
     *,
-    damp: Real[ArrayLike, ""] = 0.0,
+    damp: Real[ArrayLike, ""] | None = None,
     options: dict[str, Any] | None = None,
     tags: object | frozenset[object] = frozenset(),
     throw: bool = True,
@@ -108,9 +116,13 @@ def sparse_lstsq(
     - `B`: `(m,)` or `(m, k)`, of the dtype of A.
     - `solver`: any solver of rectangular operators that [`pseudojvp.linear_solve`][]
         takes; it gets the operator [A; damp I] where `damp` is given. Defaults to `None`,
-        [`pseudojvp.LSMR`][].
-    - `damp`: a real scalar in the units of A; differentiable. Defaults to `0.0`, none.
-    - `options`, `tags`, `throw`: as for `sparse_solve`.
+        the choice of `AutoLinearSolver(well_posed=False)` without `damp`, which has no
+        use for `options`; with it `LSMR(well_posed=True)`.
+    - `damp`: a real scalar in the units of A; differentiable. It takes [A; damp I] to
+        have full rank, so it must not be zero, nor lost in the rounding of A. Defaults to
+        `None`, none.
+    - `options`, `tags`: as for `sparse_solve`.
+    - `throw`: as for `sparse_solve`; a `damp` of zero is a failure as well.
 
     **Returns:** X, `(n,)` or `(n, k)`.
 
@@ -118,7 +130,8 @@ def sparse_lstsq(
     along constant rank; on the pattern of A as for `sparse_solve`. Up to three solves for
     a JVP or a VJP; one where `damp` is given.
 
-    **Raises:** as `sparse_solve`; `ValueError` for a `damp` that is no scalar.
+    **Raises:** as `sparse_solve`; `ValueError` for a `damp` that is no scalar or the
+    number zero, `TypeError` for a complex one.
 
     **Sources:** Fong & Saunders, *LSMR: an iterative algorithm for sparse least-squares
     problems*, SIAM J. Sci. Comput. 33 (2011); Golub & Pereyra, SIAM J. Numer. Anal. 10
@@ -127,13 +140,13 @@ def sparse_lstsq(
     operator = _as_sparse(A, tags, "sparse_lstsq")
     columns = _right_hand_side(operator, B, "sparse_lstsq")
     options = {} if options is None else options
-    number = isinstance(damp, int | float)
-    damping = None if number and damp == 0 else jnp.asarray(damp)
-    if solver is None:
-        # [A; damp I] has full rank for any damp but zero, and derivatives are cheaper.
-        solver = LSMR(well_posed=number and damping is not None)
+    damp = _check_damp(damp)
+    if solver is None and damp is None:
+        solver = default_solver(operator, False, options)
+    elif solver is None:
+        solver = LSMR(well_posed=True)
     check_solver(solver, "sparse_lstsq")
-    return _solve_columns(operator, columns, solver, options, throw, damping)
+    return _solve_columns(operator, columns, solver, options, throw, damp)
 
 
 @compiled
@@ -149,7 +162,8 @@ def _solve_columns(
     if B.size == 0 or zeros.size == 0:  # no rows, no columns or no right-hand sides
         return jnp.zeros((zeros.size, *B.shape[1:]), B.dtype)
     if damp is not None:
-        operator = damped(operator, damp.astype(jnp.finfo(B.dtype).dtype))
+        damp = damp.astype(jnp.finfo(B.dtype).dtype)
+        operator = damped(operator, _nonzero(damp, throw))
     factorised, _ = Factorised.create(operator, solver, options, throw=throw)
 
     def solve(column):
@@ -158,6 +172,29 @@ def _solve_columns(
     if B.ndim == 1:
         return solve(B)
     return jax.vmap(solve, in_axes=1, out_axes=1)(B)
+
+
+def _nonzero(damp: Real[Array, ""], throw: bool) -> Real[Array, ""]:
+    """`damp`; for zero an error, or NaN, which fails the solve and its derivatives."""
+    if throw:
+        damp = eqx.error_if(damp, damp == 0, _ZERO_DAMP)
+    return damp * one_or_nan(damp != 0).astype(damp.dtype)
+
+
+def _check_damp(damp: Any) -> Real[Array, ""] | None:
+    if damp is None:
+        return None
+    if isinstance(damp, int | float) and damp == 0:
+        raise ValueError(_ZERO_DAMP)
+    damp = jnp.asarray(damp)
+    if damp.ndim != 0:
+        raise ValueError(
+            f"`sparse_lstsq(damp=...)` got an array of shape {damp.shape}. Pass a "
+            "scalar; for a batch of them use `jax.vmap`."
+        )
+    if jnp.iscomplexobj(damp):
+        raise TypeError(f"`sparse_lstsq(damp=...)` got {damp}. Pass a real number.")
+    return damp
 
 
 def _as_sparse(A: Any, tags: Any, caller: str) -> SparseLinearOperator:
@@ -191,18 +228,3 @@ def _right_hand_side(
             "Convert one of them."
         )
     return B
-
-
-def _solver_by_tags(
-    operator: SparseLinearOperator, options: dict[str, Any]
-) -> lx.AbstractLinearSolver:
-    definite = lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(
-        operator
-    )
-    if lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator):
-        return SparseTriangular()
-    if definite:
-        return CG()
-    if is_hermitian(operator):
-        return MINRES(well_posed="preconditioner" in options or "y0" in options)
-    return BiCGStab()

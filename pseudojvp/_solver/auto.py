@@ -1,8 +1,8 @@
+from collections.abc import Collection
 from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
@@ -20,11 +20,8 @@ from .krylov.lsmr import LSMR
 from .krylov.minres import is_hermitian, MINRES
 from .orthogonal.pivoted_qr import PivotedQR
 from .orthogonal.qr import QR
-from .orthogonal.svd import SVD
 
 
-# Backends with a pivoted QR factorisation in JAX.
-_PIVOTING = ("cpu", "gpu", "cuda", "rocm")
 # Entries of a sparse operator, zeros counted, up to which it is solved as a dense matrix:
 # in double precision 8 MB, and some 50 ms for LU on two CPU cores.
 DENSE_ENTRIES = 1_000_000
@@ -43,8 +40,8 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         definite) or else [`pseudojvp.LU`][]. A non-square operator is an error.
     - `well_posed=None`: [`pseudojvp.QR`][] if not square, else as for `True`, except
         that a diagonal operator may be singular.
-    - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.PivotedQR`][]
-        ([`pseudojvp.SVD`][] on a backend without it, the TPU). Any shape, any rank.
+    - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.PivotedQR`][].
+        Any shape, any rank.
 
     A sparse operator that is triangular gets [`pseudojvp.SparseTriangular`][] in the
     place of `Triangular`. One of more than a million entries, zeros counted, is never
@@ -85,41 +82,7 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         self, operator: lx.AbstractLinearOperator
     ) -> lx.AbstractLinearSolver:
         """Returns the solver that `operator` will be handed to."""
-        square = operator.in_size() == operator.out_size()
-        if self.well_posed is True and not square:
-            raise ValueError(
-                "Cannot use `AutoLinearSolver(well_posed=True)` with a non-square "
-                f"operator, of shape ({operator.out_size()}, {operator.in_size()}). For "
-                "a least-squares problem pass `solver=AutoLinearSolver("
-                "well_posed=False)`, or `solver=QR()` if it has full rank."
-            )
-        # A single entry is diagonal in name only, and its solver should tell the rank.
-        single = self.well_posed is False and operator.in_size() <= 1
-        if lx.is_diagonal(operator) and square and not single:
-            return lx.Diagonal(well_posed=self.well_posed is True)
-        large = operator.in_size() * operator.out_size() > DENSE_ENTRIES
-        iterative = large and _is_sparse(operator)
-        if self.well_posed is False:
-            if iterative:
-                return MINRES() if square and is_hermitian(operator) else LSMR()
-            return PivotedQR() if jax.default_backend() in _PIVOTING else SVD()
-        if not square:
-            return LSMR(well_posed=True) if iterative else QR()
-        if lx.is_tridiagonal(operator):
-            return Tridiagonal()
-        triangular = lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator)
-        if triangular and isinstance(untagged(operator), SparseLinearOperator):
-            return SparseTriangular()
-        definite = lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(
-            operator
-        )
-        if iterative and definite:
-            return CG()
-        if iterative:
-            return MINRES(well_posed=True) if is_hermitian(operator) else BiCGStab()
-        if triangular:
-            return Triangular()
-        return Cholesky() if definite else LU()
+        return default_solver(operator, self.well_posed)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -144,6 +107,53 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
 
     def assume_full_rank(self) -> bool:
         return self.well_posed is not False
+
+
+def default_solver(
+    operator: lx.AbstractLinearOperator,
+    well_posed: bool | None,
+    options: Collection[str] = (),
+) -> lx.AbstractLinearSolver:
+    """The solver for `operator` where none is named; an iterative one for `options`.
+
+    What it takes `operator` for depends on `well_posed` alone.
+    """
+    square = operator.in_size() == operator.out_size()
+    if well_posed is True and not square:
+        raise ValueError(
+            "Cannot use `AutoLinearSolver(well_posed=True)` with a non-square "
+            f"operator, of shape ({operator.out_size()}, {operator.in_size()}). For "
+            "a least-squares problem pass `solver=AutoLinearSolver("
+            "well_posed=False)`, or `solver=QR()` if it has full rank."
+        )
+    large = operator.in_size() * operator.out_size() > DENSE_ENTRIES
+    iterative = len(options) > 0 or (large and _is_sparse(operator))
+    # A single entry is diagonal in name only, and its solver should tell the rank.
+    single = well_posed is False and operator.in_size() <= 1
+    if square and lx.is_diagonal(operator) and not single and not options:
+        return lx.Diagonal(well_posed=well_posed is True)
+    if well_posed is False:
+        if iterative:
+            return MINRES() if square and is_hermitian(operator) else LSMR()
+        return PivotedQR()
+    if not square:
+        return LSMR(well_posed=True) if iterative else QR()
+    triangular = lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator)
+    if not options:
+        if lx.is_tridiagonal(operator):
+            return Tridiagonal()
+        if triangular and isinstance(untagged(operator), SparseLinearOperator):
+            return SparseTriangular()
+    definite = lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(
+        operator
+    )
+    if iterative and definite:
+        return CG()
+    if iterative:
+        return MINRES(well_posed=True) if is_hermitian(operator) else BiCGStab()
+    if triangular:
+        return Triangular()
+    return Cholesky() if definite else LU()
 
 
 def _is_sparse(operator: lx.AbstractLinearOperator) -> bool:
