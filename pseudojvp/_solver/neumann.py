@@ -34,15 +34,15 @@ class _Sum(eqx.Module):
 
 
 class Neumann(lx.AbstractLinearSolver[NeumannState]):
-    """Returns the truncated Neumann series, an approximate inverse by products alone:
+    """Returns `num_terms + 1` terms of the Neumann series, by products with A alone:
 
         x = scale Σ_{k=0}^{num_terms} (I − scale P A)^k P b
 
-    so `num_terms + 1` terms: `num_terms=0` gives `scale * P b`, one product with A each
-    further term. It converges if every eigenvalue of `scale * P A` lies within 1 of 1,
-    or is zero with b consistent: for P = I to A^-1 b, or to A†b for a singular Hermitian
-    A with b in its range; for P = A^H and `0 < scale < 2 / ‖A‖²` (Landweber's iteration)
-    to A†b for any A of any shape and any b.
+    An approximate inverse: `num_terms=0` gives `scale * P b`, and each further term takes
+    one product with A. It converges if every eigenvalue of `scale * P A` lies within 1 of
+    1, or is zero with b consistent: for P = I to A^-1 b, or to A†b for a singular
+    Hermitian A with b in its range; for P = A^H and `0 < scale < 2 / ‖A‖²` (Landweber's
+    iteration) to A†b for any A of any shape and any b.
 
     Without tolerances the truncation is what was asked for, and `successful` means that
     the terms did not grow. With `rtol` or `atol` it stops as soon as the estimated rest
