@@ -1,5 +1,7 @@
 """`SparseLinearOperator`: what it is made from, and its products, beside NumPy."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.experimental.sparse as jsparse
@@ -12,6 +14,7 @@ import sparse_cases as cases
 from checks import assert_close, jit
 
 import pseudojvp as pj
+from pseudojvp._kernel.row_sums import by_rows, in_turn
 from pseudojvp._operator import as_operator
 
 
@@ -165,6 +168,29 @@ def test_rows_of_two_lengths_are_two_groups():
     levels = pj.SparseLinearOperator(_many_short()).sparsity.by_row.levels
     shapes = [group.items.shape for groups in levels for group in groups]
     assert shapes == [(1, 5000), (20, 100)]
+
+
+def test_order_of_the_entries_is_that_of_the_platform():
+    operator = pj.SparseLinearOperator(cases.CASES["long_rows"])
+    vector = jnp.ones(operator.in_size())
+    traced = jax.jit(lambda operator, vector: operator.mv(vector)).trace(operator, vector)
+
+    def is_sorted(platform):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return re.findall(r'stablehlo.scatter"\(.*<{indices_are_sorted = (\w+)', text)
+
+    assert is_sorted("cpu") == ["false"]
+    assert is_sorted("tpu") == is_sorted("cuda") == ["true"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 33])
+def test_entries_in_turn_are_by_rows_again(size):
+    rows = np.sort(np.random.default_rng(0).integers(0, 5, size))
+    turned = in_turn(rows, 5)
+    np.testing.assert_array_equal(turned[::4][: size // 4], rows[: size // 4])
+    again = by_rows(jnp.asarray(turned))
+    np.testing.assert_array_equal(again[:size], rows)
+    np.testing.assert_array_equal(again[size:], 5)  # left out of the sums
 
 
 def test_vmap_over_data_is_one_product():

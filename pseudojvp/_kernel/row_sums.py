@@ -1,6 +1,7 @@
 """Sums of entries by row, for sparse products: two ways, each with its index arrays."""
 
 import abc
+import functools as ft
 
 import equinox as eqx
 import jax
@@ -31,23 +32,32 @@ class SegmentRowSums(AbstractRowSums):
     """By `segment_sum`.
 
     - `order`: which entry each is. `row` of an entry that is left out is `rows`.
-    - `is_sorted`: whether this order is one by rows.
+    - `in_turn`: whether they are from several places in turn, instead of by rows.
     """
 
     order: Int[Array, " nse"]
     row: Int[Array, " nse"]
     col: Int[Array, " nse"]
     rows: int = eqx.field(static=True)
-    is_sorted: bool = eqx.field(static=True, default=True)
+    in_turn: bool = eqx.field(static=True, default=False)
 
     def __call__(self, entries, vectors):
         if vectors.shape[0] == 0 or entries.shape[0] == 0:
             shape = (self.rows, *entries.shape[1:], vectors.shape[-1])
             return jnp.zeros(shape, entries.dtype)
-        terms = take(entries, self.order)[:, :, None] * take(vectors, self.col)
-        return jax.ops.segment_sum(
-            terms, self.row, self.rows, indices_are_sorted=self.is_sorted
+        indices = self.order, self.row, self.col
+        sums = ft.partial(self._sums, entries, vectors)
+        if not self.in_turn:
+            return sums(*indices, is_sorted=True)
+        return jax.lax.platform_dependent(
+            *indices,
+            cpu=ft.partial(sums, is_sorted=False),
+            default=lambda *indices: sums(*map(by_rows, indices), is_sorted=True),
         )
+
+    def _sums(self, entries, vectors, order, row, col, *, is_sorted: bool):
+        terms = take(entries, order)[:, :, None] * take(vectors, col)
+        return jax.ops.segment_sum(terms, row, self.rows, indices_are_sorted=is_sorted)
 
 
 class _Group(eqx.Module):
@@ -122,12 +132,11 @@ class GroupedRowSums(AbstractRowSums):
         self.position = None if in_order else jnp.asarray(where, jnp.int32)
         self.single = None
         if len(levels) > 1 or len(levels[0]) > 1:
-            is_sorted = len(levels) == 1 or jax.default_backend() != "cpu"
-            if not is_sorted:
-                turns = _in_turn(kept.size)
-                arrays = (array[turns] for array in arrays)
+            long = len(levels) > 1
+            if long:
+                arrays = map(in_turn, arrays, (0, rows, 0))
             item, row, col = (jnp.asarray(array, jnp.int32) for array in arrays)
-            self.single = SegmentRowSums(item, row, col, rows, is_sorted)
+            self.single = SegmentRowSums(item, row, col, rows, long)
         self.rows = rows
         self.summed = position.size
 
@@ -173,14 +182,18 @@ def _computed_once(array, zero):
     )
 
 
-def _in_turn(size: int):
-    """The positions of `size` entries sorted by row, from several places in turn.
+def in_turn(array, padding: int):
+    """An array in the order of the rows, from several places in turn.
 
     On the CPU a sum into the same row as the last waits for that one.
     """
-    length = -(-size // _STREAMS)
-    turns = np.arange(_STREAMS * length).reshape(_STREAMS, length).T.reshape(-1)
-    return turns[turns < size]
+    padded = np.pad(array, (0, -array.size % _STREAMS), constant_values=padding)
+    return padded.reshape(_STREAMS, -1).T.reshape(-1)
+
+
+def by_rows(array: Int[Array, " nse"]) -> Int[Array, " nse"]:
+    """What was put in turn, in the order of the rows again."""
+    return array.reshape(-1, _STREAMS).T.reshape(-1)
 
 
 def _group(lengths, items, columns, padding):
