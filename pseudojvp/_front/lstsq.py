@@ -8,13 +8,13 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.call import compiled
 from .._base.checks import check_solver
-from .._base.results import nan_after_failure
 from .._base.tree import one_or_nan
 from .._kernel.condition import resolve_rcond
 from .._map.factorised import Factorised
@@ -177,18 +177,19 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
     state = factorised.state
 
     def solve(column):
-        x, _, result, _ = factorised.apply(column)
-        x = nan_after_failure(result, x)
+        x = factorised.solve(column)
         # On its own, so that neither the residual nor its tangents cost anything where
         # only x is used. What the two have in common, the solve, XLA computes once.
         x_again, r, result, _ = factorised.apply(column, residual=True)
         least = jnp.zeros((), real_dtype)
         if r is not None:
             least = _squared_norm(r, x_again, stacked, column)
-        return x, nan_after_failure(result, least)
+        return x, factorised.nan_after_failure(result, least)
 
     if columns.shape[1] == 0:  # `throw` cannot reduce over nothing
         x, residuals = jnp.zeros((a.shape[1], 0), a.dtype), jnp.zeros(0, real_dtype)
+    elif b.ndim == 1:
+        x, residuals = jtu.tree_map(lambda leaf: leaf[..., None], solve(columns[:, 0]))
     else:
         x, residuals = jax.vmap(solve, in_axes=1, out_axes=(1, 0))(columns)
     if isinstance(state, SVDState) and damp is None:

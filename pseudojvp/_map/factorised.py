@@ -165,6 +165,10 @@ class Factorised(eqx.Module):
         (r, x, _), result, stats = self.blocks(Blocks(vector), wanted)
         return x, r, result, stats
 
+    def nan_after_failure(self, result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
+        """`tree` of a solve that ended in `result`: NaN if it failed, without raising."""
+        return tree if self._guard.throw else nan_after_failure(result, tree)
+
     def _told(self):
         """The factorisation and its state, if the solver is one."""
         solver, state = self._problem.solver, self._problem.state
@@ -197,7 +201,7 @@ def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolve
 def _solve(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "solve")
     x, _, result, _ = factorised.apply(vector)
-    return nan_after_failure(result, x)
+    return factorised.nan_after_failure(result, x)
 
 
 @compiled
@@ -206,7 +210,7 @@ def _residual(factorised: Factorised, vector):
     exact = factorised.leaves_no_residual  # then only x can tell a failure
     _, r, result, _ = factorised.apply(vector, solution=exact, residual=not exact)
     r = jtu.tree_map(jnp.zeros_like, vector) if r is None else r
-    return nan_after_failure(result, r)
+    return factorised.nan_after_failure(result, r)
 
 
 @compiled
@@ -220,7 +224,7 @@ def _adjoint_solve(factorised: Factorised, vector):
         (out, _, _), result, _ = factorised.blocks(
             Blocks(domain=vector), Blocks(True, False, False)
         )
-    return nan_after_failure(result, out)
+    return factorised.nan_after_failure(result, out)
 
 
 @compiled
@@ -234,11 +238,11 @@ def _gram_inverse(factorised: Factorised, vector):
         (out, _, _), second, _ = factorised.blocks(
             Blocks(domain=x), Blocks(True, False, False)
         )
-        return nan_after_failure(first_failure(first, second), out)
+        return factorised.nan_after_failure(first_failure(first, second), out)
     (_, x, _), result, _ = factorised.blocks(
         Blocks(domain=vector), Blocks(False, True, False)
     )
-    return nan_after_failure(result, tree_neg(x))
+    return factorised.nan_after_failure(result, tree_neg(x))
 
 
 @compiled
@@ -249,12 +253,12 @@ def _project(factorised: Factorised, vector):
         (r, _, _), result, _ = factorised.blocks(
             Blocks(vector), Blocks(True, False, False)
         )
-        return nan_after_failure(result, tree_sub(vector, r))
+        return factorised.nan_after_failure(result, tree_sub(vector, r))
     if factorised._problem.independent_columns:
         # It is y by an assumption, of which only a solve can tell that it fails.
         _, _, result, _ = factorised.apply(factorised.operator.mv(vector))
-        return nan_after_failure(result, vector)
+        return factorised.nan_after_failure(result, vector)
     (_, _, p), result, _ = factorised.blocks(
         Blocks(projection=vector), Blocks(False, False, True)
     )
-    return nan_after_failure(result, p)
+    return factorised.nan_after_failure(result, p)
