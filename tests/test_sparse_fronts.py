@@ -88,7 +88,7 @@ def _dense_gradient(dense, vector, damp=0.0):
     return slope.conj(), u[:rows].conj()
 
 
-@pytest.mark.default("*BCSR-complex-products", "*BCOO-general-dense")
+@pytest.mark.default("products-BCSR-complex", "dense-BCOO-general")
 @pytest.mark.ci("*")
 @_each_square
 @_each_format

@@ -7,6 +7,7 @@ from .._base.call import compiled
 from .._base.checks import check_solver
 from .._map.factorised import Factorised, unset
 from .._operator import as_operator, Matrix
+from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
 
 
@@ -59,12 +60,12 @@ def factorise(
     1.2 for the blocks; Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), for their
     derivatives.
     """
-    # Outside of `jit`, where the indices of a sparse matrix are known.
-    operator = as_operator(operator, "factorise")
+    operator = with_known_pattern(operator, "factorise")
     check_solver(solver, "factorise")
     return _factorise(operator, solver, options, state, throw)
 
 
 @compiled
 def _factorise(operator, solver, options, state, throw) -> Factorised:
+    operator = as_operator(operator, "factorise")
     return Factorised.create(operator, solver, options, state, throw)[0]

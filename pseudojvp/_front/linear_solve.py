@@ -8,6 +8,7 @@ from .._base.call import compiled
 from .._base.checks import check_solver, check_vector
 from .._map.factorised import Factorised, unset
 from .._operator import as_operator, Matrix
+from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
 
 
@@ -59,8 +60,7 @@ def linear_solve(
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, in the
     form of `docs/maths.md`.
     """
-    # Outside of `jit`, where the indices of a sparse matrix are known.
-    operator = as_operator(operator, "linear_solve")
+    operator = with_known_pattern(operator, "linear_solve")
     return _linear_solve(operator, vector, solver, options, state, throw)
 
 

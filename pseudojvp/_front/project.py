@@ -6,7 +6,8 @@ from jaxtyping import Array, ArrayLike, PyTree
 from .._base.call import compiled
 from .._base.tree import tree_sub
 from .._map.factorised import Factorised, unset
-from .._operator import as_operator, Matrix
+from .._operator import Matrix
+from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
 from .linear_solve import check_system
 
@@ -62,8 +63,7 @@ def project(
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), lemma 4.1.
     """
-    # Outside of `jit`, where the indices of a sparse matrix are known.
-    operator = as_operator(operator, "project")
+    operator = with_known_pattern(operator, "project")
     return _project(operator, vector, solver, options, state, throw)
 
 

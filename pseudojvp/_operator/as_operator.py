@@ -21,6 +21,18 @@ class SparseMatrix(Protocol):
 Matrix = Shaped[Array | np.ndarray, "rows cols"] | SparseMatrix
 
 
+def with_known_pattern(operator: Any, caller: str) -> Any:
+    """A sparse matrix as an operator, any other as what `jax.jit` takes.
+
+    To be called outside of `jit`, where the indices of a sparse matrix are known.
+    """
+    if isinstance(operator, lx.AbstractLinearOperator) or is_array(operator):
+        return operator
+    if isinstance(operator, np.ndarray):
+        return as_inexact(operator, f"{caller}(operator=...)")
+    return as_operator(operator, caller)
+
+
 def as_operator(
     operator: lx.AbstractLinearOperator | Shaped[Array, "rows cols"] | Any, caller: str
 ) -> lx.AbstractLinearOperator:
