@@ -181,9 +181,9 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
         # On its own, so that neither the residual nor its tangents cost anything where
         # only x is used. What the two have in common, the solve, XLA computes once.
         x_again, r, result, _ = factorised.apply(column, residual=True)
-        least = jnp.zeros((), real_dtype)
-        if r is not None:
-            least = _squared_norm(r, x_again, stacked, column)
+        if r is None:  # zero, but it hangs on the solve
+            return x, nan_after_failure(result, jnp.zeros((), real_dtype))
+        least = _squared_norm(r, x_again, stacked, column)
         return x, factorised.nan_after_failure(result, least)
 
     if columns.shape[1] == 0:  # `throw` cannot reduce over nothing

@@ -166,7 +166,7 @@ class Factorised(eqx.Module):
         return x, r, result, stats
 
     def nan_after_failure(self, result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
-        """`tree` of a solve that ended in `result`: NaN if it failed, without raising."""
+        """What a solve gave that ended in `result`: NaN if it failed, without raising."""
         return tree if self._guard.throw else nan_after_failure(result, tree)
 
     def _told(self):
@@ -209,7 +209,8 @@ def _residual(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "residual")
     exact = factorised.leaves_no_residual  # then only x can tell a failure
     _, r, result, _ = factorised.apply(vector, solution=exact, residual=not exact)
-    r = jtu.tree_map(jnp.zeros_like, vector) if r is None else r
+    if r is None:  # zero, but it hangs on the solve
+        return nan_after_failure(result, jtu.tree_map(jnp.zeros_like, vector))
     return factorised.nan_after_failure(result, r)
 
 
@@ -257,7 +258,7 @@ def _project(factorised: Factorised, vector):
     if factorised._problem.independent_columns:
         # It is y by an assumption, of which only a solve can tell that it fails.
         _, _, result, _ = factorised.apply(factorised.operator.mv(vector))
-        return factorised.nan_after_failure(result, vector)
+        return nan_after_failure(result, vector)  # so that it hangs on the solve
     (_, _, p), result, _ = factorised.blocks(
         Blocks(projection=vector), Blocks(False, False, True)
     )
