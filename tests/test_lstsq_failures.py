@@ -152,3 +152,12 @@ def test_gradient_of_a_failed_solve_raises_with_throw():
     loss = lambda a: jnp.sum(pj.lstsq(a, B, solver=pj.QR())[0])
     with pytest.raises(eqx.EquinoxRuntimeError, match="(?i)singular|rank"):
         eqx.filter_jit(jax.grad(loss))(jnp.asarray(DEFICIENT))
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_each_part_alone_tells_of_a_singular_square_matrix(part):
+    def one(matrix, vector):
+        return pj.lstsq(matrix, vector, solver=pj.QR())[part]
+
+    with pytest.raises(Exception, match="reciprocal condition number"):
+        jax.block_until_ready(jax.jit(one)(np.ones((3, 3)), np.ones(3)))

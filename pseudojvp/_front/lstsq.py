@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.call import compiled
 from .._base.checks import check_solver
+from .._base.results import nan_after_failure
 from .._base.tree import one_or_nan
 from .._kernel.condition import resolve_rcond
 from .._map.factorised import Factorised
