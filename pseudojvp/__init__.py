@@ -35,6 +35,7 @@ from ._solver import (
     Normal as Normal,
     PivotedQR as PivotedQR,
     QR as QR,
+    SparseLU as SparseLU,
     SparseTriangular as SparseTriangular,
     SVD as SVD,
     Triangular as Triangular,

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Real
 
 # Unit vectors that the inverse is applied to. For larger matrices the chance that the
 # estimate is too large by a factor t falls as t^-8 (Gudmundsson, Kenney & Laub).
-_PROBES = 8
+PROBES = 8
 
 
 def largest_entries(matrix: Inexact[Array, "rows cols"]) -> Real[Array, " cols"]:
@@ -39,7 +39,7 @@ def reciprocal_condition(
     size = scale.size
     if size == 0:
         return jnp.ones((), scale.dtype)
-    vectors = probes(size, _PROBES, scale.dtype)
+    vectors = probes(size, PROBES, scale.dtype)
     largest = largest_singular_value(scale, mv, adjoint_mv, vectors.astype(dtype))
     solved = adjoint_solve((scale[:, None] * vectors).astype(dtype))
     inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / vectors.shape[1])
@@ -51,8 +51,13 @@ def probes(size: int, count: int, dtype) -> Real[Array, "size k"]:
     """`count` fixed vectors of norm one, of random signs; those of a basis if they do."""
     if size <= count:
         return jnp.eye(size, dtype=dtype)
+    return jnp.asarray(random_signs(size, count), dtype)
+
+
+def random_signs(size: int, count: int) -> np.ndarray:
+    """`count` fixed columns of norm one."""
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (size, count))
-    return jnp.asarray(signs / math.sqrt(size), dtype)
+    return signs / math.sqrt(size)
 
 
 def largest_singular_value(

@@ -3,6 +3,7 @@ from .direct.cholesky import Cholesky as Cholesky
 from .direct.identity import Identity as Identity
 from .direct.klu import KLU as KLU
 from .direct.lu import LU as LU
+from .direct.sparse_lu import SparseLU as SparseLU
 from .direct.sparse_triangular import SparseTriangular as SparseTriangular
 from .direct.triangular import Triangular as Triangular
 from .direct.tridiagonal import Tridiagonal as Tridiagonal
