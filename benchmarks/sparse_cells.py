@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import pathlib
@@ -123,12 +124,18 @@ def _compile(cell: Cell, contender, matrix, vector, weights):
     memory = both.memory_analysis()
     cell.temporary_MiB = memory.temp_size_in_bytes / 2**20
 
+    count = itertools.count()
+
+    def moved():
+        """In the last digits of an entry: no factors of a call before are found again."""
+        return data.at[0].multiply(1 + 2**-52 * next(count))
+
     def run():
-        solution, steps = forward(data, vector, built)
+        solution, steps = forward(moved(), vector, built)
         cell.steps = None if steps is None else int(steps)
         return solution
 
-    return run, lambda: both(data, vector, weights, built)
+    return run, lambda: both(moved(), vector, weights, built)
 
 
 def _exact(name: str, matrix, side: int, dimension: int) -> Callable:

@@ -129,7 +129,7 @@ TRACED: dict[str, Callable] = {
     "pseudojvp CG, chebyshev": lambda matrix: _ours(
         matrix, _cg, lambda operator: pj.chebyshev(operator, 4)
     ),
-    "pseudojvp KLU": lambda matrix: _ours(matrix, pj.KLU()),
+    "pseudojvp SparseLU": lambda matrix: _ours(matrix, pj.SparseLU()),
     "jax.scipy cg": _jax_krylov("cg", maxiter=10**5),
     "jax.scipy bicgstab": _jax_krylov("bicgstab", maxiter=10**5),
     "jax.scipy gmres": _jax_krylov("gmres", maxiter=10**4),
@@ -143,8 +143,6 @@ CALLED: dict[str, Callable] = {
 }
 NEEDS = {
     "pseudojvp CG, amg": "pyamg",
-    "pseudojvp KLU": "klujax",
-    "KLU": "klujax",
     "klujax": "klujax",
     "torchsparsegradutils linear_cg": "torchsparsegradutils",
 }
@@ -174,7 +172,7 @@ _poissons = {
     "Poisson, square": lambda: problems.poisson(MODEL_SIDE, 2),
     "Poisson, cube": lambda: problems.poisson(47, 3),
 }
-_KLU = {"KLU": lambda matrix: _ours(matrix, pj.KLU(), None, ())}
+_DIRECT = {"SparseLU": lambda matrix: _ours(matrix, pj.SparseLU(), None, ())}
 MODELS: dict[str, tuple[Callable, dict[str, Callable]]] = {
     **{
         name: (
@@ -183,7 +181,7 @@ MODELS: dict[str, tuple[Callable, dict[str, Callable]]] = {
                 "CG": _bounded_cg(None),
                 "CG, incomplete_cholesky(sweeps=3)": _bounded_cg(_cholesky),
                 "CG, amg": _bounded_cg(pj.amg),
-                **(_KLU if "square" in name else {}),
+                **_DIRECT,
             },
         )
         for name, matrix in _poissons.items()
@@ -195,7 +193,7 @@ MODELS: dict[str, tuple[Callable, dict[str, Callable]]] = {
             "BiCGStab, incomplete_lu(sweeps=3)": _general(_bicgstab, _lu),
             "BiCGStab, amg(method='ruge_stuben')": _general(_bicgstab, _ruge_stuben),
             "GMRES, amg(method='ruge_stuben')": _general(_gmres, _ruge_stuben),
-            **_KLU,
+            **_DIRECT,
         },
     ),
     "graph Laplacian, singular": (
@@ -209,7 +207,7 @@ MODELS: dict[str, tuple[Callable, dict[str, Callable]]] = {
             "CG, incomplete_cholesky(sweeps=3)": _bounded_cg(_cholesky),
             "CG, amg": _bounded_cg(pj.amg),
             "CG, amg(method='ruge_stuben')": _bounded_cg(_ruge_stuben),
-            **_KLU,
+            **_DIRECT,
         },
     ),
 }

@@ -9,6 +9,7 @@ found again. Compilation is told first, in seconds of the processor.
 """
 
 import importlib
+import importlib.util
 import itertools
 import time
 from collections.abc import Callable
@@ -65,8 +66,7 @@ def _klujax(matrix):
 
 CONTENDERS: dict[str, Callable] = {
     "SparseLU": lambda matrix: _ours(matrix, pj.SparseLU()),
-    "KLU": lambda matrix: _ours(matrix, pj.KLU()),
-    "klujax": _klujax,
+    **({"klujax": _klujax} if importlib.util.find_spec("klujax") else {}),
 }
 
 

@@ -56,7 +56,7 @@ def draw(cells: list[Cell], output: pathlib.Path) -> None:
         "pseudojvp CG": "#3f51b5",
         "pseudojvp CG, amg": "#d81b60",
         "pseudojvp CG, chebyshev": "#7986cb",
-        "pseudojvp KLU": "#00897b",
+        "pseudojvp SparseLU": "#00897b",
         "jax.scipy cg": "#f57c00",
         "jax.scipy bicgstab": "#ffb74d",
         "jax.scipy gmres": "#a1887f",

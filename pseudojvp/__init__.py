@@ -27,7 +27,6 @@ from ._solver import (
     CholeskyQR as CholeskyQR,
     GMRES as GMRES,
     hermitian_tag as hermitian_tag,
-    KLU as KLU,
     LSMR as LSMR,
     LU as LU,
     MINRES as MINRES,

@@ -101,7 +101,7 @@ DENSE = [
         mask="upper",
         sparse=True,
     ),
-    square("KLU", pj.KLU(), sparse=True),
+    square("SparseLU", pj.SparseLU(), sparse=True),
     square("lx.LU", lx.LU()),
     square("lx.Cholesky", lx.Cholesky(), tags=PSD),
     square("lx.Cholesky", lx.Cholesky(), "negative", tags=NSD, tier="slow"),

@@ -3,8 +3,6 @@ import importlib
 import warnings
 from types import ModuleType
 
-import jax
-
 
 def import_optional(module: str, caller: str, extra: str) -> ModuleType:
     """Imports a package of an extra at its first use, as `import_late` does."""
@@ -18,17 +16,10 @@ def import_optional(module: str, caller: str, extra: str) -> ModuleType:
 
 @functools.cache
 def import_late(module: str) -> ModuleType:
-    """Imports a module, and leaves JAX's settings and the warnings alone.
+    """Imports a module, and leaves the filters of warnings alone.
 
     Not at the top of a module, for `import pseudojvp` must not pay for it, nor change
-    what it changes: klujax switches on double precision and picks a platform for all of
-    JAX, and PyAMG and SciPy add to the filters of warnings.
+    what it changes: PyAMG and SciPy add to the filters of warnings.
     """
-    before = dict(jax.config.values)
-    try:
-        with warnings.catch_warnings():
-            return importlib.import_module(module)
-    finally:
-        for name, value in before.items():
-            if jax.config.values[name] != value:
-                jax.config.update(name, value)
+    with warnings.catch_warnings():
+        return importlib.import_module(module)

@@ -1,7 +1,6 @@
 from .auto import AutoLinearSolver as AutoLinearSolver
 from .direct.cholesky import Cholesky as Cholesky
 from .direct.identity import Identity as Identity
-from .direct.klu import KLU as KLU
 from .direct.lu import LU as LU
 from .direct.sparse_lu import SparseLU as SparseLU
 from .direct.sparse_triangular import SparseTriangular as SparseTriangular
