@@ -18,7 +18,6 @@ import pytest
 import pseudojvp as pj
 
 
-# Nine columns: smaller matrices are not for LAPACK alone.
 SOLVERS = {
     "QR-tall": (pj.QR(), (32, 9), ()),
     "QR-wide": (pj.QR(), (9, 32), ()),
@@ -95,29 +94,6 @@ def _unordered_calls(computation):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_library_calls_of_a_batched_gradient_have_an_order(name, power):
     _check_order(_compiled_gradient(*SOLVERS[name], power))
-
-
-SMALL = {
-    "Cholesky": (pj.Cholesky(), (8, 8), lx.positive_semidefinite_tag, 0),
-    "CholeskyQR-tall": (pj.CholeskyQR(), (32, 8), (), 0),
-    "CholeskyQR-wide": (pj.CholeskyQR(), (8, 32), (), 0),
-    "Normal(Cholesky)": (pj.Normal(pj.Cholesky()), (32, 8), (), 0),
-    "Triangular": (pj.Triangular(), (8, 8), lx.lower_triangular_tag, 0),
-    # The factorisation, and nothing that it could wait for.
-    "LU": (pj.LU(), (8, 8), (), 1),
-    "QR-tall": (pj.QR(), (32, 8), (), 1),
-    "QR-wide": (pj.QR(), (8, 32), (), 1),
-}
-
-
-@pytest.mark.default("LU")
-@pytest.mark.ci("QR-wide", "Cholesky", "Triangular")
-@pytest.mark.optimised
-@pytest.mark.parametrize("name", SMALL)
-def test_library_calls_of_a_batched_gradient_of_small_problems(name):
-    *problem, calls = SMALL[name]
-    text = _compiled_gradient(*problem, power=2)
-    assert text.count('custom_call_target="lapack') == calls
 
 
 def _check_order(text):

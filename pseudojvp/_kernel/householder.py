@@ -5,9 +5,8 @@ import jax
 import jax.lax as lax
 import jax.lax.linalg as jll
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 from jaxtyping import Array, Inexact
-
-from .small_batches import solve_triangular
 
 
 # From so many vectors on, and at least as many as Q has columns, the columns of Q pay.
@@ -38,7 +37,7 @@ class Reflectors(eqx.Module):
     ) -> Inexact[Array, "short *k"]:
         """R⁻¹ C or R⁻ᴴ C."""
         r = self.rows[:, : self.taus.size].mT  # the solve reads no more than R of it
-        return solve_triangular(r, columns, trans="C" if adjoint else "N")
+        return jsl.solve_triangular(r, columns, trans="C" if adjoint else "N")
 
     def mv(self, vector: Inexact[Array, " short"]) -> Inexact[Array, " long"]:
         """Q c."""

@@ -13,6 +13,11 @@ def matmul(left: Inexact[Array, "..."], right: Inexact[Array, "..."]):
     return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
 
 
+def gram(rows: Inexact[Array, "short long"]) -> Inexact[Array, "short short"]:
+    """A A^H."""
+    return matmul(rows, rows.conj().mT)
+
+
 def adjoint_matmul(
     matrix: Inexact[Array, "rows cols"], vector: Inexact[Array, " rows"]
 ) -> Inexact[Array, " cols"]:

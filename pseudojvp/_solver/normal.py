@@ -10,8 +10,7 @@ from jaxtyping import Array, PyTree, Real
 from .._base.checks import check_options
 from .._base.tree import tree_scale
 from .._kernel.norms import power_of_two
-from .._kernel.products import stored_transpose
-from .._kernel.small_batches import gram
+from .._kernel.products import gram, stored_transpose
 from .._operator.adjoint import adjoint
 from .._operator.divided import Divided, unit_of_products
 from .._operator.stored_adjoint import StoredAdjoint

@@ -1,9 +1,9 @@
 import equinox.internal as eqxi
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from ..._kernel.small_batches import cholesky, solve_triangular
 from .base import AbstractDirectSolver, check_tagged, Factors
 
 
@@ -34,7 +34,7 @@ class Cholesky(AbstractDirectSolver):
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
         matrix = jnp.asarray(operator.as_matrix())
-        factor = cholesky(-matrix if negative else matrix)
+        factor = jsl.cholesky(-matrix if negative else matrix)
         return Factors((factor, eqxi.Static(negative)))
 
     def solve_columns(
@@ -42,6 +42,6 @@ class Cholesky(AbstractDirectSolver):
     ) -> Inexact[Array, "n k"]:
         factor, negative = factors
         factor = factor.conj() if transposed else factor
-        solved = solve_triangular(factor, columns, trans="C")
-        solved = solve_triangular(factor, solved)
+        solved = jsl.solve_triangular(factor, columns, trans="C")
+        solved = jsl.solve_triangular(factor, solved)
         return -solved if negative.value else solved

@@ -2,11 +2,11 @@ import functools as ft
 
 import jax.lax.linalg as jll
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
 from ..._kernel.condition import largest_entries
-from ..._kernel.small_batches import solve_triangular
 from .base import AbstractDirectSolver, Factors
 
 
@@ -48,7 +48,7 @@ class LU(AbstractDirectSolver):
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
         lu, permutation = factors
-        solve = ft.partial(solve_triangular, lu, trans="T" if transposed else "N")
+        solve = ft.partial(jsl.solve_triangular, lu, trans="T" if transposed else "N")
         lower = ft.partial(solve, lower=True, unit_diagonal=True)
         if transposed:
             solved = lower(solve(columns))

@@ -1,9 +1,9 @@
 import equinox.internal as eqxi
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from ..._kernel.small_batches import solve_triangular
 from .base import AbstractDirectSolver, check_tagged, Factors
 
 
@@ -38,7 +38,7 @@ class Triangular(AbstractDirectSolver):
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
     ) -> Inexact[Array, "n k"]:
         matrix, lower, unit = factors
-        return solve_triangular(
+        return jsl.solve_triangular(
             matrix,
             columns,
             trans="T" if transposed else "N",

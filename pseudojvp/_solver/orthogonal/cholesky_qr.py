@@ -4,6 +4,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
@@ -12,8 +13,7 @@ from ..._base.order import after_in_batch
 from ..._base.tree import tree_sub
 from ..._kernel.condition import largest_singular_value, probes
 from ..._kernel.norms import power_of_two
-from ..._kernel.products import adjoint_matmul, matmul, stored_transpose
-from ..._kernel.small_batches import cholesky, gram, solve_triangular
+from ..._kernel.products import adjoint_matmul, gram, matmul, stored_transpose
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, long_side_first, structures_of, transposed
 
@@ -112,7 +112,7 @@ class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
         matrix, wide = long_side_first(operator)
         scale = power_of_two(jnp.max(jnp.abs(matrix), axis=0, initial=0))
         rows = stored_transpose((matrix / scale.astype(matrix.dtype)[None, :]).conj())
-        r = cholesky(gram(rows))
+        r = jsl.cholesky(gram(rows))
         estimate = _reciprocal_condition(rows, r)
         eps = jnp.finfo(rows.dtype).eps
         clipped = jnp.maximum(estimate, smallest_reciprocal_condition(rows.dtype))
@@ -168,7 +168,7 @@ def smallest_reciprocal_condition(dtype) -> float:
 
 def _gram_solve(r: Inexact[Array, "n n"], columns: Inexact[Array, "n ..."]):
     """R⁻¹ R⁻ᴴ C."""
-    return solve_triangular(r, solve_triangular(r, columns, trans="C"))
+    return jsl.solve_triangular(r, jsl.solve_triangular(r, columns, trans="C"))
 
 
 def _reciprocal_condition(
