@@ -1,16 +1,23 @@
-"""An order of library calls, in a batch only."""
+"""An order of library calls, in a batch only, and the bug of jaxlib that asks for it."""
+
+import pathlib
+import re
+import tomllib
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from checks import count_primitive, jit
 
 import pseudojvp as pj
+from benchmarks import deadlock
 from pseudojvp._base.order import after, after_in_batch
 
 
 EARLIER, VECTOR = jnp.arange(1.0, 4.0), jnp.array([2.0, -1.0])
+MENDED = 0, 11, 1  # the first jaxlib with which `benchmarks/deadlock.py` returns
 BATCHED = [(0, None), (None, 0), (0, 0)]
 
 
@@ -64,3 +71,21 @@ def test_gradients_of_a_batch_within_a_batch_are_those_of_each():
     one = jit(jax.grad(loss))
     want = [[one(matrix) for matrix in row] for row in matrices]
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+def _version(text):
+    return tuple(map(int, re.findall(r"\d+", text)[:3]))
+
+
+@pytest.mark.slow  # a process that hangs, for twenty seconds
+@pytest.mark.skipif(_version(jaxlib.__version__) >= MENDED, reason="mended there")
+def test_batched_library_calls_without_an_order_hang():
+    assert deadlock.outcome(20) == "hangs"
+
+
+def test_the_lowest_jax_that_is_allowed_needs_the_order():
+    """Once it does not, `_base/order.py` can go, and each call of it."""
+    path = pathlib.Path(__file__).parents[1] / "pyproject.toml"
+    dependencies = tomllib.loads(path.read_text())["project"]["dependencies"]
+    (lowest,) = [name for name in dependencies if re.match(r"jax\W", name)]
+    assert _version(lowest) < MENDED

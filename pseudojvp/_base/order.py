@@ -1,7 +1,8 @@
 """An order among the library calls of a batch, which without one may wait for ever.
 
 Batched calls of LAPACK that do not depend on each other can wait for each other on the
-CPU, when they are as many as the threads (jaxlib 0.10.2).
+CPU, when they are as many as the threads: with jaxlib before 0.11.1, as
+`benchmarks/deadlock.py` shows.
 """
 
 import equinox as eqx

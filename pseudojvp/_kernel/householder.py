@@ -9,7 +9,9 @@ import jax.scipy.linalg as jsl
 from jaxtyping import Array, Inexact
 
 
-# From so many vectors on, and at least as many as Q has columns, the columns of Q pay.
+# From so many vectors on, and at least as many as Q has columns, the columns of Q pay: a
+# gradient of 200 vectors of 2000 x 100 takes 0.8 of the time of `ormqr`, of 64 of 50 x 50
+# 0.9.
 _MANY = 9
 
 
