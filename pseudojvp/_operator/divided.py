@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._base.structure import Structure
-from .._base.tree import tree_scale, tree_where
+from .._base.tree import tree_scale
 from .._kernel.norms import largest_part, power_of_two, two_norm
 
 
@@ -28,8 +28,7 @@ class Divided(lx.AbstractLinearOperator):
     def mv(self, vector: PyTree[Array]) -> PyTree[Array]:
         factor = 1 / self.root
         if self.near_one:
-            image = self.operator.mv(tree_scale(factor, vector))
-            return tree_where(self.root == 1, image, tree_scale(factor, image))
+            return tree_scale(factor, self.operator.mv(tree_scale(factor, vector)))
         size = power_of_two(largest_part(vector)).astype(factor.dtype)
         image = self.operator.mv(tree_scale(factor, tree_scale(1 / size, vector)))
         return tree_scale(size, tree_scale(factor, image))
