@@ -206,17 +206,17 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     qh_v = None if v is None else state.qh_mv(v)
     th_w = None
     if w is not None:
-        th_w = state.t_solve(state.zh_mv(after_in_batch(qh_v, w)), adjoint=True)
+        th_w = state.adjoint_solve(after_in_batch(qh_v, w))
     c = tree_sub(qh_v, th_w)
     x = r = p = None
     last = c
     if wanted.domain:
-        last = x = state.z_mv(state.t_solve(c))
+        last = x = state.solve(c)
     if wanted.codomain:
         last = r = tree_sub(v, state.q_mv(after_in_batch(last, c)))
     if wanted.projection:
         y = domain.ravel(rhs.projection)
-        last = p = state.z_mv(state.zh_mv(after_in_batch(last, y)))
+        last = p = state.project(after_in_batch(last, y))
     # Whoever needs one of them waits for all.
     x = None if x is None else domain.unravel(after_in_batch(last, x))
     r = None if r is None else codomain.unravel(after_in_batch(last, r))

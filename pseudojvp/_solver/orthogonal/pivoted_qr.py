@@ -45,17 +45,27 @@ class PivotedQRState(eqx.Module):
             return adjoint_matmul(self.z, vector)
         return self._long_h_mv(vector)
 
-    def z_mv(self, c: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
+    def solve(self, c: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
+        """Z T⁻¹ c."""
+        return self._z_mv(self._t_solve(c, adjoint=False))
+
+    def adjoint_solve(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
+        """T⁻ᴴ Zᴴ w."""
+        return self._t_solve(self._zh_mv(vector), adjoint=True)
+
+    def project(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " cols"]:
+        """Z Zᴴ y."""
+        return self._z_mv(self._zh_mv(vector))
+
+    def _z_mv(self, c):
         return self._long_mv(c) if self.wide.value else matmul(self.z, c)
 
-    def zh_mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
+    def _zh_mv(self, vector):
         if self.wide.value:
             return self._long_h_mv(vector)
         return adjoint_matmul(self.z, vector)
 
-    def t_solve(
-        self, c: Inexact[Array, " k"], *, adjoint: bool = False
-    ) -> Inexact[Array, " k"]:
+    def _t_solve(self, c, *, adjoint: bool):
         c = after_in_batch(self.reciprocal_condition, c)
         trans = "N" if adjoint != self.wide.value else "C"
         return jsl.solve_triangular(self.t_adjoint, c, trans=trans)
@@ -175,7 +185,7 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         check_options(self, options)
         out_structure, in_structure = state.structures.value
-        solution = state.z_mv(state.t_solve(state.qh_mv(out_structure.ravel(vector))))
+        solution = state.solve(state.qh_mv(out_structure.ravel(vector)))
         return in_structure.unravel(solution), self.result(state), self.stats(state)
 
     def result(self, state: PivotedQRState) -> lx.RESULTS:

@@ -2,7 +2,6 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
@@ -11,12 +10,13 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
 from ..._base.checks import check_options
 from ..._base.tree import one_or_nan
 from ..._kernel.condition import resolve_rcond
+from ..._kernel.products import adjoint_matmul, matmul
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, structures_of, swapped
 
 
 class SVDState(eqx.Module):
-    """A = U S V^H, thin; `kept` marks the singular values above the cutoff.
+    """A = U S V^H, thin; zero is what of U and V is not `kept`, below the cutoff.
 
     The methods are those of any complete orthogonal decomposition A = Q T Z^H.
     """
@@ -24,41 +24,37 @@ class SVDState(eqx.Module):
     u: Inexact[Array, "rows k"]
     singular_values: Real[Array, " k"]
     vh: Inexact[Array, "k cols"]
+    vh_over_s: Inexact[Array, "k cols"]
     kept: Bool[Array, " k"]
     structures: eqxi.Static
+
+    @classmethod
+    def of(cls, u, singular_values, vh, kept, structures: eqxi.Static) -> "SVDState":
+        safe = jnp.where(kept, singular_values, 1).astype(vh.dtype)
+        # By products alone: a quotient would be in the program of each application.
+        return cls(u, singular_values, vh, vh / safe[:, None], kept, structures)
 
     @property
     def rank(self) -> Integer[Array, ""]:
         return jnp.sum(self.kept)
 
     def qh_mv(self, vector: Inexact[Array, " rows"]) -> Inexact[Array, " k"]:
-        """U^H v in the kept directions, zero in the others."""
-        return self._kept(_matmul(self.u.conj().T, vector))
+        return adjoint_matmul(self.u, vector)
 
-    def q_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " rows"]:
-        return _matmul(self.u, coefficients)
+    def q_mv(self, c: Inexact[Array, " k"]) -> Inexact[Array, " rows"]:
+        return matmul(self.u, c)
 
-    def zh_mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
-        """V^H w in the kept directions, zero in the others."""
-        return self._kept(_matmul(self.vh, vector))
+    def solve(self, c: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
+        """Z T⁻¹ c."""
+        return adjoint_matmul(self.vh_over_s, c)
 
-    def z_mv(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " cols"]:
-        return _matmul(self.vh.conj().T, coefficients)
+    def adjoint_solve(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " k"]:
+        """T⁻ᴴ Zᴴ w."""
+        return matmul(self.vh_over_s, vector)
 
-    def _kept(self, coefficients: Inexact[Array, " k"]) -> Inexact[Array, " k"]:
-        # Not zero but a product with it: a NaN of the vector is never dropped.
-        return jnp.where(self.kept, coefficients, 0 * coefficients)
-
-    def t_solve(
-        self, coefficients: Inexact[Array, " k"], *, adjoint: bool = False
-    ) -> Inexact[Array, " k"]:
-        del adjoint  # S is real and diagonal
-        safe = jnp.where(self.kept, self.singular_values, 1)
-        return coefficients / safe.astype(coefficients.dtype)
-
-
-def _matmul(matrix, vector):
-    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
+    def project(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " cols"]:
+        """Z Zᴴ y."""
+        return adjoint_matmul(self.vh, matmul(self.vh, vector))
 
 
 class SVD(AbstractFactorisation[SVDState]):
@@ -103,7 +99,8 @@ class SVD(AbstractFactorisation[SVDState]):
         )
         largest = jnp.max(singular_values, initial=0)
         kept = singular_values > rcond * largest
-        return SVDState(u, singular_values, vh, kept, structures_of(operator))
+        u, vh = jnp.where(kept, u, 0), jnp.where(kept[:, None], vh, 0)
+        return SVDState.of(u, singular_values, vh, kept, structures_of(operator))
 
     def compute(
         self, state: SVDState, vector: PyTree[Array], options: dict[str, Any]
@@ -111,7 +108,7 @@ class SVD(AbstractFactorisation[SVDState]):
         check_options(self, options)
         out_structure, in_structure = state.structures.value
         flat = out_structure.ravel(vector)
-        solution = state.z_mv(state.t_solve(state.qh_mv(flat)))
+        solution = state.solve(state.qh_mv(flat))
         return in_structure.unravel(solution), self.result(state), self.stats(state)
 
     def result(self, state: SVDState) -> lx.RESULTS:
@@ -122,7 +119,7 @@ class SVD(AbstractFactorisation[SVDState]):
         return {"rank": state.rank}
 
     def transpose(self, state: SVDState, options: dict[str, Any]):
-        transposed = SVDState(
+        transposed = SVDState.of(
             state.vh.T,
             state.singular_values,
             state.u.T,
