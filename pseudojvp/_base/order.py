@@ -5,6 +5,8 @@ CPU, when they are as many as the threads: with jaxlib before 0.11.1, as
 `benchmarks/deadlock.py` shows.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.extend.core as jex
@@ -28,6 +30,24 @@ def after_in_batch(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
     """As `after` under `jax.vmap`; `tree` itself, and nothing computed, without."""
     entries = _entries(earlier)
     return jtu.tree_map(lambda leaf: after_p.bind(leaf, *entries), tree)
+
+
+class Steps:
+    """Calls of functions of one vector, in a batch one after the other."""
+
+    def __init__(self):
+        self._last: PyTree[Array] | None = None
+
+    def __call__(self, function: Callable, vector: PyTree[Array] | None, **kwargs):
+        """Returns the function of the vector; `None`, a zero, is left alone."""
+        if vector is None:
+            return None
+        self._last = function(after_in_batch(self._last, vector), **kwargs)
+        return self._last
+
+    def end(self, tree: PyTree[Array]) -> PyTree[Array]:
+        """`tree`, so that whoever needs it waits for all steps."""
+        return after_in_batch(self._last, tree)
 
 
 def _entries(tree: PyTree) -> list[Array]:

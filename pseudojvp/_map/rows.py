@@ -19,7 +19,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._base.checks import check_options
-from .._base.order import after_in_batch
+from .._base.order import Steps
 from .._base.results import first_failure
 from .._base.tree import tree_add, tree_conj, tree_neg, tree_sub
 from .._operator.adjoint import adjoint
@@ -172,16 +172,17 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     check_options(solver, problem.options)
     state = problem.state
     codomain, domain, v, w = _raveled(problem, rhs)
-    qh_v = None if v is None else state.qh_mv(v)
-    rh_w = None if w is None else state.r_solve(after_in_batch(qh_v, w), adjoint=True)
+    step = Steps()
+    qh_v = step(state.qh_mv, v)
+    rh_w = step(state.r_solve, w, adjoint=True)
     c = tree_sub(qh_v, rh_w)
-    x = state.r_solve(c) if wanted.domain else None
-    r = None
+    r = x = None
+    if wanted.domain:
+        x = domain.unravel(step(state.r_solve, c))
     if wanted.codomain and problem.independent_rows:
-        r = codomain.unravel(state.q_mv(after_in_batch(x, rh_w)))
+        r = codomain.unravel(step(state.q_mv, rh_w))
     elif wanted.codomain:
-        r = codomain.unravel(tree_sub(v, state.q_mv(after_in_batch(x, c))))
-    x = None if x is None else domain.unravel(x)
+        r = codomain.unravel(tree_sub(v, step(state.q_mv, c)))
     return Blocks(r, x, None), solver.result(state), solver.stats(state)
 
 
@@ -203,24 +204,19 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     check_options(solver, problem.options)
     state = problem.state
     codomain, domain, v, w = _raveled(problem, rhs)
-    qh_v = None if v is None else state.qh_mv(v)
-    th_w = None
-    if w is not None:
-        th_w = state.adjoint_solve(after_in_batch(qh_v, w))
+    step = Steps()
+    qh_v = step(state.qh_mv, v)
+    th_w = step(state.adjoint_solve, w)
     c = tree_sub(qh_v, th_w)
-    x = r = p = None
-    last = c
+    r = x = p = None
     if wanted.domain:
-        last = x = state.solve(c)
+        x = step(state.solve, c)
     if wanted.codomain:
-        last = r = tree_sub(v, state.q_mv(after_in_batch(last, c)))
+        r = tree_sub(v, step(state.q_mv, c))
     if wanted.projection:
-        y = domain.ravel(rhs.projection)
-        last = p = state.project(after_in_batch(last, y))
-    # Whoever needs one of them waits for all.
-    x = None if x is None else domain.unravel(after_in_batch(last, x))
-    r = None if r is None else codomain.unravel(after_in_batch(last, r))
-    p = None if p is None else domain.unravel(p)
+        p = domain.unravel(step(state.project, domain.ravel(rhs.projection)))
+    x = None if x is None else domain.unravel(step.end(x))
+    r = None if r is None else codomain.unravel(step.end(r))
     return Blocks(r, x, p), solver.result(state), solver.stats(state)
 
 
