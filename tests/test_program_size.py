@@ -28,9 +28,9 @@ MOST = {
     "lx.QR": 330,
     "lstsq / SVD, solve": 680,
     "lstsq / jnp.linalg.lstsq": 1920,
-    "varpro": 4350,
-    "varpro and statistics": 6060,
-    "gradient of varpro": 6220,
+    "varpro": 1570,
+    "varpro and statistics": 3000,
+    "gradient of varpro": 2820,
 }
 
 

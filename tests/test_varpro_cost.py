@@ -43,10 +43,10 @@ def factorisations(text):
 
 @pytest.fixture(scope="module")
 def programs():
-    """Of the residual, the exact Jacobian, and ∂Φ/∂θ as it must not be."""
+    """Of the coefficients, the exact Jacobian, and ∂Φ/∂θ as it must not be."""
     data = jnp.asarray(cases.noise(M, 1.0, 8))
     function = pj.projected_residual(wide_basis, data)
-    functions = function, function.jacobian, jax.jacfwd(wide_basis)
+    functions = function.coefficients, function.jacobian, jax.jacfwd(wide_basis)
     return [
         compiled(lambda *inputs, f=f: f(*inputs), THETA, POINTS).as_text()
         for f in functions
@@ -60,9 +60,9 @@ def test_jacobian_never_has_the_tangents_of_the_basis_at_once(programs):
 
 
 def test_jacobian_takes_one_factorisation(programs):
-    residual, jacobian, _ = programs
-    assert factorisations(residual).count("geqp3") == 1
-    assert sorted(factorisations(jacobian)) == sorted(factorisations(residual))
+    coefficients, jacobian, _ = programs
+    assert factorisations(coefficients).count("geqp3") == 1
+    assert sorted(factorisations(jacobian)) == sorted(factorisations(coefficients))
 
 
 COLUMNS = 40

@@ -31,6 +31,20 @@ def test_optimisers_agree(optimiser):
     assert_close(cases.unknowns(fit), cases.unknowns(cases.fit()), 1e-9)
 
 
+@pytest.mark.slow  # a second program
+@pytest.mark.parametrize("rate", [1.2, 0.0, 1e-15, 100.0])
+def test_levenberg_marquardt_takes_the_steps_of_optimistix(rate):
+    """Whose own loop runs where a part is not the default, here what it shows."""
+    silent = lambda **_: None
+    by_optimistix = optx.LevenbergMarquardt(1e-5, 1e-5, verbose=silent)
+    start = {**cases.START, "rate": jnp.array(rate)}
+    want = cases.fit(start=start, optimiser=by_optimistix)
+    fit = cases.fit(start=start)
+    assert_close(cases.unknowns(fit), cases.unknowns(want), 1e-9)
+    for name in ("num_steps", "polishing_steps"):
+        assert fit.stats[name] == want.stats[name] > 0
+
+
 @pytest.mark.slow  # a program for each
 @pytest.mark.parametrize("jacobian", ["exact", "kaufman"])
 def test_jacobians_agree(jacobian):

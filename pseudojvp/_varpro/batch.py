@@ -12,10 +12,9 @@ import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
 from .._base.inexact import as_inexact
-from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR
 from .failure import raise_if_failed
-from .fit import as_arrays, context_of, varpro, VarProFit
+from .fit import as_arrays, context_of, default_adjoint, varpro, VarProFit
 from .progress import ChunkBar
 from .residual import check_theta, prepare
 from .statistics import VarProPrediction, VarProStatistics
@@ -209,7 +208,7 @@ def varpro_batch(
         "x_scale": x_scale,
         "max_steps": max_steps,
         "throw": False,
-        "adjoint": PseudoinverseAdjoint(throw=throw) if adjoint is None else adjoint,
+        "adjoint": default_adjoint(throw) if adjoint is None else adjoint,
     }
     fields = _fit_all(
         basis, data, starts, weighting, arguments, keywords, batch_size, progress

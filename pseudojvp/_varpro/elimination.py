@@ -66,9 +66,21 @@ class Factors(eqx.Module):
         """The saddle-point map of v `(m, k)` and w `(n, k)`, column by column."""
 
         def column(factorised, v, w):
-            factorised = factorised.for_derivative() if derivative else factorised
+            if derivative:
+                # Whether the factors are sound, the solve for r and c has told.
+                factorised = Factorised(
+                    factorised._problem.for_derivative(),
+                    factorised._guard.for_derivative(),
+                )
             return factorised.blocks(Blocks(v, w), wanted)
 
+        both = v, w
+        if self.shared and all(x is None or x.shape[1] == 1 for x in both):
+            # Not a batch of one, whose library calls would be put in order.
+            v, w = jtu.tree_map(lambda x: x[:, 0], both)
+            out, *told = column(self.factorised, v, w)
+            told = jtu.tree_map(lambda leaf: leaf[None], told)
+            return jtu.tree_map(lambda leaf: leaf[:, None], out), *told
         axis = None if self.shared else eqx.if_array(0)
         apply = eqx.filter_vmap(column, in_axes=(axis, 1, 1), out_axes=(1, 0, 0))
         return apply(self.factorised, v, w)
@@ -109,8 +121,7 @@ class Elimination(eqx.Module):
         factors: Factors | None = None,
     ) -> Eliminated:
         """Factorises A, or takes its factors, and solves for c."""
-        phi = self.model.matrix(theta, args, self.caller)
-        shift = self.model.shift(theta, args, self.caller)
+        phi, shift = self.model_at(theta, args)
         check_shapes(phi, shift, observations.data, self.caller)
         dtype = common_dtype(phi, shift, observations.data)
         b = observations.data.astype(dtype)
@@ -135,6 +146,11 @@ class Elimination(eqx.Module):
     def closed(self, theta: PyTree[Array], args: Any) -> "Elimination":
         """See `SeparableModel.closed`."""
         return Elimination(self.model.closed(theta, args), self.solver, self.caller)
+
+    def model_at(self, theta: PyTree[Array], args: Any):
+        """Φ, and the offset or `None`."""
+        phi = self.model.matrix(theta, args, self.caller)
+        return phi, self.model.shift(theta, args, self.caller)
 
     def predict(self, theta, args, coefficients, gain):
         """offset ⊗ gain + Φ c, `(m, k)`."""
@@ -215,7 +231,8 @@ class Elimination(eqx.Module):
     def jacobian(
         self, theta, args, observations, at: Eliminated, *, exact: bool
     ) -> Inexact[Array, "q m k"]:
-        """∂r/∂θ, θ in the order of `jax.flatten_util.ravel_pytree`."""
+        """∂r/∂θ, θ in the order of `jax.flatten_util.ravel_pytree`; of no use where `at`
+        has failed."""
         d, e = self.tangents(theta, args, observations, at, exact=exact)
         return at.factors.derivative(d, e, Blocks(True, False, False)).codomain
 
@@ -265,5 +282,6 @@ def unit_directions(theta: PyTree[Array]) -> PyTree[Array]:
 
 def _first_failure(results: lx.RESULTS) -> lx.RESULTS:
     """Of the results of all columns."""
-    first = jnp.argmax(results != lx.RESULTS.successful)
+    failed = results != lx.RESULTS.successful
+    first = jnp.argmax(failed) if failed.size > 1 else 0
     return jtu.tree_map(lambda value: value[first], results)

@@ -1,74 +1,95 @@
 """What is told of a failed fit: one `result`, and one message."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax.core
-import jax.lax as lax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 import optimistix as optx
 from jaxtyping import PyTree
 
-from .._base.tree import all_finite
-from .elimination import Eliminated
-from .optimise import Outcome
 
-
-def result_of(outcome: Outcome, at: Eliminated, theta, cost, sound_input) -> optx.RESULTS:
+def result_of(
+    result: optx.RESULTS, eliminated: lx.RESULTS, sound, sound_input
+) -> optx.RESULTS:
     """The first of: unusable input, a failed elimination, a failed search."""
     results = optx.RESULTS
-    result = outcome.result
-    # A finite sum of squares spares a pass over all of the data; it can overflow, too.
-    residual = lax.cond(jnp.isfinite(cost), lambda _: True, all_finite, at.residual)
-    sound = residual & all_finite((theta, at.coefficients))
     result = results.where(sound, result, results.nonfinite)
-    # Of a basis that is not finite, a solver may say that it is singular.
-    model, _ = eqx.partition(at.factors.factorised.operator, eqx.is_inexact_array)
-    eliminated = results.where(
-        all_finite(model), results.promote(at.result), results.nonfinite
-    )
-    result = results.where(eliminated == results.successful, result, eliminated)
-    unusable = results.promote(lx.RESULTS.nonfinite_input)
+    unusable: Any = results.nonfinite_input  # a name of lineax
+    # Not finite is what the solver got, but not from the user.
+    failed = results.promote(eliminated)
+    failed = results.where(failed == unusable, results.nonfinite, failed)
+    result = results.where(failed == results.successful, result, failed)
     return results.where(sound_input, result, unusable)
 
 
 def raise_if_failed(fit: PyTree) -> PyTree:
-    """Returns `fit`, with a run-time error if it failed, or one member of a batch did."""
-    results = optx.RESULTS
-    failed = fit.result != results.successful
-    if not isinstance(failed, jax.core.Tracer) and not jnp.any(failed):
+    """Returns `fit`, with a run-time error if it failed, or one member of a batch did.
+
+    The message is made on the host, and only a scalar goes through the branch.
+    """
+    code, successful = _code(fit.result), _code(optx.RESULTS.successful)
+    if not isinstance(code, jax.core.Tracer) and np.all(np.asarray(code) == successful):
         return fit  # as it is: a compiled check would copy all of the data
-    kinds = [
-        (
-            results.nonfinite_input,
-            "got NaN, Inf or a negative weight among `data`, `weights` and `theta0`. "
-            "Give unusable data the weight zero and any finite value.",
-        ),
-        (
-            results.nonlinear_max_steps_reached,
-            "reached `max_steps` before the residual was stationary. Raise `max_steps`, "
-            "or start closer; `fit.stats['relative_offset']` tells how far it is.",
-        ),
-        (
-            results.stagnation,
-            "stopped at a point where the residual is not stationary in theta. Try "
-            "another start, another `x_scale`, or smaller tolerances of `optimiser`.",
-        ),
-        (
-            results.nonfinite,
-            "met NaN or Inf: the basis or the offset is not finite at `theta0`, or the "
-            "search left the range where it is. Start elsewhere, or fit a "
-            "transformed parameter, such as the logarithm of a positive one.",
-        ),
-        (
-            results.singular,
-            "ended where the basis has no full rank. Use `solver=PivotedQR()`, which "
-            "truncates it, or fewer columns.",
-        ),
-    ]
-    messages = ["`varpro` failed. Pass `throw=False` and look at `result`."]
-    index = jnp.array(0)
-    for kind, saw in kinds:
-        index = jnp.where(fit.result == kind, len(messages), index)
-        messages.append(f"`varpro` {saw} With `throw=False` this is `result` instead.")
-    index = jnp.max(jnp.where(failed, index, 0))  # of a batch, one message
-    return eqx.branched_error_if(fit, jnp.any(failed), index, messages)
+    failed, worst = code != successful, jnp.max(code)  # of a batch, one message
+    one = jnp.ones((), jnp.float32)
+    one = eqx.branched_error_if(one, jnp.any(failed), worst, _Messages())
+    told = fit.theta, fit.coefficients, fit.residual, fit.cost
+    told = jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), told)
+    return eqx.tree_at(
+        lambda fit: (fit.theta, fit.coefficients, fit.residual, fit.cost), fit, told
+    )
+
+
+def _code(result: optx.RESULTS):
+    (code,) = jtu.tree_leaves(result)
+    return code
+
+
+@dataclasses.dataclass(frozen=True)
+class _Messages(Sequence[str]):
+    """The message for the code of a result."""
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, code):
+        saw = {int(_code(kind)): saw for kind, saw in _KINDS}.get(int(code))
+        if saw is None:
+            return "`varpro` failed. Pass `throw=False` and look at `result`."
+        return f"`varpro` {saw} With `throw=False` this is `result` instead."
+
+
+_KINDS = [
+    (
+        optx.RESULTS.nonfinite_input,
+        "got NaN, Inf or a negative weight among `data`, `weights` and `theta0`. "
+        "Give unusable data the weight zero and any finite value.",
+    ),
+    (
+        optx.RESULTS.nonlinear_max_steps_reached,
+        "reached `max_steps` before the residual was stationary. Raise `max_steps`, "
+        "or start closer; `fit.stats['relative_offset']` tells how far it is.",
+    ),
+    (
+        optx.RESULTS.stagnation,
+        "stopped at a point where the residual is not stationary in theta. Try "
+        "another start, another `x_scale`, or smaller tolerances of `optimiser`.",
+    ),
+    (
+        optx.RESULTS.nonfinite,
+        "met NaN or Inf: the basis or the offset is not finite at `theta0`, or the "
+        "search left the range where it is. Start elsewhere, or fit a "
+        "transformed parameter, such as the logarithm of a positive one.",
+    ),
+    (
+        optx.RESULTS.singular,
+        "ended where the basis has no full rank. Use `solver=PivotedQR()`, which "
+        "truncates it, or fewer columns.",
+    ),
+]

@@ -3,8 +3,8 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax
 import jax.flatten_util as jfu
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -14,10 +14,10 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Re
 
 from .._base.tree import all_finite
 from .._front.adjoint import PseudoinverseAdjoint
-from .._solver import PivotedQR
-from .elimination import Eliminated, Elimination
+from .._solver import PivotedQR, SVD
+from .elimination import Elimination
 from .failure import raise_if_failed, result_of
-from .model import Observations
+from .model import check_shapes, Observations, size_of
 from .optimise import optimise, Settings
 from .progress import EvaluationLine
 from .real import squared_norm
@@ -174,8 +174,10 @@ def varpro(
         ‖W data‖, a least-squares solver in the unit in which the largest diagonal entry
         of JᵀJ at the start is 1000. Defaults to
         `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`, which in that unit starts
-        with a damping of one. At most twenty undamped Gauss–Newton steps follow, while
-        they bring r closer to orthogonal to ∂r/∂θ.
+        with a damping of one; its steps, with any tolerances and otherwise its default
+        parts, are taken in a loop of `varpro` itself, of a smaller program. At most
+        twenty undamped Gauss–Newton steps follow, while they bring r closer to
+        orthogonal to ∂r/∂θ.
     - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part
         within the range of Φ: the same gradient, a little cheaper, slower convergence
         where residuals are large. Defaults to `"exact"`.
@@ -187,9 +189,9 @@ def varpro(
     - `throw`: whether a failed fit raises at run time, here and in derivatives. If
         `False`, `result` tells. Defaults to `True`.
     - `adjoint`: how the fit is differentiated, an adjoint of Optimistix. Defaults to
-        `None`: [`pseudojvp.PseudoinverseAdjoint`][], the implicit function theorem with
-        the minimum-norm derivative (in units of `x_scale`) where θ is not determined;
-        it does as `throw` says, where `optimistix.ImplicitAdjoint` raises.
+        `None`: [`pseudojvp.PseudoinverseAdjoint`][] by `SVD()`, the implicit function
+        theorem with the minimum-norm derivative (in units of `x_scale`) where θ is not
+        determined; it does as `throw` says, where `optimistix.ImplicitAdjoint` raises.
     - `progress`: whether to show ‖residual‖/‖W data‖ at each evaluation. Defaults to
         `False`.
 
@@ -222,8 +224,9 @@ def varpro(
     _check_types(optimiser, adjoint, max_steps)
     scale = _check_scale(x_scale, theta0)
     if adjoint is None:
-        adjoint = PseudoinverseAdjoint(throw=throw)
-    options = _Options(optimiser, adjoint, max_steps, exact, progress)
+        adjoint = default_adjoint(throw)
+    vector = np.ndim(data) == 1
+    options = _Options(optimiser, adjoint, max_steps, exact, vector, progress)
     args = as_arrays(args)
     closed = elimination.closed(theta0, args)
     fields = _fit(closed, args, observations, theta0, scale, options)
@@ -231,12 +234,6 @@ def varpro(
     # which would copy the data.
     arrays, functions = context_of((elimination, args, observations))
     fit = VarProFit(*fields, _arrays=arrays, _functions=functions)
-    if np.ndim(data) == 1:
-        fit = eqx.tree_at(
-            lambda fit: (fit.coefficients, fit.residual),
-            fit,
-            (fit.coefficients[:, 0], fit.residual[:, 0]),
-        )
     return raise_if_failed(fit) if throw else fit
 
 
@@ -245,6 +242,7 @@ class _Options(eqx.Module):
     adjoint: optx.AbstractAdjoint
     max_steps: int | None
     exact: bool
+    vector: bool
     progress: bool
 
 
@@ -252,14 +250,13 @@ class _Options(eqx.Module):
 def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
     """The public fields of the `VarProFit`."""
     flat, unravel = jfu.ravel_pytree(theta0)
-    structure = eqx.filter_eval_shape(elimination, theta0, args, observations)
-    _check_counts(structure, flat.size)
+    phi, shift = eqx.filter_eval_shape(elimination.model_at, theta0, args)
+    check_shapes(phi, shift, observations.data, elimination.caller)
+    coefficients = size_of(phi)[1]
+    _check_counts(observations.data, coefficients, flat.size)
     if scale is None:
         scale = jnp.where(flat == 0, 1, jnp.abs(flat))
-    flat, scale = jax.lax.stop_gradient((flat, scale))
-    shift = eqx.filter_eval_shape(
-        elimination.model.shift, theta0, args, elimination.caller
-    )
+    flat, scale = lax.stop_gradient((flat, scale))
     settings = Settings(
         unravel,
         scale,
@@ -268,14 +265,17 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         options.max_steps,
         options.exact,
         None if shift is None else shift.shape,
-        structure.coefficients.shape[0],
+        coefficients,
         EvaluationLine() if options.progress else None,
     )
-    point, outcome = optimise(elimination, args, observations, flat / scale, settings)
-    theta = settings.theta(point)
-    at = elimination(theta, args, observations)
-    cost = 0.5 * squared_norm(at.residual)
-    sound_input = all_finite((flat, observations))
+    found = optimise(elimination, args, observations, flat / scale, settings)
+    theta, outcome = settings.theta(found.point), found.outcome
+    cost = 0.5 * squared_norm(found.residual)
+    # The residual is, unless the result says so already.
+    sound = all_finite((theta, found.coefficients))
+    columns = found.coefficients, found.residual
+    if options.vector:
+        columns = tuple(x[:, 0] for x in columns)
     stats = {
         "num_steps": outcome.num_steps,
         "max_steps": options.max_steps,
@@ -284,13 +284,19 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
     }
     return (
         theta,
-        at.coefficients,
-        at.residual,
+        *columns,
         cost,
-        at.rank,
-        result_of(outcome, at, theta, cost, sound_input),
+        found.rank,
+        result_of(
+            outcome.result, found.eliminated, sound, all_finite((flat, observations))
+        ),
         eqxi.nondifferentiable_backward(stats),
     )
+
+
+def default_adjoint(throw: bool) -> PseudoinverseAdjoint:
+    # The smallest program for a symmetric matrix of a few parameters and any rank.
+    return PseudoinverseAdjoint(SVD(), throw)
 
 
 def context_of(context: tuple[Elimination, Any, Observations]):
@@ -346,8 +352,8 @@ def _check_scale(x_scale, theta0):
     )
 
 
-def _check_counts(at: Eliminated, parameters: int) -> None:
-    (m, k), n = at.residual.shape, at.coefficients.shape[0]
+def _check_counts(data: Array, coefficients: int, parameters: int) -> None:
+    (m, k), n = data.shape, coefficients
     if m * k < n * k + parameters:
         raise ValueError(
             f"`varpro` got {m * k} data for {n * k} coefficients and {parameters} "

@@ -1,41 +1,34 @@
-"""θ as the root of ∂(½‖r‖²)/∂θ: an optimiser of Optimistix, and then a polish."""
+"""θ as the root of ∂(½‖r‖²)/∂θ, of a search that an adjoint differentiates."""
 
-import math
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Inexact, Int, Integer, PyTree
 
-from .._base.order import after
-from .._map.factorised import Factorised
-from .._solver import PivotedQR
+from .._base.order import after, after_in_batch
+from .._base.tree import all_finite
+from .._front.adjoint import PseudoinverseAdjoint
+from .._map.factorised import Factorised, nondifferentiable
 from .compression import compress
 from .elimination import Elimination
 from .model import Observations
 from .progress import EvaluationLine
-from .real import as_real
+from .real import as_real, squared_norm
 from .residual import residual_columns
+from .search import Evaluated, Linearised, Search
 
 
-# Undamped steps after the optimiser. Levenberg–Marquardt compares sums of squares, in
-# which a change of θ by √eps is lost in rounding; a Gauss–Newton step has no such floor.
-_POLISHING_STEPS = 20
-# What Levenberg–Marquardt first adds to the diagonal of JᵀJ, over its largest entry:
-# Madsen, Nielsen & Tingleff, Methods for Non-Linear Least Squares Problems (2004),
-# (3.14).
-_FIRST_DAMPING = 1e-3
 # Bates & Watts (1981): below it, what is left to gain is lost in the statistical error.
 _LARGEST_OFFSET = 1e-3
-# θ is then known to 1e-10 of its standard deviation, and a batch waits for its slowest.
-_NEGLIGIBLE_OFFSET = 1e-10
-# Residuals below this multiple of eps ‖W y‖ are rounding.
-_ROUNDING = 1e2
 
 
 class Settings(eqx.Module):
@@ -54,19 +47,43 @@ class Settings(eqx.Module):
     def theta(self, point: Float[Array, " q"]) -> PyTree[Array]:
         return self.unravel(self.scale * point)
 
+    @property
+    def through_the_search(self) -> bool:
+        """Whether the iterates are differentiated, and not the point where they end."""
+        return isinstance(self.adjoint, optx.RecursiveCheckpointAdjoint)
+
+    @property
+    def tolerances(self) -> tuple[float, float] | None:
+        """Those of Levenberg–Marquardt with its default parts, for which `Search` has
+        the steps; `None` for any other optimiser."""
+        optimiser = self.optimiser
+        if self.through_the_search or type(optimiser) is not optx.LevenbergMarquardt:
+            return None
+        rtol, atol = optimiser.rtol, optimiser.atol
+        numbers = isinstance(rtol, float) and isinstance(atol, float)
+        if numbers and optimiser == optx.LevenbergMarquardt(rtol, atol):
+            return rtol, atol
+        return None
+
 
 class Outcome(eqx.Module):
-    """What is known of a search besides θ.
-
-    - `relative_offset`: the size of ∂r/∂θ (∂r/∂θ)†r per parameter over that of the rest
-        of r per datum: the cosine between r and what θ can still change, as a multiple
-        of the statistical error. Zero where r is rounding.
-    """
+    """What is known of a search besides θ."""
 
     result: optx.RESULTS
     num_steps: Int[Array, ""]
     polishing_steps: Int[Array, ""]
     relative_offset: Float[Array, ""]
+
+
+class Solution(eqx.Module):
+    """A point with the elimination there."""
+
+    point: Float[Array, " q"]
+    residual: Inexact[Array, "m k"]
+    coefficients: Inexact[Array, "n k"]
+    rank: Integer[Array, ""] | Integer[Array, " k"]
+    eliminated: lx.RESULTS
+    outcome: Outcome
 
 
 def optimise(
@@ -75,25 +92,148 @@ def optimise(
     observations: Observations,
     start: Float[Array, " q"],
     settings: Settings,
-) -> tuple[Float[Array, " q"], Outcome]:
-    """Returns the point and the outcome, differentiable as the adjoint says."""
+) -> Solution:
+    """Returns the solution, differentiable as the adjoint says."""
     # Other adjoints differentiate through the search, and the factor is a constant.
-    if isinstance(settings.adjoint, optx.RecursiveCheckpointAdjoint):
+    if settings.through_the_search:
         reduced = observations
     else:
         reduced = compress(observations, settings.shift_shape, settings.coefficients)
     # In units of ‖W y‖, no square or product of residuals over- or underflows.
     size = reduced.size()
     inputs = elimination, args, observations, reduced.over(size), size, start, settings
-    return settings.adjoint.apply(_search, _stationarity, inputs, frozenset())
+    adjoint = settings.adjoint
+    if isinstance(adjoint, PseudoinverseAdjoint):
+        solver = nondifferentiable(adjoint.linear_solver)
+        return _solution(inputs, reduced is observations, solver, adjoint.throw)
+    point, (outcome, _) = adjoint.apply(_search, _stationarity, inputs, frozenset())
+    at = _evaluate(elimination, settings.theta(point), args, observations)
+    return Solution(point, at.residual, at.coefficients, at.rank, at.result, outcome)
+
+
+def _evaluate(elimination, theta, args, observations) -> Evaluated:
+    at = Evaluated.of(elimination(theta, args, observations))
+    # A finite sum of squares spares a pass over all of the data; it can overflow, too.
+    finite = jnp.isfinite(squared_norm(at.residual))
+    finite = lax.cond(finite, lambda _: True, all_finite, at.residual)
+    result = lx.RESULTS.where(finite, at.result, lx.RESULTS.nonfinite_input)
+    return eqx.tree_at(lambda at: at.result, at, result)
+
+
+@eqx.filter_custom_jvp
+def _solution(inputs, known: bool, solver, throw: bool) -> Solution:
+    """With the elimination that the search has made, if it is `known`."""
+    del solver, throw
+    elimination, args, observations, _, size, _, settings = inputs
+    loop = ft.partial(eqxi.while_loop, kind="lax")
+    point, (outcome, at) = _search((*inputs, loop))
+    if known:
+        r, c = (size.astype(x.dtype) * x for x in (at.residual, at.coefficients))
+    else:
+        at = _evaluate(elimination, settings.theta(point), args, observations)
+        r, c = at.residual, at.coefficients
+    return Solution(point, r, c, at.rank, at.result, outcome)
+
+
+@_solution.def_jvp
+def _solution_jvp(primals, tangents):
+    """The implicit function theorem for s = 0, s = ∂(½‖r‖²)/∂point: with ẋ that of the
+    point, ∂s/∂point ẋ + ṡ = 0; and those of r and c at a point that stays, and by ẋ."""
+    inputs, known, solver, throw = primals
+    (t_elimination, t_args, t_observations, *_), *_ = tangents
+    primal = _solution(inputs, known, solver, throw)
+    *theta, _, size, _, settings = inputs
+    point = after_in_batch(primal.residual, primal.point)
+    t_theta = t_elimination, t_args, t_observations
+    perturbed = jtu.tree_map(
+        lambda t: t is not None, t_theta, is_leaf=lambda t: t is None
+    )
+    moving, still = eqx.partition(tuple(theta), perturbed)
+
+    def system(point, moving):
+        inputs = *eqx.combine(moving, still), None, size, None, settings
+        gradient, at = _gradient(point, inputs)
+        return gradient, at.residual, at.coefficients
+
+    _, push = jax.linearize(system, point, moving)
+    no_motion = jtu.tree_map(jnp.zeros_like, moving)
+    by_point = jax.vmap(lambda unit: push(unit, no_motion))(
+        jnp.eye(point.size, dtype=point.dtype)
+    )
+    hessian, *rest = by_point
+    hessian = lx.MatrixLinearOperator(hessian.T)
+    factorised, _ = Factorised.create(hessian, solver, throw=throw)
+    t_theta = after_in_batch(factorised.state, t_theta)
+    t_gradient, *t_rest = push(jnp.zeros_like(point), t_theta)
+    # As a derivative: if the solve fails, tangents and cotangents are NaN.
+    t_point, *_ = factorised.for_derivative().apply(-t_gradient)
+    assert t_point is not None
+    t_r, t_c = (
+        size.astype(t.dtype) * (t + jnp.tensordot(t_point.astype(t.dtype), by, 1))
+        for t, by in zip(t_rest, rest, strict=True)
+    )
+    t_solution = jtu.tree_map(lambda _: None, primal)
+    return primal, eqx.tree_at(
+        lambda s: (s.point, s.residual, s.coefficients, s.outcome.relative_offset),
+        t_solution,
+        # A zero that depends on something, so that reverse mode does not drop it.
+        (t_point, t_r, t_c, 0 * jnp.sum(t_point)),
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def _search(inputs):
     elimination, args, _, reduced, _, start, settings, while_loop = inputs
-    step = _GaussNewtonStep(elimination, args, reduced, settings)
+    if settings.progress is not None:
+        jax.debug.callback(settings.progress.begin)
+
+    def linearise(point: Float[Array, " q"]) -> Linearised:
+        theta = settings.theta(point)
+        at = elimination(theta, args, reduced)
+        jacobian = elimination.jacobian(theta, args, reduced, at, exact=settings.exact)
+        jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
+        jacobian = jacobian * settings.scale.astype(jacobian.dtype)[None, :]
+        if settings.progress is not None and settings.tolerances is not None:
+            norm = jnp.sqrt(squared_norm(at.residual))
+            jax.debug.callback(settings.progress.show, norm)
+        return Linearised.create(
+            Evaluated.of(at), jacobian, not settings.through_the_search
+        )
+
+    linearise = eqx.filter_closure_convert(linearise, start)
+    results = optx.RESULTS
+    search = Search(
+        linearise, settings.tolerances, settings.max_steps, settings.through_the_search
+    )
+    stopped: Any = results.stagnation  # a name of lineax
+    late = results.nonlinear_max_steps_reached
+    if settings.tolerances is None:
+        start, ended, num_steps = _by_optimistix(linearise, inputs)
+        found = search(start, while_loop)
+        good = results.where(ended == late, results.successful, ended)
+        bad = results.where(ended == results.successful, stopped, ended)
+    else:
+        found = search(start, while_loop)
+        num_steps, good, bad = found.num_steps, results.successful, stopped
+        if settings.max_steps is not None:
+            bad = results.where(num_steps == settings.max_steps, late, bad)
+    offset = found.relative_offset()
+    result = results.where(offset <= _LARGEST_OFFSET, good, bad)
+    result = results.where(found.moved < jnp.inf, result, results.nonfinite)
+    outcome = Outcome(result, jnp.asarray(num_steps), found.polishing_steps, offset)
+    return found.point, (outcome, found.at)
+
+
+def _by_optimistix(linearise, inputs):
+    """The point at which the optimiser ends, its result and the number of its steps."""
+    elimination, args, _, reduced, _, start, settings, _ = inputs
     # Optimistix takes no other dtype than the default (0.1.0).
     working = jnp.result_type(float)
-    unit = _first_unit(step, start).astype(working)
+    unit = jnp.ones((), working)
+    if isinstance(settings.optimiser, optx.AbstractLeastSquaresSolver):
+        # That in which a damping of one is the first of `Search`.
+        unit = jnp.sqrt(linearise(start).first_damping()).astype(working)
+        unit = lax.stop_gradient(unit)
     start = after(unit, start)
 
     def residual(point, elimination):
@@ -105,8 +245,6 @@ def _search(inputs):
             jax.debug.callback(settings.progress.show, jnp.linalg.norm(flat))
         return flat / unit
 
-    if settings.progress is not None:
-        jax.debug.callback(settings.progress.begin)
     solution = optx.least_squares(
         residual,
         settings.optimiser,
@@ -116,120 +254,15 @@ def _search(inputs):
         adjoint=settings.adjoint,
         throw=False,
     )
-    point, polishing_steps, at = _polish(
-        step, solution.value.astype(start.dtype), while_loop
-    )
-    results = optx.RESULTS
-    result = results.where(
-        at.converged & (solution.result == results.nonlinear_max_steps_reached),
-        results.successful,
-        solution.result,
-    )
-    stopped = results.promote(lx.RESULTS.stagnation)
-    unknown = ~at.converged & (result == results.successful)
-    result = results.where(unknown, stopped, result)
-    num_steps = jnp.asarray(solution.stats["num_steps"])
-    return point, Outcome(result, num_steps, polishing_steps, at.relative_offset)
-
-
-def _first_unit(step: "_GaussNewtonStep", start: Float[Array, " q"]) -> Float[Array, ""]:
-    """In which r is measured so that the I of JᵀJ + I damps as `_FIRST_DAMPING` says."""
-    if isinstance(step.settings.optimiser, optx.AbstractMinimiser):
-        return jnp.ones((), start.dtype)
-    _, jacobian = step.linearised(start)
-    longest = jnp.max(jnp.linalg.norm(jacobian, axis=0))
-    unit = jax.lax.stop_gradient(math.sqrt(_FIRST_DAMPING) * longest)
-    return jnp.where(jnp.isfinite(unit) & (unit > 0), unit, 1)
-
-
-class _State(eqx.Module):
-    """The Gauss–Newton step at some point, and what it would change."""
-
-    step: Float[Array, " q"]
-    norm: Float[Array, ""]  # ‖r‖
-    moved: Float[Array, ""]  # ‖J J†r‖
-    relative_offset: Float[Array, ""]
-    converged: Bool[Array, ""]
-    negligible: Bool[Array, ""]  # no step from here is worth its while
-
-
-class _GaussNewtonStep(eqx.Module):
-    elimination: Elimination
-    args: Any
-    observations: Observations
-    settings: Settings
-
-    def linearised(self, point: Float[Array, " q"]):
-        """r and ∂r/∂point, as real numbers."""
-        theta = self.settings.theta(point)
-        at = self.elimination(theta, self.args, self.observations)
-        jacobian = self.elimination.jacobian(
-            theta, self.args, self.observations, at, exact=self.settings.exact
-        )
-        jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
-        scale = self.settings.scale.astype(jacobian.dtype)
-        return as_real(at.residual), jacobian * scale[None, :]
-
-    def __call__(self, point: Float[Array, " q"]) -> _State:
-        r, jacobian = self.linearised(point)
-        # Columns of one length: none is lost for the scale of its parameter.
-        length = jnp.linalg.norm(jacobian, axis=0)
-        length = jnp.where(length > 0, length, 1)
-        operator = lx.MatrixLinearOperator(jacobian / length[None, :])
-        factorised, _ = Factorised.create(operator, PivotedQR(), throw=False)
-        step, rest, _, _ = factorised.apply(r, residual=True)
-        assert step is not None
-        assert rest is not None  # J has more rows than columns
-        moved, rest = jnp.linalg.norm(r - rest), jnp.linalg.norm(rest)
-        rows, cols = jacobian.shape
-        per_datum = rest * math.sqrt(cols / max(rows - cols, 1))
-        rounding = moved <= _ROUNDING * jnp.finfo(r.dtype).eps
-        offset = jnp.where(
-            rounding, 0, moved / jnp.where(per_datum > 0, per_datum, moved)
-        )
-        return _State(
-            (step / length).astype(point.dtype),
-            jnp.linalg.norm(r),
-            moved,
-            offset,
-            offset <= _LARGEST_OFFSET,
-            moved <= _NEGLIGIBLE_OFFSET * per_datum,
-        )
-
-
-def _polish(step: _GaussNewtonStep, point, while_loop):
-    """Gauss–Newton steps for as long as they bring r closer to orthogonal to J."""
-
-    def cond(carry):
-        return ~carry[-1]
-
-    def body(carry):
-        point, evaluations, at, _ = carry
-        new_point = point - at.step
-        new_at = step(new_point)
-        eps = jnp.finfo(at.norm.dtype).eps
-        better = (new_at.moved < at.moved) & (new_at.norm <= at.norm * (1 + eps**0.5))
-        point, at = jtu.tree_map(
-            lambda new, old: jnp.where(better, new, old), (new_point, new_at), (point, at)
-        )
-        evaluations = evaluations + better.astype(evaluations.dtype)
-        return point, evaluations, at, ~better | at.negligible
-
-    # Before the first evaluation, at the point itself, all is as bad as can be.
-    structure = eqx.filter_eval_shape(step, point)
-    at = jtu.tree_map(lambda s: jnp.full(s.shape, jnp.inf, s.dtype), structure)
-    at = eqx.tree_at(
-        lambda at: (at.step, at.converged, at.negligible),
-        at,
-        (jnp.zeros_like(point), jnp.array(False), jnp.array(False)),
-    )
-    carry = (point, jnp.array(0), at, jnp.array(False))
-    carry = while_loop(cond, body, carry, max_steps=1 + _POLISHING_STEPS)
-    point, evaluations, at, _ = carry
-    return point, jnp.maximum(evaluations - 1, 0), at
+    point = solution.value.astype(start.dtype)
+    return point, solution.result, solution.stats["num_steps"]
 
 
 def _stationarity(point, _, inputs):
+    return _gradient(point, inputs)[0]
+
+
+def _gradient(point, inputs):
     """∂(½‖r‖²)/∂point, with c as a constant: r is orthogonal to what c changes."""
     elimination, args, observations, _, size, _, settings, *_ = inputs
     observations = observations.over(size)
@@ -242,4 +275,4 @@ def _stationarity(point, _, inputs):
 
     value, pull = jax.vjp(fitted, point)
     (gradient,) = pull(-at.residual.conj().astype(value.dtype))
-    return gradient
+    return gradient, at

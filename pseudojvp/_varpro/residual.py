@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Num, PyTree, Real
 
 from .._base.checks import check_solver
 from .._base.inexact import as_inexact
+from .._base.results import nan_after_failure
 from .._solver import PivotedQR
 from .elimination import Elimination
 from .model import Observations, SeparableModel
@@ -38,18 +39,21 @@ def _residual_jvp(primals, tangents):
     tangent = jnp.zeros_like(at.residual)
     if jtu.tree_leaves(t_theta):
         jacobian = elimination.jacobian(theta, args, observations, at, exact=exact)
+        jacobian = nan_after_failure(at.result, jacobian)
         flat, _ = jfu.ravel_pytree(jtu.tree_map(_materialise, theta, t_theta))
         along = jnp.tensordot(flat.astype(jacobian.dtype), jacobian, 1)
         tangent = tangent + along
     if jtu.tree_leaves(t_inputs):
-        perturbed = jtu.tree_map(lambda t: t is not None, t_inputs, is_leaf=_is_none)
-        moving, still = eqx.partition(inputs, perturbed)
 
-        def of_inputs(moving):
-            elimination, args, observations = eqx.combine(moving, still)
+        def of_inputs(inputs):
+            elimination, args, observations = inputs
             return elimination(theta, args, observations).residual
 
-        _, along = jax.jvp(of_inputs, (moving,), (t_inputs,))
+        perturbed = jtu.tree_map(lambda t: t is not None, t_inputs, is_leaf=_is_none)
+        moving, still = eqx.partition(inputs, perturbed)
+        _, along = jax.jvp(
+            lambda moving: of_inputs(eqx.combine(moving, still)), (moving,), (t_inputs,)
+        )
         tangent = tangent + along
     return at.residual, tangent
 
@@ -96,6 +100,7 @@ class ProjectedResidual(eqx.Module):
         elimination, observations = self._elimination, self._observations
         at = elimination(theta, args, observations)
         j = elimination.jacobian(theta, args, observations, at, exact=self._exact)
+        j = nan_after_failure(at.result, j)
         return self._shaped(jnp.moveaxis(j, 0, -1))
 
     def _shaped(self, columns):
