@@ -29,7 +29,7 @@ MOST = {
     "lstsq / SVD, solve": 680,
     "lstsq / jnp.linalg.lstsq": 1920,
     "varpro": 1570,
-    "varpro and statistics": 3000,
+    "varpro and statistics": 2450,
     "gradient of varpro": 2820,
 }
 

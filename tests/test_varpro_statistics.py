@@ -135,6 +135,27 @@ def test_absolute_sigma_does_not_look_at_the_residual():
 
 
 @pytest.mark.slow  # one more program
+def test_statistics_and_prediction_are_compiled_once_for_all_settings():
+    calls = []
+
+    def basis(theta, points):
+        calls.append(points)
+        return cases.basis(theta, points)
+
+    fit = pj.varpro(basis, cases.DATA, cases.START, cases.POINTS, throw=False)
+    fit.statistics()
+    before = len(calls)
+    fit.statistics(absolute_sigma=True)
+    assert len(calls) == before
+    fit.predict(ELSEWHERE)
+    # Of the statistics, no more: those at the data are compiled.
+    assert all(points.shape == ELSEWHERE.shape for points in calls[before:])
+    before = len(calls)
+    fit.predict(ELSEWHERE, 0.5, absolute_sigma=True)
+    assert len(calls) == before
+
+
+@pytest.mark.slow  # one more program
 def test_covariance_of_theta_that_is_not_determined_is_nan():
     fit = cases.fit(0 * cases.DATA)  # c = 0, and θ does not matter
     assert np.isnan(fit.statistics(absolute_sigma=True).theta_covariance).all()

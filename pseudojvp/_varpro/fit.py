@@ -22,7 +22,14 @@ from .optimise import optimise, Settings
 from .progress import EvaluationLine
 from .real import squared_norm
 from .residual import check_theta, prepare
-from .statistics import predict, statistics, VarProPrediction, VarProStatistics
+from .statistics import (
+    Errors,
+    errors_of,
+    predict,
+    statistics,
+    VarProPrediction,
+    VarProStatistics,
+)
 
 
 class VarProFit(eqx.Module):
@@ -75,7 +82,7 @@ class VarProFit(eqx.Module):
         **Sources:** O'Leary & Rust, Comput. Optim. Appl. 54 (2013), section 3; Seber &
         Wild, *Nonlinear Regression* (1989), section 2.1.2.
         """
-        return _statistics(self, absolute_sigma)
+        return _statistics(self, jnp.asarray(absolute_sigma))[0]
 
     def predict(
         self,
@@ -107,20 +114,25 @@ class VarProFit(eqx.Module):
                 f"`VarProFit.predict(confidence=...)` got {confidence}. Pass a "
                 "probability between 0 and 1."
             )
-        return _predict(self, as_arrays(args), confidence, absolute_sigma)
+        absolute = jnp.asarray(absolute_sigma)
+        _, errors = _statistics(self, absolute)
+        return _predict(self, errors, as_arrays(args), jnp.asarray(confidence), absolute)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
         return eqxi.hashable_combine(self._arrays, self._functions)
 
 
 @eqx.filter_jit
-def _statistics(fit: VarProFit, absolute_sigma: bool) -> VarProStatistics:
-    return statistics(fit, fit._context(), absolute_sigma)
+def _statistics(fit: VarProFit, absolute) -> tuple[VarProStatistics, Errors]:
+    errors = errors_of(fit, fit._context()).scaled(absolute)
+    return statistics(fit, errors), errors
 
 
 @eqx.filter_jit
-def _predict(fit: VarProFit, args, confidence, absolute_sigma) -> VarProPrediction:
-    return predict(fit, fit._context(), args, confidence, absolute_sigma)
+def _predict(
+    fit: VarProFit, errors: Errors, args, confidence, absolute
+) -> VarProPrediction:
+    return predict(fit, fit._context(), errors, args, confidence, absolute)
 
 
 def varpro(

@@ -1,20 +1,22 @@
 """Errors of a fit, propagated linearly: covariances of θ and c, confidence bands."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Float, Inexact, Integer
+import numpy as np
+from jaxtyping import Array, Bool, Float, Inexact, Integer
 
-from .._base.order import after
-from .._map.factorised import Factorised
+from .._base.order import after, after_in_batch
+from .._base.tree import all_finite
 from .._map.rows import Blocks
-from .._solver import PivotedQR
 from .compression import compress
-from .elimination import Eliminated, Elimination, unit_directions
+from .elimination import Eliminated, Factors, unit_directions
 from .model import Observations
 from .real import as_real, squared_norm
 
@@ -63,23 +65,31 @@ class VarProPrediction(eqx.Module):
     upper: Float[Array, "p *k"] | None
 
 
-class _Errors(NamedTuple):
-    """The blocks from which all of it is made."""
+class Errors(NamedTuple):
+    """The blocks from which all of it is made, but for s²."""
 
-    scale: Float[Array, ""]  # s²
-    reduced_chi_square: Float[Array, ""]
+    ways: int  # in which a datum can err: of complex noise, s² is the variance of each
+    chi_square: Float[Array, ""]  # reduced
     degrees_of_freedom: Integer[Array, ""]
-    theta_covariance: Float[Array, "q q"]
+    theta_covariance: Float[Array, "q q"]  # (JᵀJ)⁻¹
     gram_inverse: Inexact[Array, "k n n"]  # (AᴴA)†; k = 1 if it is common
     gain: Inexact[Array, "k n q"]  # G
 
+    def scaled(self, absolute: Bool[Array, ""]) -> "Errors":
+        """With s², which is one where the weights are `absolute`."""
+        scale = jnp.where(absolute, 1, self.chi_square)
+        of = lambda block, by: by * scale.astype(block.dtype) * block
+        return self._replace(
+            theta_covariance=of(self.theta_covariance, 1),
+            gram_inverse=of(self.gram_inverse, self.ways),
+        )
 
-def statistics(fit, context, absolute_sigma: bool) -> VarProStatistics:
-    errors = _errors(fit, context, absolute_sigma)
+
+def statistics(fit, errors: Errors) -> VarProStatistics:
     theta_covariance, gain = errors.theta_covariance, errors.gain
     cross = -jnp.matmul(gain, theta_covariance.astype(gain.dtype))
     spread = jnp.matmul(-cross, jnp.swapaxes(gain.conj(), 1, 2))
-    coefficients = errors.scale.astype(gain.dtype) * errors.gram_inverse + spread
+    coefficients = errors.gram_inverse + spread
     theta_block = jnp.broadcast_to(
         theta_covariance.astype(gain.dtype), (gain.shape[0], *theta_covariance.shape)
     )
@@ -100,16 +110,15 @@ def statistics(fit, context, absolute_sigma: bool) -> VarProStatistics:
         deviation[0, :q],
         c_deviation,
         correlation,
-        errors.reduced_chi_square,
+        errors.chi_square,
         errors.degrees_of_freedom,
     )
 
 
 def predict(
-    fit, context, args: Any, confidence: float, absolute_sigma: bool
+    fit, context, errors: Errors, args: Any, confidence, absolute: Bool[Array, ""]
 ) -> VarProPrediction:
     elimination, _, observations = context
-    errors = _errors(fit, context, absolute_sigma)
     c = fit.coefficients if fit.coefficients.ndim == 2 else fit.coefficients[:, None]
 
     def model(theta):
@@ -126,56 +135,43 @@ def predict(
     covariance = errors.theta_covariance.astype(d.dtype)
     by_theta = jnp.einsum("qpk,qr,rpk->pk", d.conj(), covariance, d).real
     by_c = jnp.einsum("pn,knl,pl->pk", phi, errors.gram_inverse, phi.conj()).real
-    deviation = jnp.sqrt(by_theta + errors.scale * by_c)
+    deviation = jnp.sqrt(by_theta + by_c)
     if fit.coefficients.ndim == 1:
         value, deviation = value[:, 0], deviation[:, 0]
     if jnp.iscomplexobj(value):
         return VarProPrediction(value, deviation, None, None)
-    if absolute_sigma:
-        half_width = jax.scipy.special.ndtri(0.5 + 0.5 * jnp.asarray(confidence, d.dtype))
-    else:
-        half_width = student_quantile(
-            confidence, errors.degrees_of_freedom, deviation.dtype
-        )
-    band = half_width * deviation
+    freedom = errors.degrees_of_freedom
+    quantile = student_quantile(confidence, freedom, deviation.dtype, normal=absolute)
+    band = quantile * deviation
     return VarProPrediction(value, deviation, value - band, value + band)
 
 
-def _errors(fit, context, absolute_sigma: bool) -> _Errors:
+def errors_of(fit, context) -> Errors:
     elimination, args, observations = context
-    shift = eqx.filter_eval_shape(
-        elimination.model.shift, fit.theta, args, elimination.caller
-    )
-    # Each `after` here is for the order of the library calls of many fits.
+    phi, shift = elimination.model_at(fit.theta, args)
     reduced = compress(
         observations, None if shift is None else shift.shape, len(fit.coefficients)
     )
+    r, c = (x.reshape(len(x), -1) for x in (fit.residual, fit.coefficients))
+    # Each `after` here is for the order of the library calls of many fits.
     theta = fit.theta if reduced is observations else after(reduced, fit.theta)
-    at = elimination(theta, args, reduced)
-    theta_covariance, theta_rank = _gram_inverse_of_theta(
-        elimination, theta, args, reduced, at
-    )
+    if reduced is observations:
+        factors = Factors.create(phi, observations, elimination.solver, r.dtype)
+        at = Eliminated(r, c, fit.rank, lx.RESULTS.successful, factors)
+    else:
+        at = elimination(theta, args, reduced)
+    d, _ = elimination.tangents(theta, args, reduced, at, exact=False)
+    jacobian, gain, gram_inverse = _blocks(at.factors, d, c.shape[0])
+    theta_covariance, theta_rank = _gram_inverse_of_theta(jacobian)
     if reduced is not observations:
-        observations = after(theta_covariance, observations)
-        at = elimination(theta, args, observations, at.factors)
-    gram_inverse = _gram_inverse(at, theta_covariance)
-    gain = _gain(elimination, after(gram_inverse, theta), args, observations, at)
-    ways = 2 if jnp.iscomplexobj(at.residual) else 1
-    k = at.residual.shape[1]
-    rank = k * at.rank if at.rank.ndim == 0 else jnp.sum(at.rank)
+        at = Eliminated(r, c, fit.rank, at.result, at.factors)
+        gain = _gain(elimination, after(theta_covariance, theta), args, observations, at)
+    ways = 2 if jnp.iscomplexobj(r) else 1
+    rank = r.shape[1] * fit.rank if jnp.ndim(fit.rank) == 0 else jnp.sum(fit.rank)
     freedom = ways * (_count(observations) - rank) - theta_rank
-    cost = squared_norm(at.residual)
+    cost = squared_norm(r)
     chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
-    scale = jnp.ones_like(chi_square) if absolute_sigma else chi_square
-    # Of complex noise, s² is the variance of each part.
-    return _Errors(
-        ways * scale,
-        chi_square,
-        freedom,
-        scale.astype(theta_covariance.dtype) * theta_covariance,
-        gram_inverse,
-        gain,
-    )
+    return Errors(ways, chi_square, freedom, theta_covariance, gram_inverse, gain)
 
 
 def _count(observations: Observations) -> Integer[Array, ""]:
@@ -187,38 +183,46 @@ def _count(observations: Observations) -> Integer[Array, ""]:
     return times * jnp.count_nonzero(observations.weights)
 
 
-def _gram_inverse_of_theta(elimination: Elimination, theta, args, observations, at):
-    """(JᵀJ)⁻¹ for J = −(I − A A†) D, or NaN, and the rank of J."""
-    jacobian = elimination.jacobian(theta, args, observations, at, exact=False)
-    jacobian = jax.vmap(as_real, out_axes=1)(jacobian)
+def _blocks(factors: Factors, d: Inexact[Array, "q m k"], n: int):
+    """(I − A A†) D as `(q, m, k)`, G = A†D as `(k, n, q)`, and (AᴴA)†, one for all
+    columns or one for each, from one application of the factors."""
+    q, m, k = d.shape
+    wanted = Blocks(True, True, False)
+    if factors.shared:
+        v = jnp.moveaxis(d, 1, 0).reshape(m, q * k)
+        v = jnp.concatenate([v, jnp.zeros((m, n), d.dtype)], axis=1)
+        w = jnp.eye(n, q * k + n, q * k, dtype=d.dtype)
+        (r, x, _), _, _ = factors.apply(v, w, wanted, derivative=True)
+        r = jnp.moveaxis(r[:, : q * k].reshape(m, q, k), 0, 1)
+        gain = jnp.moveaxis(x[:, : q * k].reshape(n, q, k), 2, 0)
+        return r, gain, -x[None, :, q * k :]
+
+    def solve(v, w):
+        w = jnp.broadcast_to(w[:, None], (n, k))
+        return factors.apply(v, w, wanted, derivative=True)[0]
+
+    v = jnp.concatenate([d, jnp.zeros((n, m, k), d.dtype)])
+    r, x, _ = jax.vmap(solve)(v, jnp.eye(q + n, n, -q, dtype=d.dtype))
+    x = jnp.moveaxis(x, (0, 1, 2), (2, 1, 0))
+    return r[:q], x[:, :, :q], -x[:, :, q:]
+
+
+def _gram_inverse_of_theta(jacobian: Inexact[Array, "q m k"]):
+    """(JᵀJ)⁻¹, or NaN, and the rank of J."""
+    columns = jax.vmap(as_real, out_axes=1)(jacobian)
+    rows, q = columns.shape
     # Columns of one length, so that the rank does not depend on the units of θ.
-    size = jnp.linalg.norm(jacobian, axis=0)
+    size = jnp.linalg.norm(columns, axis=0)
     size = jnp.where(size > 0, size, 1)
-    operator = lx.MatrixLinearOperator(jacobian / size[None, :])
-    factorised, _ = Factorised.create(operator, PivotedQR(), throw=False)
-    q = jacobian.shape[1]
-    inverse = jax.vmap(factorised.gram_inverse)(jnp.eye(q, dtype=jacobian.dtype))
-    inverse = 0.5 * (inverse + inverse.T) / jnp.outer(size, size)
-    rank = factorised.stats["rank"]
+    r = jnp.linalg.qr(columns / size[None, :], mode="r")
+    finite = all_finite(r)
+    values = lax.stop_gradient(jnp.where(finite, r, 0))
+    values = jnp.linalg.svd(values, compute_uv=False)
+    rank = jnp.sum(values > jnp.finfo(r.dtype).eps * max(rows, q) * values[0])
+    r = after_in_batch(values, r)
+    inverse = jsl.solve_triangular(r, jnp.eye(q, dtype=r.dtype))
+    inverse = inverse @ inverse.T / jnp.outer(size, size)
     return jnp.where(rank == q, inverse, jnp.nan), rank
-
-
-def _gram_inverse(at: Eliminated, earlier) -> Inexact[Array, "k n n"]:
-    """(AᴴA)†, one for all columns or one for each."""
-    n, k = at.coefficients.shape
-    earlier = earlier, at.coefficients, at.residual
-    identity = after(earlier, jnp.eye(n, dtype=at.coefficients.dtype))
-    wanted = Blocks(False, True, False)
-    if at.factors.shared:
-        (_, x, _), _, _ = at.factors.apply(None, identity, wanted)
-        return -x[None]
-
-    def solve(unit):
-        w = jnp.broadcast_to(unit[:, None], (n, k))
-        (_, x, _), _, _ = at.factors.apply(None, w, wanted)
-        return -x
-
-    return jnp.moveaxis(jax.vmap(solve)(identity), (0, 1, 2), (2, 1, 0))
 
 
 def _gain(elimination, theta, args, observations, at: Eliminated):
@@ -233,29 +237,58 @@ def _gain(elimination, theta, args, observations, at: Eliminated):
     return jnp.moveaxis(gain, (0, 1, 2), (2, 1, 0))
 
 
+# Of the expansion of Student's quantile over z in 1/ν: polynomials in z².
+_EXPANSION = (
+    np.array([1, 1]) / 4,
+    np.array([5, 16, 3]) / 96,
+    np.array([3, 19, 17, -15]) / 384,
+    np.array([79, 776, 1482, -1920, -945]) / 92160,
+)
+# Of the series of Student's distribution: for up to twice as many degrees of freedom.
+_TERMS = 128
+_RATIOS = np.arange(1, _TERMS) * 2.0
+_WEIGHTS = (  # of an even number, and of an odd one
+    np.cumprod(np.append(1, (_RATIOS - 1) / _RATIOS)),
+    np.cumprod(np.append(1, _RATIOS / (_RATIOS + 1))),
+)
+
+
 def student_quantile(
-    confidence: float | Float[Array, ""], freedom: Integer[Array, ""], dtype
+    confidence: float | Float[Array, ""],
+    freedom: Integer[Array, ""],
+    dtype,
+    *,
+    normal: bool | Bool[Array, ""] = False,
 ) -> Float[Array, ""]:
-    """t with P(|T| < t) = `confidence`, by bisection of s = t/(1 + t) in the incomplete
-    beta function (Abramowitz & Stegun (1964), 26.7.1); by its expansion in 1/ν (26.7.5)
-    where ν is so large that single precision would lose it."""
+    """t with P(|T| < t) = `confidence`, or that of the normal distribution.
+
+    By bisection of the angle arctan(t/√ν), of which the probability is a finite series
+    (Abramowitz & Stegun (1964), 26.7.3 and 26.7.4); by its expansion in 1/ν (26.7.5)
+    where that would be long.
+    """
     nu = freedom.astype(dtype)
     nu = jnp.where(nu > 0, nu, jnp.nan)
+    confidence = jnp.asarray(confidence, dtype)
+    odd = freedom % 2 == 1
+    powers = 2 * jnp.arange(_TERMS) + jnp.where(odd, 1, 0)
+    weights = jnp.where(odd, *(jnp.asarray(w, dtype) for w in _WEIGHTS[::-1]))
+    weights = jnp.where(jnp.arange(_TERMS) < freedom // 2, weights, 0)
 
     def halve(_, bounds):
         low, high = bounds
-        middle = 0.5 * (low + high)
-        t = middle / (1 - middle)
-        inside = jax.scipy.special.betainc(0.5, 0.5 * nu, t * t / (nu + t * t))
-        return jnp.where(inside < confidence, middle, low), jnp.where(
-            inside < confidence, high, middle
-        )
+        angle = 0.5 * (low + high)
+        terms = weights * jnp.exp(powers.astype(dtype) * jnp.log(jnp.cos(angle)))
+        inside = jnp.sin(angle) * jnp.sum(terms)
+        inside = jnp.where(odd, (angle + inside) * (2 / math.pi), inside)
+        below = inside < confidence
+        return jnp.where(below, angle, low), jnp.where(below, high, angle)
 
-    bounds = jnp.zeros((), dtype), jnp.ones((), dtype)
+    bounds = jnp.zeros((), dtype), jnp.full((), math.pi / 2, dtype)
     low, high = lax.fori_loop(0, jnp.finfo(dtype).nmant, halve, bounds)
-    middle = 0.5 * (low + high)
-    z = jax.scipy.special.ndtri(0.5 + 0.5 * jnp.asarray(confidence, dtype))
-    expansion = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
-    expansion += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * nu**3)
-    t = jnp.where(nu < 1000, middle / (1 - middle), expansion)
-    return jnp.where(jnp.isnan(nu), jnp.nan, t)
+    t = jnp.sqrt(nu) * jnp.tan(0.5 * (low + high))
+    z = jax.scipy.special.ndtri(0.5 + 0.5 * confidence)
+    expansion = z
+    for power, polynomial in enumerate(_EXPANSION, 1):
+        expansion += z * jnp.polyval(jnp.asarray(polynomial, dtype), z**2) / nu**power
+    t = jnp.where(nu < 2 * _TERMS, t, expansion)
+    return jnp.where(normal, z, jnp.where(jnp.isnan(nu), jnp.nan, t))
