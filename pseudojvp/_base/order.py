@@ -67,6 +67,8 @@ def _create_after() -> jex.Primitive:
     primitive = jex.Primitive("after")
 
     def batch(arguments, axes):
+        if all(axis is None for axis in axes[1:]):  # one call was before, not a batch
+            return primitive.bind(*arguments), axes[0]
         return jax.vmap(_depend, axes)(*arguments), 0
 
     def linear(leaf, entries):

@@ -69,9 +69,12 @@ class Factorised(eqx.Module):
         )
         return cls(problem, Guard(throw)), state
 
-    def for_derivative(self) -> "Factorised":
-        """For a solve that is a derivative, of no primal solve: NaN if it fails."""
-        guard = self._guard.for_derivative(of_primal=False)
+    def for_derivative(self, *, of_primal: bool = False) -> "Factorised":
+        """For a solve that is a derivative: NaN if it fails.
+
+        If there was a primal solve, a solver that factorises judges nothing again.
+        """
+        guard = self._guard.for_derivative(of_primal=of_primal)
         return Factorised(self._problem.for_derivative(), guard)
 
     @property

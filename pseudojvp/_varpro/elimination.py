@@ -68,10 +68,7 @@ class Factors(eqx.Module):
         def column(factorised, v, w):
             if derivative:
                 # Whether the factors are sound, the solve for r and c has told.
-                factorised = Factorised(
-                    factorised._problem.for_derivative(),
-                    factorised._guard.for_derivative(),
-                )
+                factorised = factorised.for_derivative(of_primal=True)
             return factorised.blocks(Blocks(v, w), wanted)
 
         both = v, w
