@@ -224,3 +224,22 @@ def test_cotangent_of_a_square_solve_is_a_tree():
     (got,) = jit(lambda v, ct: jax.vjp(solution, v)[1](ct))(vector, cotangent)
     want = np.linalg.solve(matrix.T, flatten(cotangent))
     assert_close(flatten(got), want, 1e-10)
+
+
+def _small_system(dtypes):
+    """Equations of two unknowns that have dtypes of their own, other than those of b."""
+    narrow, wide = dtypes
+    entries = [[jnp.array(1, narrow), jnp.array(5, wide)]]
+    entries += [[jnp.array(-2, narrow), jnp.array(-2, wide)]]
+    vector = [jnp.array(3, wide), jnp.array(4, wide)]
+    structure = jax.eval_shape(lambda: vector)
+    return lx.PyTreeLinearOperator(entries, structure), vector
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("complex64", "complex128")])
+def test_unknowns_may_have_other_dtypes_than_equations(dtypes):
+    operator, vector = _small_system(dtypes)
+    for solver in (pj.LU(), pj.QR(), pj.SVD()):
+        value = jax.jit(lambda b, s=solver: pj.linear_solve(operator, b, s).value)(vector)
+        assert [leaf.dtype for leaf in value] == list(dtypes)
+        np.testing.assert_allclose(value, [-3.25, 1.25], rtol=1e-6)

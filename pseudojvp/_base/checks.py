@@ -45,10 +45,19 @@ def check_options(
         )
 
 
-def check_square(solver: lx.AbstractLinearSolver, operator: lx.AbstractLinearOperator):
+def check_square(
+    solver: lx.AbstractLinearSolver,
+    operator: lx.AbstractLinearOperator,
+    *,
+    sizes_alone: bool = False,
+):
+    """That x and b are of the same structure, or of the same size."""
     in_structure = Structure.of(operator.in_structure())
     out_structure = Structure.of(operator.out_structure())
-    if in_structure != out_structure:
+    same = in_structure == out_structure
+    if sizes_alone:
+        same = in_structure.size == out_structure.size
+    if not same:
         raise ValueError(
             f"`{type(solver).__name__}` may only be used for linear solves with square "
             f"matrices, but `operator` maps {in_structure.as_tree()} to "

@@ -60,7 +60,7 @@ class AbstractDirectSolver(AbstractFactorisation[DirectState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> DirectState:
         check_options(self, options)
-        check_square(self, operator)
+        check_square(self, operator, sizes_alone=True)
         factors, sound, unordered = self.factorise(operator)
         # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
         estimated = factors if unordered is None else unordered
