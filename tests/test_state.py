@@ -136,3 +136,37 @@ def test_vmap_over_operators_and_states(problem):
     weights = np.ones(problem.path.right.shape[-1])
     want = np.stack([loss_derivatives(problem.path, weights, t)[1] for t in times])
     assert_close(jit(gradient)(times), want, problem.rtol)
+
+
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize(
+    "solver",
+    [pj.QR(), pj.CholeskyQR(), pj.PivotedQR(), pj.SVD(), pj.LU(), pj.Normal(pj.QR())],
+    ids=["QR", "CholeskyQR", "PivotedQR", "SVD", "LU", "Normal(QR)"],
+)
+def test_transposed_state_of_a_square_operator_solves_with_its_transpose(
+    solver, is_complex
+):
+    rng = np.random.default_rng(0)
+    matrix, vector = rng.standard_normal((4, 4)) + 3 * np.eye(4), np.ones(4)
+    matrix = matrix + 1j * rng.standard_normal((4, 4)) if is_complex else matrix
+    vector = vector.astype(matrix.dtype)
+    weights = rng.standard_normal(4)
+
+    def loss(matrix, solve):
+        return jnp.sum(weights * jnp.abs(solve(matrix, vector)) ** 2)
+
+    def ours(matrix, vector):
+        operator = lx.MatrixLinearOperator(matrix)
+        stopped = lx.MatrixLinearOperator(jax.lax.stop_gradient(matrix))
+        state, options = solver.transpose(solver.init(stopped, {}), {})
+        solution = pj.linear_solve(
+            operator.T, vector, solver, state=state, options=options
+        )
+        return solution.value
+
+    got = jit(jax.value_and_grad(lambda m: loss(m, ours)))(matrix)
+    truth = lambda matrix, vector: jnp.linalg.solve(matrix.T, vector)
+    want = jax.value_and_grad(lambda m: loss(m, truth))(matrix)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-9)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-8, atol=1e-10)

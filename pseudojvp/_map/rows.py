@@ -64,6 +64,8 @@ class Problem(eqx.Module):
             check_options(solver, options)
             solver, state = state.solver.value, state.state
         wide = operator.in_size() > operator.out_size()
+        if isinstance(solver, QR | CholeskyQR):  # or the factors of a square A are A^H's
+            wide = state.wide.value
         from_adjoint = wide and solver.assume_full_rank()
         return cls(operator, state, options, solver, from_adjoint)
 
