@@ -217,7 +217,7 @@ def test_no_stopping_rule_is_an_error(make):
         make(0, 0)
 
 
-@pytest.mark.default("complex128")
+@pytest.mark.default("*-complex128")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("scale", [-84, 0, 84])
