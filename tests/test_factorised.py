@@ -220,3 +220,10 @@ def test_state_is_taken():
     factorised = pj.factorise(operator, pj.QR(), state=state)
     want = np.linalg.pinv(TALL) @ ONES
     np.testing.assert_allclose(factorised.solve(ONES), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("throw", [True, False])
+def test_a_solve_is_linear_for_jax(throw):
+    factorised = pj.factorise(TALL, pj.QR(), throw=throw)
+    (got,) = jax.linear_transpose(factorised.solve, ONES)(np.arange(2.0))
+    np.testing.assert_allclose(got, np.linalg.pinv(TALL).T @ np.arange(2.0), atol=1e-13)

@@ -3,10 +3,9 @@ from typing import Any
 import lineax as lx
 
 from .._base.checks import check_solver
-from .._base.tree import stop_gradient
 from .._operator import as_operator, Matrix
 from .._solver import AutoLinearSolver
-from .linear_solve import linear_solve
+from .factorise import factorise
 
 
 def invert(
@@ -34,14 +33,10 @@ def invert(
     """
     operator = as_operator(operator, "invert")
     check_solver(solver, "invert")
-    options = {} if options is None else options
-    state = solver.init(stop_gradient(operator), options)
+    factorised = factorise(operator, solver, options=options, throw=throw)
 
-    def solve(vector):
-        solution = linear_solve(
-            operator, vector, solver, options=options, state=state, throw=throw
-        )
-        return solution.value
+    def inverse(vector):  # and not the method, of which lineax would transpose all arrays
+        return factorised.solve(vector)
 
     inherited = {
         lx.symmetric_tag: lx.is_symmetric,
@@ -55,4 +50,4 @@ def invert(
     triangular = {lx.diagonal_tag, lx.lower_triangular_tag, lx.upper_triangular_tag}
     if lx.has_unit_diagonal(operator) and tags & triangular:
         tags.add(lx.unit_diagonal_tag)
-    return lx.FunctionLinearOperator(solve, operator.out_structure(), frozenset(tags))
+    return lx.FunctionLinearOperator(inverse, operator.out_structure(), frozenset(tags))

@@ -181,11 +181,10 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
         x = factorised.solve(column)
         # On its own, so that neither the residual nor its tangents cost anything where
         # only x is used. What the two have in common, the solve, XLA computes once.
-        x_again, r, result, _ = factorised.apply(column, residual=True)
+        x_again, r, result, _ = factorised.nan_if_failed().apply(column, residual=True)
         if r is None:  # zero, but it hangs on the solve
             return x, nan_after_failure(result, jnp.zeros((), real_dtype))
-        least = _squared_norm(r, x_again, stacked, column)
-        return x, factorised.nan_after_failure(result, least)
+        return x, _squared_norm(r, x_again, stacked, column)
 
     if columns.shape[1] == 0:  # `throw` cannot reduce over nothing
         x, residuals = jnp.zeros((a.shape[1], 0), a.dtype), jnp.zeros(0, real_dtype)

@@ -1,5 +1,6 @@
 """The face of the map: each of its blocks by name."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
 from .._base.checks import check_options, check_vector
-from .._base.results import first_failure, nan_after_failure
+from .._base.results import nan_after_failure
 from .._base.tree import stop_gradient, tree_neg, tree_sub
 from .._solver import AbstractFactorisation, Identity, Normal
 from .._solver.counterpart import counterpart
@@ -152,6 +153,11 @@ class Factorised(eqx.Module):
         """The map itself; of Aᴴ where a wide A is entered from its side."""
         return bind(self._problem, rhs, wanted, self._guard)
 
+    def nan_if_failed(self) -> "Factorised":
+        """Whose blocks are NaN where a solve failed and did not raise."""
+        guard = dataclasses.replace(self._guard, nan=not self._guard.throw)
+        return Factorised(self._problem, guard)
+
     def apply(
         self, vector: PyTree[Array], *, solution: bool = True, residual: bool = False
     ) -> tuple[PyTree[Array] | None, PyTree[Array] | None, lx.RESULTS, dict[str, Any]]:
@@ -167,10 +173,6 @@ class Factorised(eqx.Module):
         wanted = Blocks(residual, solution, False)
         (r, x, _), result, stats = self.blocks(Blocks(vector), wanted)
         return x, r, result, stats
-
-    def nan_after_failure(self, result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
-        """What a solve gave that ended in `result`: NaN if it failed, without raising."""
-        return tree if self._guard.throw else nan_after_failure(result, tree)
 
     def _told(self):
         """The factorisation and its state, if the solver is one."""
@@ -203,66 +205,56 @@ def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolve
 @compiled
 def _solve(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "solve")
-    x, _, result, _ = factorised.apply(vector)
-    return factorised.nan_after_failure(result, x)
+    x, *_ = factorised.nan_if_failed().apply(vector)
+    return x
 
 
 @compiled
 def _residual(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "residual")
-    exact = factorised.leaves_no_residual  # then only x can tell a failure
-    _, r, result, _ = factorised.apply(vector, solution=exact, residual=not exact)
-    if r is None:  # zero, but it hangs on the solve
+    if factorised.leaves_no_residual:  # zero, but it hangs on a solve
+        _, _, result, _ = factorised.apply(vector)
         return nan_after_failure(result, jtu.tree_map(jnp.zeros_like, vector))
-    return factorised.nan_after_failure(result, r)
+    _, r, *_ = factorised.nan_if_failed().apply(vector, solution=False, residual=True)
+    return r
 
 
 @compiled
 def _adjoint_solve(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.in_structure(), "adjoint_solve")
+    return _to_codomain(factorised.nan_if_failed(), vector)
+
+
+def _to_codomain(factorised: Factorised, vector):
+    """A†ᴴw."""
     if factorised._problem.from_adjoint:
-        (_, out, _), result, _ = factorised.blocks(
-            Blocks(vector), Blocks(False, True, False)
-        )
-    else:
-        (out, _, _), result, _ = factorised.blocks(
-            Blocks(domain=vector), Blocks(True, False, False)
-        )
-    return factorised.nan_after_failure(result, out)
+        out, *_ = factorised.blocks(Blocks(vector), Blocks(False, True, False))
+        return out.domain
+    out, *_ = factorised.blocks(Blocks(domain=vector), Blocks(True, False, False))
+    return out.codomain
 
 
 @compiled
 def _gram_inverse(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.in_structure(), "gram_inverse")
-    if factorised._problem.from_adjoint:
-        # With B = Aᴴ, (B Bᴴ)† is B†ᴴ B†.
-        (_, x, _), first, _ = factorised.blocks(
-            Blocks(vector), Blocks(False, True, False)
-        )
-        (out, _, _), second, _ = factorised.blocks(
-            Blocks(domain=x), Blocks(True, False, False)
-        )
-        return factorised.nan_after_failure(first_failure(first, second), out)
-    (_, x, _), result, _ = factorised.blocks(
-        Blocks(domain=vector), Blocks(False, True, False)
-    )
-    return factorised.nan_after_failure(result, tree_neg(x))
+    factorised = factorised.nan_if_failed()
+    if factorised._problem.from_adjoint:  # A†A†ᴴ
+        x, *_ = factorised.apply(_to_codomain(factorised, vector))
+        return x
+    out, *_ = factorised.blocks(Blocks(domain=vector), Blocks(False, True, False))
+    return tree_neg(out.domain)
 
 
 @compiled
 def _project(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.in_structure(), "project")
-    if factorised._problem.from_adjoint:
-        # With B = Aᴴ, y less what B leaves of it.
-        (r, _, _), result, _ = factorised.blocks(
-            Blocks(vector), Blocks(True, False, False)
-        )
-        return factorised.nan_after_failure(result, tree_sub(vector, r))
-    if factorised._problem.independent_columns:
+    if factorised._problem.independent_columns and not factorised._problem.from_adjoint:
         # It is y by an assumption, of which only a solve can tell that it fails.
         _, _, result, _ = factorised.apply(factorised.operator.mv(vector))
-        return nan_after_failure(result, vector)  # so that it hangs on the solve
-    (_, _, p), result, _ = factorised.blocks(
-        Blocks(projection=vector), Blocks(False, False, True)
-    )
-    return factorised.nan_after_failure(result, p)
+        return nan_after_failure(result, vector)
+    factorised = factorised.nan_if_failed()
+    if factorised._problem.from_adjoint:  # with B = Aᴴ, y less what B leaves of it
+        out, *_ = factorised.blocks(Blocks(vector), Blocks(True, False, False))
+        return tree_sub(vector, out.codomain)
+    out, *_ = factorised.blocks(Blocks(projection=vector), Blocks(False, False, True))
+    return out.projection

@@ -39,11 +39,14 @@ class Guard(eqx.Module):
         it is NaN if it failed.
     - `judged`: a primal solve with the same state has told what is wrong with it. A
         solver that factorises does not say so again.
+    - `nan`: a solve that failed, without raising, gives NaN. Within the map, which so
+        stays linear for `jax.linear_transpose`.
     """
 
     throw: bool = eqx.field(static=True)
     derivative: bool = eqx.field(static=True, default=False)
     judged: bool = eqx.field(static=True, default=False)
+    nan: bool = eqx.field(static=True, default=False)
 
     def for_derivative(self, *, of_primal: bool = True) -> "Guard":
         """That of a tangent or cotangent; `of_primal` solve, or where there was none."""
@@ -68,7 +71,7 @@ class Guard(eqx.Module):
             (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
         )
         result = _RESULTS.where(all_finite(rhs), result, _RESULTS.nonfinite_input)
-        if self.derivative:
+        if self.derivative or self.nan:
             out = nan_unless(result == _RESULTS.successful, out)
         if self.throw:
             out, result = self._raise_if_failed(problem, result, stats, (out, result))
