@@ -235,7 +235,11 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         forward, backward = backward, forward
     in_codomain = not problem.from_adjoint
 
-    solve = _Attempt(lambda vector: solver.inner_solve(state, vector, problem.options))
+    def inner_solve(vector, source=None):
+        return solver.inner_solve(state, vector, problem.options, source)
+
+    solve = _Attempt(lambda vector: inner_solve(vector, v if w is None else None))
+    project = _Attempt(lambda source: inner_solve(backward.mv(source), source))
 
     def to_inner(vector, *, out):
         return None if vector is None else solver.to_inner(state, vector, out=out)
@@ -251,7 +255,8 @@ def _normal(solver: Normal, problem: Problem, rhs: Blocks, wanted: Blocks):
         r = solver.from_inner(state, tree_sub(v, forward.mv(x)), out=in_codomain)
     if wanted.projection:
         y = to_inner(rhs.projection, out=not in_codomain)
-        p = solve(backward.mv(forward.mv(y)))
+        p = project(forward.mv(y))
+        solve.note(project.result)
         p = solver.from_inner(state, p, out=not in_codomain)
     if wanted.domain:
         x = solver.from_inner(state, solver.over_unit(state, x), out=not in_codomain)

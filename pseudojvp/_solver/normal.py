@@ -18,7 +18,6 @@ from .auto import AutoLinearSolver
 from .counterpart import counterpart
 from .factorisation import AbstractFactorisation
 from .krylov.cg import CG
-from .krylov.iteration import AbstractKrylovSolver
 from .state import structures_of, swapped
 from .verified import verified
 
@@ -111,8 +110,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             unit = unit_of_products(operator)
             operator = Divided(operator, jnp.sqrt(unit))
             operator_adjoint = adjoint(operator)
-            # These take products with vectors near one alone.
-            near_one = isinstance(self.inner_solver, AbstractKrylovSolver)
+            # `CG` takes products with vectors near one alone.
+            near_one = isinstance(self.inner_solver, CG)
             factor = dataclasses.replace(operator, near_one=near_one)
             product = adjoint(factor) @ factor if tall else factor @ adjoint(factor)
             product = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)
@@ -126,9 +125,10 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         tall = state.tall.value
         vector = self.to_inner(state, vector, out=True)
+        source = vector if tall else None
         if tall:
             vector = state.adjoint.mv(vector)
-        solution, result, stats = self.inner_solve(state, vector, options)
+        solution, result, stats = self.inner_solve(state, vector, options, source)
         if not tall:
             solution = state.adjoint.mv(solution)
         solution = self.over_unit(state, solution)
@@ -138,16 +138,22 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         """Solution by A less by A / unit, and what is paired with a solution."""
         return None if vector is None else tree_scale(1 / state.unit, vector)
 
-    def inner_solve(self, state: NormalState, vector, options: dict[str, Any]):
-        """Applies the (pseudo)inverse of the Gram operator; vectors are inner ones."""
+    def inner_solve(
+        self, state: NormalState, vector, options: dict[str, Any], source=None
+    ):
+        """Applies the (pseudo)inverse of the Gram operator; vectors are inner ones.
+
+        To project a vector that is in its range already, as the product of a `source`
+        with A or its adjoint, would cost digits.
+        """
         tall = state.tall.value
         inner_options = self.inner_options(tall, state.unit, options)
+        if source is not None and isinstance(self.inner_solver, CG):
+            solve = self.inner_solver.compute_image
+            return solve(state.inner, vector, source, inner_options)
         first, second = state.operator, state.adjoint
         first, second = (first, second) if tall else (second, first)
-        compute = self.inner_solver.compute
-        if isinstance(self.inner_solver, CG):
-            compute = self.inner_solver.compute_gram
-        out = compute(state.inner, vector, inner_options)
+        out = self.inner_solver.compute(state.inner, vector, inner_options)
         solution, result, stats = out
         gram_mv = lambda vector: second.mv(first.mv(vector))
         verdict = verified(self.inner_solver, gram_mv, vector, solution, result)
