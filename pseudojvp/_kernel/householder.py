@@ -61,13 +61,18 @@ def _apply(adjoint: bool):
     def apply(rows, taus, vectors):
         short, long = taus.shape[-1], rows.shape[-1]
         count = vectors.shape[-2]
-        if rows.ndim == 2 and count >= max(short, _MANY) and short > 0:
+        if short == 0 or vectors.size == 0:  # JAX's call of LAPACK would crash
+            size = short if adjoint else long
+            return jnp.zeros((*vectors.shape[:-1], size), vectors.dtype)
+        if rows.ndim == 2 and count >= max(short, _MANY):
             return _by_product(rows, taus, vectors, adjoint=adjoint)
         if not adjoint:
-            widths = [(0, 0)] * (vectors.ndim - 1) + [(0, long - short)]
-            vectors = jnp.pad(vectors, widths)
-        if short > 0 and vectors.size > 0:  # else JAX's call of LAPACK would crash
-            vectors = jll.ormqr(rows.mT, taus, vectors.mT, transpose=adjoint).mT
+            # Zeros, but NaN after a triangular solve with NaN, which ends in a NaN: where
+            # A is zero a reflection leaves them as they are.
+            zeros = 0 * vectors[..., -1:]
+            zeros = jnp.broadcast_to(zeros, (*vectors.shape[:-1], long - short))
+            vectors = jnp.concatenate([vectors, zeros], axis=-1)
+        vectors = jll.ormqr(rows.mT, taus, vectors.mT, transpose=adjoint).mT
         return vectors[..., :short] if adjoint else vectors
 
     @apply.def_vmap

@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
@@ -212,9 +211,9 @@ def _solve(factorised: Factorised, vector):
 @compiled
 def _residual(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "residual")
-    if factorised.leaves_no_residual:  # zero, but it hangs on a solve
+    if factorised.leaves_no_residual:  # zero, but it hangs on a solve, as its tangent
         _, _, result, _ = factorised.apply(vector)
-        return nan_after_failure(result, jtu.tree_map(jnp.zeros_like, vector))
+        return nan_after_failure(result, jtu.tree_map(lambda leaf: 0 * leaf, vector))
     _, r, *_ = factorised.nan_if_failed().apply(vector, solution=False, residual=True)
     return r
 
