@@ -227,3 +227,15 @@ def test_a_solve_is_linear_for_jax(throw):
     factorised = pj.factorise(TALL, pj.QR(), throw=throw)
     (got,) = jax.linear_transpose(factorised.solve, ONES)(np.arange(2.0))
     np.testing.assert_allclose(got, np.linalg.pinv(TALL).T @ np.arange(2.0), atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["project", "residual"])
+def test_what_is_known_without_a_solve_hangs_on_one(name):
+    def of(matrix, vector):
+        return getattr(pj.factorise(matrix, pj.LU(), throw=False), name)(vector)
+
+    for derivative in (jax.jacfwd, jax.jacrev):
+        assert np.isnan(derivative(of)(np.ones((3, 3)), ONES)).all()
+    regular = TALL.T @ TALL
+    (got,) = jax.linear_transpose(lambda b: of(regular, b), ONES[:2])(ONES[:2])
+    np.testing.assert_array_equal(got, ONES[:2] if name == "project" else 0 * ONES[:2])

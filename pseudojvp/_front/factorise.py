@@ -29,7 +29,7 @@ def factorise(
         p = factorised.project(y)              # A†A y
 
     Each of them is right for A of every shape and rank that the solver takes, and comes
-    from the same factors: one application of them, and no product of A with its adjoint.
+    from the same factors, mostly by one application of them.
 
     **Arguments:**
 

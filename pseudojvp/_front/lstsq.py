@@ -15,7 +15,6 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.call import compiled
 from .._base.checks import check_solver
-from .._base.results import nan_after_failure
 from .._base.tree import one_or_nan
 from .._kernel.condition import resolve_rcond
 from .._map.factorised import Factorised
@@ -181,9 +180,9 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
         x = factorised.solve(column)
         # On its own, so that neither the residual nor its tangents cost anything where
         # only x is used. What the two have in common, the solve, XLA computes once.
-        x_again, r, result, _ = factorised.nan_if_failed().apply(column, residual=True)
-        if r is None:  # zero, but it hangs on the solve
-            return x, nan_after_failure(result, jnp.zeros((), real_dtype))
+        x_again, r, *_ = factorised.nan_if_failed().apply(column, residual=True)
+        if r is None:  # zero, but it hangs on the solve, and so do its derivatives
+            return x, jnp.sum(0 * x.real)
         return x, _squared_norm(r, x_again, stacked, column)
 
     if columns.shape[1] == 0:  # `throw` cannot reduce over nothing

@@ -5,13 +5,13 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
 from .._base.checks import check_options, check_vector
-from .._base.results import nan_after_failure
 from .._base.tree import stop_gradient, tree_neg, tree_sub
 from .._solver import AbstractFactorisation, Identity, Normal
 from .._solver.counterpart import counterpart
@@ -86,7 +86,8 @@ class Factorised(eqx.Module):
     def result(self) -> lx.RESULTS:
         """What the factors tell: `successful`, or why no solve with them can be.
 
-        An iterative solver has not seen A yet, and says `successful`.
+        A solver that looks at A in each solve (an iterative one, `SparseLU`, those of
+        lineax) has not done so yet, and says `successful`.
         """
         told = self._told()
         return lx.RESULTS.successful if told is None else told[0].result(told[1])
@@ -201,6 +202,17 @@ def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolve
     return jtu.tree_map(convert, solver, is_leaf=is_operator)
 
 
+def _hung(tree: PyTree[Array], solution: PyTree[Array]) -> PyTree[Array]:
+    """`tree`, known without a solve, which only a solve can tell to be wrong.
+
+    Plus zero times the solution: an error, or NaN, in derivatives as well, and linear.
+    """
+    leaves = jtu.tree_leaves(solution)
+    zeros = [jnp.sum(0 * leaf.real).astype(jnp.float32) for leaf in leaves]
+    zero = sum(zeros, jnp.zeros((), jnp.float32))
+    return jtu.tree_map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
+
+
 @compiled
 def _solve(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "solve")
@@ -211,10 +223,11 @@ def _solve(factorised: Factorised, vector):
 @compiled
 def _residual(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.out_structure(), "residual")
-    if factorised.leaves_no_residual:  # zero, but it hangs on a solve, as its tangent
-        _, _, result, _ = factorised.apply(vector)
-        return nan_after_failure(result, jtu.tree_map(lambda leaf: 0 * leaf, vector))
-    _, r, *_ = factorised.nan_if_failed().apply(vector, solution=False, residual=True)
+    factorised = factorised.nan_if_failed()
+    if factorised.leaves_no_residual:
+        x, *_ = factorised.apply(vector)
+        return _hung(jtu.tree_map(lambda leaf: 0 * leaf, vector), x)
+    _, r, *_ = factorised.apply(vector, solution=False, residual=True)
     return r
 
 
@@ -247,11 +260,10 @@ def _gram_inverse(factorised: Factorised, vector):
 @compiled
 def _project(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.in_structure(), "project")
-    if factorised._problem.independent_columns and not factorised._problem.from_adjoint:
-        # It is y by an assumption, of which only a solve can tell that it fails.
-        _, _, result, _ = factorised.apply(factorised.operator.mv(vector))
-        return nan_after_failure(result, vector)
     factorised = factorised.nan_if_failed()
+    if factorised._problem.independent_columns and not factorised._problem.from_adjoint:
+        x, *_ = factorised.apply(factorised.operator.mv(vector))
+        return _hung(vector, x)
     if factorised._problem.from_adjoint:  # with B = Aᴴ, y less what B leaves of it
         out, *_ = factorised.blocks(Blocks(vector), Blocks(True, False, False))
         return tree_sub(vector, out.codomain)

@@ -1,4 +1,4 @@
-"""Solvers of lineax as their counterparts here, which do the same and say what failed."""
+"""Solvers of lineax as their counterparts here, which also say what failed."""
 
 from collections.abc import Callable
 from typing import Any
