@@ -1,7 +1,7 @@
 """The guard of the map: what is wrong with a solve, and what is said of it.
 
-The map is algebra, and knows nothing of this. Here are the looks at what went in and came
-out, the NaN of a derivative that failed, and the message of an error.
+The map is algebra, and hands on what the solvers say. Here are the looks at what went in
+and came out, the NaN of a derivative that failed, and the message of an error.
 """
 
 import dataclasses
