@@ -1,9 +1,12 @@
 """Tolerances, history, progress, options and trees: the same for every Krylov solver."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import krylov
 import lineax as lx
+import lineax.internal as lxi
 import numpy as np
 import pytest
 
@@ -149,3 +152,95 @@ def test_vectors_are_trees(make):
 def test_nonfinite_vector_is_told(make, bad):
     vector = np.where(np.arange(SIZE) == 2, bad, VECTOR)
     assert _solve(make(), vector)[2] == lx.RESULTS.nonfinite_input
+
+
+THEIRS = {
+    "CG": ("rtol", "atol", "norm", "stabilise_every", "max_steps"),
+    "GMRES": ("rtol", "atol", "norm", "max_steps", "restart", "stagnation_iters"),
+    "BiCGStab": ("rtol", "atol", "norm", "max_steps"),
+    "LSMR": ("rtol", "atol", "norm", "max_steps", "conlim"),
+}
+theirs = pytest.mark.parametrize("name", THEIRS)
+
+
+@theirs
+def test_positional_arguments_are_those_of_lineax(name):
+    parameters = inspect.signature(getattr(lx, name)).parameters
+    assert tuple(parameters) == THEIRS[name]
+    ours = inspect.signature(MAKE[name]).parameters.values()
+    positional = [p.name for p in ours if p.kind is not p.KEYWORD_ONLY]
+    assert tuple(positional) == THEIRS[name]
+
+
+@pytest.mark.untyped
+@each
+def test_number_of_steps_in_the_place_of_the_norm_is_an_error(make):
+    with pytest.raises(TypeError, match="Pass a function from a vector"):
+        make(1e-6, 1e-6, 100)
+
+
+@pytest.mark.default("GMRES", "CG")
+@pytest.mark.ci("*")
+@each
+def test_norm_of_quotients_of_entries_is_what_has_to_be_at_most_one(make):
+    # An entry of b is small, and so is what it allows.
+    vector = np.where(np.arange(SIZE) == 2, 1e-6, VECTOR)
+    value, successful, *_ = _solve(make(1e-4, 0.0, lxi.max_norm), vector)
+    residual = np.abs(vector - MATRIX @ value)
+    assert successful
+    assert np.all(residual <= 1.000001e-4 * np.abs(vector))
+
+
+@pytest.mark.default("LSMR")
+@pytest.mark.ci("*")
+@each
+def test_norm_may_allow_more_than_the_euclidean_one(make):
+    nothing = lambda tree: 0 * lxi.two_norm(tree)
+    value, successful, *_ = _solve(make(1e-10, 0.0, nothing))
+    assert successful
+    np.testing.assert_array_equal(value, 0)
+
+
+@pytest.mark.default("BiCGStab")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "CG"])
+def test_no_tolerance_runs_max_steps_and_is_what_was_asked_for(name):
+    value, successful, _, stats = _solve(MAKE[name](0.0, 0.0, max_steps=2))
+    assert successful
+    assert stats["num_steps"] == 2
+    assert 0 < np.linalg.norm(VECTOR - MATRIX @ value) < np.linalg.norm(VECTOR)
+
+
+@each
+def test_no_stopping_rule_is_an_error(make):
+    with pytest.raises(ValueError, match="would never stop"):
+        make(0, 0)
+
+
+@pytest.mark.default("*-complex128")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize("scale", [-84, 0, 84])
+def test_scales_of_operator_and_vector_do_not_matter(dtype, scale):
+    # 2^±84: squares over- and underflow in single precision.
+    power = np.float32(2.0) ** scale
+    matrix, vector = MATRIX.astype(dtype), VECTOR.astype(dtype)
+    for make in MAKE.values():
+        value, successful, *_ = _solve(make(1e-4), vector * power, matrix * power)
+        want, *_ = _solve(make(1e-4), vector, matrix)
+        assert successful
+        np.testing.assert_array_equal(value, want)
+
+
+def test_restarts_without_progress_are_counted():
+    shift, vector = np.roll(np.eye(SIZE), 1, axis=0), np.eye(SIZE)[0]
+    for most in (1, 4):
+        solver = pj.GMRES(restart=2, stagnation_iters=most)
+        _, _, result, stats = krylov.solve(shift, vector, solver)
+        assert result == lx.RESULTS.stagnation
+        assert stats["num_steps"] == 2 * most
+
+
+def test_no_restart_without_progress_is_refused():
+    with pytest.raises(ValueError, match="Pass a positive integer"):
+        pj.GMRES(stagnation_iters=0)

@@ -200,3 +200,20 @@ def test_damping_by_a_vector_is_refused():
 def test_complex_damping_is_refused():
     with pytest.raises(TypeError, match="Pass a real one"):
         pj.damped(np.eye(3), 1j)
+
+
+def test_condition_above_its_limit_is_told():
+    values = np.geomspace(1, 1e6, 12)
+    matrix, vector = krylov.with_values(0, False, 14, 12, values), np.ones(14)
+    _, _, result, stats = krylov.solve(matrix, vector, pj.LSMR(conlim=1e3))
+    assert result == lx.RESULTS.conlim
+    assert stats["num_steps"] <= 12
+    assert krylov.solve(matrix, vector, pj.LSMR())[1]
+
+
+def test_condition_below_its_limit_changes_nothing():
+    matrix = _matrix("tall", False)
+    vector = krylov.random(1, False, len(matrix))
+    value, successful, *_ = krylov.solve(matrix, vector, pj.LSMR(conlim=10.0))
+    assert successful
+    assert krylov.relative_error(value, krylov.pinv(matrix) @ vector) < 1e-9

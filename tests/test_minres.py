@@ -217,3 +217,18 @@ def test_tag_of_definiteness_is_enough(tag):
     value, successful, *_ = krylov.solve(matrix, np.ones(3) + 0j, pj.MINRES(), tag)
     assert successful
     np.testing.assert_allclose(value, 1 / np.diag(matrix), rtol=1e-9)
+
+
+def test_vector_of_which_little_is_out_of_the_range_is_no_stagnation():
+    # A ten-thousandth, more than the tolerance: r is near the rounding of b.
+    rng = np.random.default_rng(0)
+    unit = rng.standard_normal((100, 3))
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    matrices = (unit[:, :, None] * unit[:, None, :]).astype(np.float32)
+    vectors = (unit + 1e-4 * rng.standard_normal((100, 3))).astype(np.float32)
+    value, successful, _ = krylov.solve_all(
+        matrices, vectors, pj.MINRES(1e-5), krylov.PSD
+    )
+    truth = [krylov.pinv(a) @ b for a, b in zip(matrices, vectors, strict=True)]
+    assert successful.all()
+    assert np.abs(value - np.stack(truth)).max() < 1e-5

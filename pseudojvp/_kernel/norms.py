@@ -30,7 +30,10 @@ def largest_part(vector: PyTree[Array]) -> Real[Array, ""]:
     Without rounding: XLA may compute it twice, for a division and the multiplication that
     undoes it, and a modulus near a power of two could be on either side of it.
     """
-    parts = [(leaf.real, leaf.imag) for leaf in jtu.tree_leaves(vector)]
+    parts = [
+        (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else leaf
+        for leaf in jtu.tree_leaves(vector)
+    ]
     return max_norm(parts)
 
 

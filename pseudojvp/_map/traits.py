@@ -8,9 +8,12 @@ import lineax as lx
 
 from .._solver import (
     AbstractFactorisation,
+    BiCGStab,
     CG,
     Cholesky,
     CholeskyQR,
+    GMRES,
+    LSMR,
     MINRES,
     Neumann,
     Normal,
@@ -103,7 +106,9 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
     ),
     (CG, Traits(hermitian=True, finds_nonfinite=True, breakdown=_INDEFINITE)),
     (lx.CG, Traits(hermitian=True, breakdown=_INDEFINITE)),
-    ((Cholesky, lx.Cholesky, MINRES), Traits(hermitian=True)),
+    (MINRES, Traits(hermitian=True, finds_nonfinite=True)),
+    ((BiCGStab, GMRES, LSMR), Traits(finds_nonfinite=True)),
+    ((Cholesky, lx.Cholesky), Traits(hermitian=True)),
     (
         Neumann,
         Traits(

@@ -18,6 +18,7 @@ from .auto import AutoLinearSolver
 from .counterpart import counterpart
 from .factorisation import AbstractFactorisation
 from .krylov.cg import CG
+from .krylov.iteration import AbstractKrylovSolver
 from .state import structures_of, swapped
 from .verified import verified
 
@@ -110,8 +111,8 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
             unit = unit_of_products(operator)
             operator = Divided(operator, jnp.sqrt(unit))
             operator_adjoint = adjoint(operator)
-            # `CG` takes products with vectors near one alone.
-            near_one = isinstance(self.inner_solver, CG)
+            # These take products with vectors near one alone.
+            near_one = isinstance(self.inner_solver, AbstractKrylovSolver)
             factor = dataclasses.replace(operator, near_one=near_one)
             product = adjoint(factor) @ factor if tall else factor @ adjoint(factor)
             product = lx.TaggedLinearOperator(product, lx.positive_semidefinite_tag)

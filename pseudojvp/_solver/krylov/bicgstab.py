@@ -1,24 +1,24 @@
-import dataclasses
+from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_where
-from ..._kernel.norms import two_norm
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
-    derivative_solver,
     divide,
-    flat_mv,
+    dot,
     flat_system,
     KrylovState,
+    length,
     OPTIONS,
     over,
     run,
@@ -29,12 +29,10 @@ from .iteration import (
 class _Iterate(eqx.Module):
     solution: Inexact[Array, " n"]
     residual: Inexact[Array, " n"]
-    shadow: Inexact[Array, " n"]  # the residual of the last check
-    direction: Inexact[Array, " n"]  # p
+    shadow: Inexact[Array, " n"]  # the residual of the last check, of length one
+    direction: Inexact[Array, " n"]  # p; after both halves p − ω A P p
     image: Inexact[Array, " n"]  # A P p
-    rho: Inexact[Array, ""]
-    alpha: Inexact[Array, ""]
-    omega: Inexact[Array, ""]
+    factor: Inexact[Array, ""]  # the next p is r + factor <shadow, r> p
     halfway: Bool[Array, ""]  # the next pass is the second half of a step
     cycle: Cycle
 
@@ -42,9 +40,9 @@ class _Iterate(eqx.Module):
 class BiCGStab(AbstractKrylovSolver):
     """Solves square nonsingular systems by stabilised biconjugate gradients.
 
-    Two products with A and two with the preconditioner P a step, and one more of each in
-    a run of one cycle; memory for six vectors. P stands on the right, A P y = b and
-    x = P y. It is `successful` if b − A x, computed as such, has
+    Two products with A and two with the preconditioner P a step, and two more of each in
+    a run of one cycle, besides one of A for its size; memory for six vectors. P stands on
+    the right, A P y = b and x = P y. It is `successful` if b − A x, computed as such, has
 
         |b − A x| ≤ atol + rtol |b|.
 
@@ -53,7 +51,8 @@ class BiCGStab(AbstractKrylovSolver):
     from there; if two in a row did not halve the residual, the result is `breakdown`, or
     `stagnation` if none broke down. Breakdowns are told relative to the vectors at hand,
     so that float32 and negative definite A are no exceptions, as they are for
-    `lineax.BiCGStab` (0.1.1).
+    `lineax.BiCGStab` (0.1.1). With both tolerances zero it runs `max_steps` steps, and
+    that truncation is what was asked for.
 
     Derivatives take A for nonsingular: one run a JVP, one a VJP, the latter with A^H and
     P^H. For skew-symmetric A, or one with eigenvalues all around zero, use
@@ -71,8 +70,12 @@ class BiCGStab(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
+    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
+        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
+        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
+        Euclidean norms above. Derivatives are always judged by those.
     - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
-    - `preconditioner`: see `options`. Defaults to `None`, the identity.
+    - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 
     **Raises:** `ValueError` at trace time for a non-square operator, a preconditioner of
@@ -85,7 +88,9 @@ class BiCGStab(AbstractKrylovSolver):
 
     rtol: Real[ArrayLike, ""] | None = None
     atol: Real[ArrayLike, ""] = 0.0
+    norm: Callable[[PyTree], Scalar] | None = None
     max_steps: int | None = None
+    _: KW_ONLY
     preconditioner: lx.AbstractLinearOperator | None = None
     derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
@@ -96,17 +101,17 @@ class BiCGStab(AbstractKrylovSolver):
     ) -> KrylovState:
         check_options(self, options, OPTIONS)
         check_square(self, operator)
-        return KrylovState(lx.linearise(operator))
+        return KrylovState.create(operator)
 
     def compute(
         self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        system = flat_system(self, state.operator, vector, options)
+        system = flat_system(self, state, vector, options)
         structure = Structure.of(state.operator.in_structure())
         preconditioner = resolve_preconditioner(
             self, self.preconditioner, options, structure, structure
         )
-        precondition = flat_mv(preconditioner)
+        precondition = system.mapped(preconditioner)
         final, result, stats = run(
             self,
             system,
@@ -115,109 +120,77 @@ class BiCGStab(AbstractKrylovSolver):
         )
         return system.solution(final.solution), result, stats
 
-    def for_derivative(self) -> "BiCGStab":
-        return derivative_solver(self)
-
     def assume_full_rank(self) -> bool:
         return True
 
 
 def _start(system: System) -> _Iterate:
     zeros = jnp.zeros_like(system.guess)
-    one = jnp.ones((), zeros.dtype)
     return _Iterate(
         solution=system.guess,
         residual=zeros,
         shadow=zeros,
         direction=zeros,
         image=zeros,
-        rho=one,
-        alpha=one,
-        omega=one,
+        factor=jnp.zeros((), zeros.dtype),
         halfway=jnp.array(False),
-        cycle=Cycle.start(system.norm.dtype),
+        cycle=system.start(),
     )
 
 
 def _advance(system: System, precondition, iterate: _Iterate) -> _Iterate:
-    """A check, or half a step: each takes one product."""
-    due, r = iterate.cycle.due, iterate.residual
-    rho = jnp.vdot(iterate.shadow, r)
-    beta = divide(rho, iterate.rho) * divide(iterate.alpha, iterate.omega)
-    direction = r + beta * (iterate.direction - iterate.omega * iterate.image)
-    moved = precondition(jnp.where(iterate.halfway, r, direction))
-    image = system.mv(jnp.where(due, iterate.solution, moved))
-    checked = _checked(system, iterate, image)
-    first = _first_half(system, iterate, rho, direction, moved, image)
-    second = _second_half(system, iterate, moved, image)
-    return tree_where(due, checked, tree_where(iterate.halfway, second, first))
+    """A check, or half a step: each takes one product.
 
+    The first half is x + α P p, with b − A x orthogonal to the shadow; the second one
+    x + ω P r, with the smallest b − A x along it.
+    """
+    cycle, x, r = iterate.cycle, iterate.solution, iterate.residual
+    due = cycle.due
+    second = iterate.halfway & ~due
+    rho = dot(iterate.shadow, r)
+    turned = r + (rho * iterate.factor) * iterate.direction
+    direction = jnp.where(second, iterate.direction, turned)
+    moved = precondition(jnp.where(second, r, direction))
+    image = system.mv(jnp.where(due, x, moved))
 
-def _checked(system: System, iterate: _Iterate, image) -> _Iterate:
-    residual = system.vector - image
-    norm = two_norm(residual)
-    cycle = iterate.cycle.checked(
+    square = dot(image, image).real
+    along = dot(jnp.where(second, r, iterate.shadow), image)
+    eps = system.eps
+    broken = jnp.abs(along) <= eps * jnp.sqrt(square) * jnp.where(second, cycle.norm, 1)
+    broken = (broken | (~second & (jnp.abs(rho) <= eps * cycle.norm))) & ~due
+    top = jnp.where(second, along.conj(), rho)  # α or ω is top / below
+    below = jnp.where(second, square.astype(along.dtype), along)
+    step_size = jnp.where(broken | due, 0, top / jnp.where(below == 0, 1, below))
+
+    # In a check, b − A x and the beginning of a cycle.
+    residual = jnp.where(due, system.vector, r)
+    residual = residual - jnp.where(due, 1, step_size) * image
+    norm = length(residual)
+    checked = cycle.checked(
         norm,
-        norm <= system.allowed,
+        *system.judge(residual, norm),
         norm,
         shrink=0.5,
         patience=2,
         max_steps=system.max_steps,
     )
-    start = _start(system)
-    return dataclasses.replace(
-        start, solution=iterate.solution, residual=residual, shadow=residual, cycle=cycle
+    ends = ~(norm > system.goal(cycle))
+    # A step is not counted before its second half, unless that is not needed.
+    count = (second | ends | broken).astype(cycle.step.dtype)
+    stepped = cycle.stepped(
+        norm, ends, broken=broken, count=count, max_steps=system.max_steps
     )
-
-
-def _first_half(system: System, iterate, rho, direction, moved, image) -> _Iterate:
-    """x + α P p, with b − A x orthogonal to the shadow."""
-    r, shadow = iterate.residual, iterate.shadow
-    length, eps = two_norm(shadow), system.eps
-    curvature = jnp.vdot(over(length, shadow), image)
-    broken = (jnp.abs(curvature) <= eps * two_norm(image)) | (
-        jnp.abs(rho) <= eps * length * two_norm(r)
+    factor = divide(
+        jnp.where(second, iterate.factor, step_size), jnp.where(second, step_size, rho)
     )
-    alpha = jnp.where(broken, 0, divide(divide(rho, length.astype(rho.dtype)), curvature))
-    residual = r - alpha * image
-    norm = two_norm(residual)
-    met = ~(norm > system.allowed)
-    # The step is not counted before its second half, unless that is not needed.
-    cycle = tree_where(
-        broken | met,
-        iterate.cycle.stepped(norm, True, max_steps=system.max_steps, broken=broken),
-        iterate.cycle,
-    )
+    omega = jnp.where(second, step_size, 0)
     return _Iterate(
-        solution=iterate.solution + alpha * moved,
+        solution=x + step_size * moved,
         residual=residual,
-        shadow=shadow,
-        direction=direction,
+        shadow=jnp.where(due, over(norm, residual), iterate.shadow),
+        direction=direction - omega * iterate.image,
         image=image,
-        rho=rho,
-        alpha=alpha,
-        omega=iterate.omega,
-        halfway=jnp.array(True),
-        cycle=cycle,
-    )
-
-
-def _second_half(system: System, iterate: _Iterate, moved, image) -> _Iterate:
-    """x + ω P r, with the smallest b − A x along it."""
-    r = iterate.residual
-    length = two_norm(image)
-    along = jnp.vdot(over(length, image), r)
-    broken = jnp.abs(along) <= system.eps * two_norm(r)
-    omega = jnp.where(broken, 0, over(length, along))
-    residual = r - omega * image
-    norm = two_norm(residual)
-    ends = ~(norm > system.allowed)
-    cycle = iterate.cycle.stepped(norm, ends, max_steps=system.max_steps, broken=broken)
-    return dataclasses.replace(
-        iterate,
-        solution=iterate.solution + omega * moved,
-        residual=residual,
-        omega=omega,
-        halfway=jnp.array(False),
-        cycle=cycle,
+        factor=jnp.where(due, 0, factor),
+        halfway=~(due | second | ends | broken),
+        cycle=tree_where(due, checked, stepped),
     )

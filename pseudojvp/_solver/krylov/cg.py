@@ -1,26 +1,32 @@
 import dataclasses
-import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree, Real, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 
 from ..._base.checks import check_options, check_square
 from ..._base.results import first_failure
 from ..._base.structure import Structure
-from ..._base.tree import all_finite, is_zero, tree_neg, tree_scale, tree_where
+from ..._base.tree import tree_scale, tree_where
 from ..._kernel.norms import two_norm
-from ..options import resolve_preconditioner, resolve_y0
-from .cg_iteration import advance, Iterate, start, System, truly_met, unit_of
-from .iteration import AbstractKrylovSolver, derivative_solver, loop, OPTIONS, statistics
-from .tolerance import Tolerance
+from ..options import resolve_preconditioner
+from .iteration import (
+    AbstractKrylovSolver,
+    Cycle,
+    divide,
+    dot,
+    flat_system,
+    KrylovState,
+    length,
+    OPTIONS,
+    run,
+    System,
+)
 
 
 _not_well_posed_message = (
@@ -30,15 +36,23 @@ _not_well_posed_message = (
 )
 
 
-class CGState(eqx.Module):
-    """The operator, negated if it is negative (semi)definite.
+class _Iterate(eqx.Module):
+    solution: Inexact[Array, " n"]
+    residual: Inexact[Array, " n"]
+    direction: Inexact[Array, " n"]  # p, of length one in the norm of M^-1
+    gamma: Real[Array, ""]  # <M r, r> before the last step
+    length: Real[Array, ""]  # of p before it was scaled to one
+    curvature: Real[Array, ""]  # the largest <p, A p> so far
+    travelled: Real[Array, ""]  # a bound of the length of x
+    cycle: Cycle
 
-    `size` is |A u| for a unit vector u: a lower bound of the norm of A.
-    """
 
-    operator: lx.AbstractLinearOperator
-    size: Real[Array, ""]
-    negated: eqxi.Static
+class _Singular(eqx.Module):
+    """One of the runs for a singular A: of A y = A offset, a projection, or A y = b."""
+
+    projects: Bool[Array, ""]
+    offset: Inexact[Array, " n"]
+    rounding: Real[Array, ""]  # of b: no residual is asked to be smaller
 
 
 class CG(AbstractKrylovSolver):
@@ -46,17 +60,17 @@ class CG(AbstractKrylovSolver):
 
     Real symmetric or complex Hermitian; `operator` carries
     `lineax.positive_semidefinite_tag` or `lineax.negative_semidefinite_tag`. Only
-    `operator.mv` is called, once an iteration and once more every `stabilise_every`.
+    `operator.mv` is called: once for the size of A, once an iteration, once more every
+    `stabilise_every`, and at the end. It is `successful` if
+    b − A x, computed as such, has
 
-    It stops when both the residual and the last change of x are within the tolerance,
+        |b − A x| ≤ atol + rtol |b|,
 
-        |b − A x| ≤ atol + rtol |b|,    |x − x_previous| ≤ atol + rtol |x|,
-
-    Euclidean norms, or quotients of entries if `norm` is given. Otherwise the result says
-    so: `max_steps_reached` (or `singular`, as in lineax, if `max_steps` is `None`),
-    `breakdown` if a direction of non-positive curvature shows that the operator is not
-    definite. With both tolerances zero it runs `max_steps` iterations, and that
-    truncation is what was asked for.
+    or if the residual that is updated has, and b − A x is at most ten times that, or the
+    rounding of A x. Otherwise the result says so: `max_steps_reached` (or `singular`, as
+    in lineax, if `max_steps` is `None`), `breakdown` if no direction is left but of
+    non-positive curvature, so that the operator is not definite. With both tolerances
+    zero it runs `max_steps` iterations, and that truncation is what was asked for.
 
     If A is singular and b lies in its range, the solution without preconditioner and
     first guess is the minimum-norm one, A†b. Derivatives however take A for nonsingular
@@ -82,14 +96,14 @@ class CG(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
-    - `norm`: from a vector to a scalar. If given, `norm` of the residual, each entry
-        divided by `atol + rtol |entry of b|`, has to be at most one, and that of the
-        change likewise: the rule of `lineax.CG`, whose default is
-        `lineax.internal.max_norm`. Defaults to `None`, Euclidean norms as above.
+    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
+        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
+        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
+        Euclidean norms above. Derivatives are always judged by those.
     - `stabilise_every`: the residual is recomputed as b − A x this often (iterations)
-        against drift; `None` for never. Defaults to `10`.
+        against drift; `None` for never. Defaults to `50` (lineax: 10).
     - `max_steps`: the most iterations; defaults to `None`, ten times the size of x.
-    - `preconditioner`: see `options`. Defaults to `None`, the identity.
+    - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `well_posed`: whether A may be taken for nonsingular. Defaults to `True`.
     - `derivative_rtol`: as for [`pseudojvp.MINRES`][]: the tolerance of tangent and
         adjoint solves, in Euclidean norms and relative to their own right-hand sides.
@@ -110,8 +124,9 @@ class CG(AbstractKrylovSolver):
     rtol: Real[ArrayLike, ""] | None = None
     atol: Real[ArrayLike, ""] = 0.0
     norm: Callable[[PyTree], Scalar] | None = None
-    stabilise_every: int | None = 10
+    stabilise_every: int | None = 50
     max_steps: int | None = None
+    _: KW_ONLY
     preconditioner: lx.AbstractLinearOperator | None = None
     well_posed: bool = True
     derivative_rtol: Real[ArrayLike, ""] | None = None
@@ -119,11 +134,6 @@ class CG(AbstractKrylovSolver):
     progress: int = 0
 
     def __check_init__(self):
-        if not self._has_tolerance and self.max_steps is None:
-            raise ValueError(
-                "`CG(rtol=0, atol=0, max_steps=None)` would never stop. Must specify "
-                "`rtol`, `atol`, or `max_steps` (or some combination of all three)."
-            )
         if self.stabilise_every is not None and self.stabilise_every < 1:
             raise ValueError(
                 f"`CG(stabilise_every=...)` got {self.stabilise_every}; it must be "
@@ -132,50 +142,39 @@ class CG(AbstractKrylovSolver):
         if not self.well_posed and self.preconditioner is not None:
             raise ValueError(_not_well_posed_message)
 
-    @property
-    def _has_tolerance(self) -> bool:
-        given = (self.rtol, self.atol)
-        return not all(isinstance(tol, int | float) and tol == 0 for tol in given)
-
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
-    ) -> CGState:
+    ) -> KrylovState:
         check_options(self, options, OPTIONS)
         check_square(self, operator)
-        negated = lx.is_negative_semidefinite(operator)
-        if not (lx.is_positive_semidefinite(operator) or negated):
+        negative = lx.is_negative_semidefinite(operator)
+        if not (lx.is_positive_semidefinite(operator) or negative):
             raise ValueError(
                 "`CG()` may only be used for positive or negative definite linear "
                 "operators, and `operator` is tagged as neither. Tag it with "
                 "`lineax.positive_semidefinite_tag`, or use `Normal(CG(...))`."
             )
-        operator = lx.linearise(operator)
-        structure = Structure.of(operator.in_structure())
-        signs = np.random.default_rng(0).choice([-1, 1], structure.size)
-        unit_vector = signs / math.sqrt(max(structure.size, 1))
-        image = operator.mv(structure.unravel(jnp.asarray(unit_vector)))
-        operator = -operator if negated else operator
-        return CGState(operator, two_norm(image), eqxi.Static(negated))
+        state = KrylovState.create(operator)
+        scale = -state.scale if negative else state.scale
+        return dataclasses.replace(state, scale=scale)
 
     def compute(
-        self, state: CGState, vector: PyTree[Array], options: dict[str, Any]
+        self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         return self._compute(state, vector, options, None)
 
     def compute_image(
         self,
-        state: CGState,
+        state: KrylovState,
         vector: PyTree[Array],
         source: PyTree[Array],
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        """As `compute`, for `vector` = B `source`, A = B Bᴴ: that is not projected."""
+        """As `compute`, for `vector` = B `source`, A = B B^H: that is not projected."""
         return self._compute(state, vector, options, source)
 
-    def _compute(self, state: CGState, vector, options, source):
-        check_options(self, options, OPTIONS)
+    def _compute(self, state: KrylovState, vector, options, source):
         structure = Structure.of(state.operator.in_structure())
-        y0 = resolve_y0(self, options, structure)
         preconditioner = resolve_preconditioner(
             self, self.preconditioner, options, structure, structure
         )
@@ -184,32 +183,19 @@ class CG(AbstractKrylovSolver):
                 "The preconditioner must be positive definite: tag the preconditioner "
                 "of `CG` with `lineax.positive_semidefinite_tag`."
             )
-        if state.negated.value:
-            vector = tree_neg(vector)
         if self.well_posed:
-            system = self._system(state, vector, preconditioner=preconditioner, y0=y0)
-            solution, result, num_steps, norms = self._run(system)
-        else:
-            if preconditioner is not None or y0 is not None:
-                raise ValueError(_not_well_posed_message)
-            projected = self._run_projected(state, vector, source)
-            solution, result, num_steps, norms = projected
-        return solution, result, statistics(self, num_steps, norms)
+            system = flat_system(self, state, vector, options)
+            precondition = None
+            if preconditioner is not None:
+                precondition = system.mapped(preconditioner)
+            start = _start(system, 0.0 if precondition else 0.5, "y0" in options)
+            flat, result, stats = self._run(system, precondition, None, start)
+            return system.solution(flat), result, stats
+        if preconditioner is not None or "y0" in options:
+            raise ValueError(_not_well_posed_message)
+        return self._projected(state, vector, options, source)
 
-    def _system(self, state: CGState, vector, **kwargs) -> System:
-        tolerance = None
-        if self._has_tolerance:
-            tolerance = Tolerance(self.rtol, self.atol, self.norm)
-        return System.create(
-            state.operator,
-            state.size,
-            vector,
-            tolerance=tolerance,
-            stabilise_every=self.stabilise_every,
-            **kwargs,
-        )
-
-    def _run_projected(self, state: CGState, vector, source):
+    def _projected(self, state: KrylovState, vector, options, source):
         """A†b for any b: A p = A b gives p = A A†b, then A x = p is consistent.
 
         Rounding may leave a large part of x in the null space, so x is projected as well.
@@ -221,76 +207,148 @@ class CG(AbstractKrylovSolver):
         """
         in_range = source is not None
         known = two_norm(source if in_range else vector)
-        if in_range:  # ‖B‖ from |A u|, for u a unit vector of random signs
-            root = math.sqrt(math.sqrt(max(state.operator.in_size(), 1)))
-            known = root * jnp.sqrt(state.size).astype(known.dtype) * known
-        rounding = 10 * jnp.finfo(known.dtype).eps * known
+        if in_range:  # |B| from that of A
+            scale = jnp.abs(state.scale).astype(known.dtype)
+            known = jnp.sqrt(2 * state.operator.in_size() ** 0.5 * scale) * known
+        rounding = 10 * float(jnp.finfo(known.dtype).eps) * known
 
         def one_pass(carry, projects):
             (previous, result), steps = carry
-            # A projection takes no tolerance: its scale is free.
-            unit = jnp.where(projects, unit_of(previous), 1)
-            previous = tree_scale(1 / unit, previous)
-            zeros = jtu.tree_map(jnp.zeros_like, previous)
-            system = self._system(
-                state,
-                tree_where(projects, zeros, previous),
-                y0=zeros,
-                offset=tree_where(projects, previous, zeros),
-                to_floor=projects,
-                rounding=jnp.where(projects, 0, rounding),
+            system = flat_system(self, state, previous, options)
+            zeros = jnp.zeros_like(system.vector)
+            singular = _Singular(
+                projects=projects,
+                offset=jnp.where(projects, system.vector, zeros),
+                rounding=jnp.where(projects, 0, rounding / system.unit),
             )
-            solution, new_result, new_steps, norms = self._run(system)
-            out = (tree_scale(unit, solution), first_failure(result, new_result))
-            return (out, steps + new_steps), norms
+            system = system._replace(
+                vector=jnp.where(projects, zeros, system.vector),
+                norm=jnp.where(projects, 0, system.norm),
+                # A projection has the scale of what it projects.
+                scale=jnp.where(projects, 1, system.scale),
+            )
+            start = _start(system, 0.5, True)
+            start = dataclasses.replace(start, travelled=length(singular.offset))
+            flat, new_result, stats = self._run(system, None, singular, start)
+            result = first_failure(result, new_result)
+            carry = (system.solution(flat), result), steps + stats["num_steps"]
+            return carry, stats.get("residual_norms")
 
         passes = jnp.array([False, True] if in_range else [True, False, True])
-        init = ((vector, lx.RESULTS.successful), jnp.array(0))
+        init = (vector, lx.RESULTS.successful), jnp.array(0)
         ((solution, result), steps), norms = lax.scan(one_pass, init, passes)
-        norms = None if norms is None else norms[0 if in_range else 1]
-        return solution, result, steps, norms
+        stats = {"num_steps": steps, "max_steps": self.max_steps}
+        if norms is not None:
+            stats["residual_norms"] = norms[0 if in_range else 1]
+        return solution, result, stats
 
-    def _run(self, system: System):
-        size = sum(leaf.size for leaf in jtu.tree_leaves(system.vector))
-        max_steps = 10 * size if self.max_steps is None else self.max_steps
-
-        def observe(iterate):
-            return iterate.step, two_norm(iterate.residual) * iterate.unit
-
-        final, norms = loop(
+    def _run(self, system: System, precondition, singular, start: "_Iterate"):
+        final, result, stats = run(
             self,
-            lambda iterate: (iterate.step < max_steps) & iterate.goes_on,
-            lambda iterate: advance(system, iterate),
-            start(system),
-            observe,
-            max_steps,
+            system,
+            lambda iterate: self._advance(system, precondition, singular, iterate),
+            start,
         )
-        if self._has_tolerance:
-            converged = final.converged & truly_met(system, final)
-            final = dataclasses.replace(final, converged=converged)
-        result = self._result(system, final, final.step >= max_steps)
-        return final.solution, result, final.step, norms
+        if self.max_steps is None:
+            results = lx.RESULTS
+            exhausted = result == results.max_steps_reached
+            result = results.where(exhausted, results.singular, result)
+        return final.solution, result, stats
 
-    def _result(self, system: System, final: Iterate, exhausted) -> lx.RESULTS:
-        results = lx.RESULTS
-        met = final.converged | is_zero(final.residual)
-        if not self._has_tolerance:
-            out = results.successful
-        elif self.max_steps is None:
-            out = results.where(exhausted, results.singular, results.breakdown)
-        else:
-            out = results.where(exhausted, results.max_steps_reached, results.breakdown)
-        out = results.where(final.definite, out, results.breakdown)
-        out = results.where(met, results.successful, out)
-        # The size, too: b = 0 takes no product with A.
-        seen = final.residual, final.solution, final.gamma, system.size
-        finite = all_finite(seen)
-        return results.where(finite, out, results.singular)
+    def _advance(
+        self, system: System, precondition, singular: "_Singular | None", iterate
+    ) -> _Iterate:
+        cycle, x, r = iterate.cycle, iterate.solution, iterate.residual
+        due = cycle.due
+        z, gamma = r, cycle.norm**2
+        if precondition is not None:
+            z = precondition(r)
+            gamma = dot(z, r).real
+        tail = iterate.length * divide(gamma, iterate.gamma)
+        stretch = jnp.sqrt(gamma + tail**2)  # as <r, p> = 0
+        shrink = jnp.where(due, 0, divide(1, stretch))
+        direction = tree_scale(shrink, z)
+        kept = jnp.where(due, 1, shrink * tail)
+        direction = direction + tree_scale(kept, iterate.direction)
+        point = x if singular is None else x - singular.offset
+        image = system.mv(jnp.where(due, point, direction))
+        curvature = jnp.where(due, 0, dot(direction, image).real)
+        largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
+        # Not along a direction of no curvature, up to rounding, or of a negative one. For
+        # a singular A, rounding makes directions of the range of those that are not.
+        limit = 10 if singular is None else 1000
+        broken = ~(curvature > limit * system.eps * largest) & ~due
+        step_size = jnp.where(broken | due, 0, divide(gamma, stretch * curvature))
+        x = x + tree_scale(step_size, direction)
 
-    def for_derivative(self) -> "CG":
-        if not self._has_tolerance:  # a truncation, in the derivatives as well
-            return dataclasses.replace(self, history=False)
-        return derivative_solver(self, norm=None)
+        # In a check, b − A x itself.
+        residual = jnp.where(due, system.vector, r)
+        residual = residual - tree_scale(jnp.where(due, 1, step_size), image)
+        norm = length(residual)
+        aim = system.goal(cycle)
+        met, goal = system.judge(residual, norm)
+        nearly = _nearly(system, iterate.travelled, goal)
+        if singular is not None:
+            floor = 10 * system.eps * (largest * iterate.travelled + system.norm)
+            least = jnp.where(singular.projects, floor, singular.rounding)
+            met = (met & ~singular.projects) | (norm <= least)
+            aim = jnp.where(singular.projects, floor, jnp.maximum(aim, least))
+            nearly = jnp.where(singular.projects, 10 * floor, nearly)
+        finished = ~(cycle.norm > aim)  # by the recurrence
+        checked = cycle.checked(
+            norm,
+            met | (finished & (norm <= nearly)),
+            goal,
+            norm,
+            shrink=jnp.where(cycle.broken, 0.5, jnp.inf),
+            patience=2,
+            max_steps=system.max_steps,
+        )
+        ends = ~(norm > aim)
+        if self.stabilise_every is not None:
+            ends = ends | ((cycle.step + 1) % self.stabilise_every == 0)
+        stepped = cycle.stepped(norm, ends, broken=broken, max_steps=system.max_steps)
+        goes_on = jnp.where(finished | cycle.broken, 0, iterate.length)
+        return _Iterate(
+            solution=x,
+            residual=residual,
+            direction=direction,
+            gamma=jnp.where(due, iterate.gamma, gamma),
+            length=jnp.where(due, goes_on, stretch),
+            curvature=largest,
+            travelled=iterate.travelled + step_size,
+            cycle=tree_where(due, checked, stepped),
+        )
 
     def assume_full_rank(self) -> bool:
         return self.well_posed
+
+
+def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
+    zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
+    cycle = system.start()
+    if not guessed:  # b − A 0 needs no check
+        met, goal = system.judge(system.vector, system.norm)
+        phase = jnp.where(met, cycle.phase, 0)
+        norm = system.norm
+        cycle = dataclasses.replace(cycle, norm=norm, goal=goal, phase=phase)
+    return _Iterate(
+        solution=system.guess,
+        residual=zeros if guessed else system.vector,
+        direction=zeros,
+        gamma=zero,
+        length=zero,
+        curvature=zero + curvature,
+        travelled=length(system.guess) if guessed else zero,
+        cycle=cycle,
+    )
+
+
+def _nearly(system: System, travelled, goal):
+    """What b − A x may be where its update by recurrence is within the tolerance.
+
+    Ten times the tolerance, or the rounding of A x, as long as that is small beside b.
+    """
+    eps, norm = system.eps, system.norm
+    rounding = jnp.minimum(10 * eps * (travelled + norm), eps**0.5 * norm)
+    return jnp.maximum(10 * (system.allowed if goal is None else goal), rounding)

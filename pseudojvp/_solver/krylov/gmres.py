@@ -1,24 +1,26 @@
+from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
+from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real, Scalar
 
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
-from ..._base.tree import tree_scale, tree_where
-from ..._kernel.norms import two_norm
+from ..._base.tree import tree_where
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
-    derivative_solver,
-    flat_mv,
+    dot,
     flat_system,
     KrylovState,
+    length,
     OPTIONS,
     over,
     run,
@@ -27,18 +29,23 @@ from .iteration import (
 
 
 class _Arnoldi(eqx.Module):
-    """A P V = V H with orthonormal rows of V, and Q H = R triangular."""
+    """A P V = V' H with orthonormal rows of V', H = [w; T] with T triangular.
 
-    r_inverse: Inexact[Array, "restart restart"]
-    basis: Inexact[Array, "restart+1 n"]  # those after `index` are left from before
-    q: Inexact[Array, "restart+1 restart+1"]
+    The smallest residual |β e_1 − H y| is β / |e|, where e = (1, −T^-T w).
+    """
+
+    triangle: Inexact[Array, "restart restart"]  # T; an identity from `index` on
+    basis: Inexact[Array, "restart+1 n"]  # V'; those after `index` are from before
+    e: Inexact[Array, "restart+1"]
     beta: Real[Array, ""]  # the residual norm at the beginning of the cycle
     size: Real[Array, ""]  # the largest column of H in this cycle
     index: Integer[Array, ""]
 
     def correction(self) -> Inexact[Array, " n"]:
-        """V y for the y of the smallest residual |β e_1 − H y|."""
-        y = _multiply(self.r_inverse, tree_scale(self.beta, self.q[:-1, 0]))
+        """V y for the y of the smallest residual: T y = −β conj(e) / |e|²."""
+        square = dot(self.e, self.e)
+        t = self.e[1:].conj() * (-self.beta.astype(square.dtype) / square)
+        y = jsl.solve_triangular(self.triangle, t)
         return _multiply(y, self.basis[:-1])
 
 
@@ -52,16 +59,19 @@ class GMRES(AbstractKrylovSolver):
     """Solves square nonsingular systems by generalised minimal residuals, GMRES(restart).
 
     One product with A and one with the preconditioner P a step, and one more of each a
-    cycle of at most `restart` steps; memory for `restart + 1` vectors. P stands on the
-    right, A P y = b and x = P y, so that the residual that is minimised is that of x. It
-    is `successful` if b − A x, computed as such, has
+    cycle of at most `restart` steps, besides two of A at the beginning; memory for
+    `restart + 1` vectors. P stands on the right, A P y = b and x = P y, so that the
+    residual that is minimised is that of x. It is `successful` if b − A x, computed as
+    such, has
 
         |b − A x| ≤ atol + rtol |b|.
 
-    Each cycle begins from b − A x. The result is `stagnation` if three cycles in a row
-    made it smaller by less than a hundredth (a longer `restart` or a preconditioner may
-    help; A may be singular), or `max_steps_reached`. Unlike `lineax.GMRES`, which counts
-    cycles and looks at the residual after a preconditioner on the left, it counts steps.
+    Each cycle begins from b − A x. The result is `stagnation` if `stagnation_iters`
+    cycles in a row made it smaller by less than a hundredth (a longer `restart` or a
+    preconditioner may help; A may be singular), or `max_steps_reached`. Unlike
+    `lineax.GMRES`, which counts cycles and looks at the residual after a preconditioner
+    on the left, it counts steps. With both tolerances zero it runs `max_steps` steps, and
+    that truncation is what was asked for.
 
     Derivatives take A for nonsingular: one run a JVP, one a VJP, the latter with A^H and
     P^H.
@@ -78,24 +88,35 @@ class GMRES(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
+    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
+        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
+        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
+        Euclidean norms above. Derivatives are always judged by those.
     - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
     - `restart`: the most steps of a cycle, positive. Defaults to `20`.
-    - `preconditioner`: see `options`. Defaults to `None`, the identity.
+    - `stagnation_iters`: after how many cycles in a row without progress it gives up,
+        positive. Defaults to `3`.
+    - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 
     **Raises:** `ValueError` at trace time for a non-square operator, a preconditioner of
-    another shape, an unknown option, a negative tolerance, a `restart` below one.
+    another shape, an unknown option, a negative tolerance, a `restart` or
+    `stagnation_iters` below one.
 
     **Sources:** Saad & Schultz, *GMRES: a generalized minimal residual algorithm for
     solving nonsymmetric linear systems*, SIAM J. Sci. Stat. Comput. 7 (1986), section 3;
     Saad, *Iterative Methods for Sparse Linear Systems* (2003), algorithm 9.5 (P on the
-    right).
+    right); Ayachour, *A fast implementation for GMRES method*, J. Comput. Appl. Math. 159
+    (2003), for the triangular part of the Hessenberg matrix in the place of rotations.
     """
 
     rtol: Real[ArrayLike, ""] | None = None
     atol: Real[ArrayLike, ""] = 0.0
+    norm: Callable[[PyTree], Scalar] | None = None
     max_steps: int | None = None
     restart: int = 20
+    stagnation_iters: int = 3
+    _: KW_ONLY
     preconditioner: lx.AbstractLinearOperator | None = None
     derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
@@ -106,33 +127,96 @@ class GMRES(AbstractKrylovSolver):
             raise ValueError(
                 f"`GMRES(restart=...)` got {self.restart}. Pass a positive integer."
             )
+        if self.stagnation_iters < 1:
+            raise ValueError(
+                f"`GMRES(stagnation_iters=...)` got {self.stagnation_iters}. Pass a "
+                "positive integer."
+            )
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> KrylovState:
         check_options(self, options, OPTIONS)
         check_square(self, operator)
-        return KrylovState(lx.linearise(operator))
+        return KrylovState.create(operator)
 
     def compute(
         self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        system = flat_system(self, state.operator, vector, options)
+        system = flat_system(self, state, vector, options)
         structure = Structure.of(state.operator.in_structure())
         preconditioner = resolve_preconditioner(
             self, self.preconditioner, options, structure, structure
         )
-        precondition = flat_mv(preconditioner)
+        precondition = system.mapped(preconditioner)
         final, result, stats = run(
             self,
             system,
-            lambda iterate: _advance(system, precondition, iterate),
+            lambda iterate: self._advance(system, precondition, iterate),
             _start(system, min(self.restart, max(structure.size, 1))),
         )
         return system.solution(final.solution), result, stats
 
-    def for_derivative(self) -> "GMRES":
-        return derivative_solver(self)
+    def _advance(self, system: System, precondition, iterate: _Iterate) -> _Iterate:
+        cycle, arnoldi, x = iterate.cycle, iterate.arnoldi, iterate.solution
+        due, index = cycle.due, arnoldi.index
+        last = arnoldi.basis[index]
+        direction = lax.cond(
+            eqxi.unvmap_any(due),  # one branch for a whole batch
+            lambda: jnp.where(due, arnoldi.correction(), last),
+            lambda: last,
+        )
+        moved = precondition(direction)
+        x = jnp.where(due, x + moved, x)
+        image = system.mv(jnp.where(due, x, moved))
+
+        # In a check, b − A x and the beginning of a cycle.
+        column, rest = _orthogonalised(arnoldi, image)
+        rest = jnp.where(due, system.vector - image, rest)
+        norm = length(rest)  # or the entry of H below its diagonal
+        checked = cycle.checked(
+            norm,
+            *system.judge(rest, norm),
+            norm,
+            shrink=0.99,
+            patience=self.stagnation_iters,
+            max_steps=system.max_steps,
+        )
+        size = jnp.maximum(arnoldi.size, length(image))
+        limit = 10 * system.eps * size
+        below = jnp.maximum(norm, limit)
+        along = jnp.dot(arnoldi.e, column, precision=lax.Precision.HIGHEST)
+        square = dot(arnoldi.e, arnoldi.e).real
+        # Whether H keeps its rank with this column.
+        usable = (jnp.abs(along) > limit * jnp.sqrt(square)) | (norm > limit)
+        new = jnp.where(usable, over(below, -along), 0)
+        estimate = arnoldi.beta / jnp.sqrt(square + jnp.abs(new) ** 2)
+        goal = jnp.maximum(system.goal(cycle), system.eps * arnoldi.beta)
+        full = index + 1 >= len(arnoldi.triangle)
+        ends = full | (norm <= limit) | ~(estimate > goal)
+        stepped = cycle.stepped(estimate, ends, max_steps=system.max_steps)
+
+        place = jnp.where(due, 0, index + 1)
+        first = jnp.arange(len(arnoldi.e)) == 0
+        diagonal = jnp.where(usable, below, 1).astype(x.dtype)
+        column = column[1:].at[index].set(diagonal)
+        e = arnoldi.e.at[index + 1].set(new)
+        return _Iterate(
+            x,
+            _Arnoldi(
+                basis=arnoldi.basis.at[place].set(over(norm, rest)),
+                triangle=jnp.where(
+                    due,
+                    jnp.eye(len(column), dtype=x.dtype),
+                    arnoldi.triangle.at[:, index].set(column),
+                ),
+                e=jnp.where(due, first.astype(x.dtype), e),
+                beta=jnp.where(due, norm, arnoldi.beta),
+                size=jnp.where(due, 0, size),
+                index=place,
+            ),
+            tree_where(due, checked, stepped),
+        )
 
     def assume_full_rank(self) -> bool:
         return True
@@ -141,60 +225,14 @@ class GMRES(AbstractKrylovSolver):
 def _start(system: System, restart: int) -> _Iterate:
     dtype, zero = system.guess.dtype, jnp.zeros_like(system.norm)
     arnoldi = _Arnoldi(
-        r_inverse=jnp.zeros((restart, restart), dtype),
         basis=jnp.zeros((restart + 1, system.guess.size), dtype),
-        q=jnp.eye(restart + 1, dtype=dtype),
+        triangle=jnp.eye(restart, dtype=dtype),
+        e=jnp.ones(restart + 1, dtype),
         beta=zero,
         size=zero,
         index=jnp.array(0),
     )
-    return _Iterate(system.guess, arnoldi, Cycle.start(zero.dtype))
-
-
-def _advance(system: System, precondition, iterate: _Iterate) -> _Iterate:
-    cycle, arnoldi, x = iterate.cycle, iterate.arnoldi, iterate.solution
-    last = arnoldi.basis[arnoldi.index]
-    direction = lax.cond(
-        eqxi.unvmap_any(cycle.due),  # one branch for a whole batch
-        lambda: jnp.where(cycle.due, arnoldi.correction(), last),
-        lambda: last,
-    )
-    moved = precondition(direction)
-    x = jnp.where(cycle.due, x + moved, x)
-    image = system.mv(jnp.where(cycle.due, x, moved))
-
-    residual = system.vector - image
-    norm = two_norm(residual)
-    column, rest = _orthogonalised(arnoldi, image)
-    height = two_norm(rest)
-    q, r_inverse, size, usable = _extended(arnoldi, column, height, system.eps)
-    index = arnoldi.index + 1
-    place = jnp.where(cycle.due, 0, index)
-    row = jnp.where(cycle.due, over(norm, residual), over(height, rest))
-    basis = arnoldi.basis.at[place].set(row)
-
-    fresh = jnp.eye(len(q), dtype=q.dtype)
-    checked = (
-        _Arnoldi(0 * r_inverse, basis, fresh, norm, 0 * norm, jnp.array(0)),
-        cycle.checked(
-            norm,
-            norm <= system.allowed,
-            norm,
-            shrink=0.99,
-            patience=3,
-            max_steps=system.max_steps,
-        ),
-    )
-    estimate = arnoldi.beta * jnp.abs(q[index, 0])
-    full = index >= len(r_inverse)
-    ends = full | ~usable | ~(estimate > system.allowed)
-    ends = ends | (height <= 10 * system.eps * size)
-    stepped = (
-        _Arnoldi(r_inverse, basis, q, arnoldi.beta, size, index),
-        cycle.stepped(estimate, ends, max_steps=system.max_steps),
-    )
-    arnoldi, cycle = tree_where(cycle.due, checked, stepped)
-    return _Iterate(x, arnoldi, cycle)
+    return _Iterate(system.guess, arnoldi, system.start())
 
 
 def _orthogonalised(arnoldi: _Arnoldi, image):
@@ -206,26 +244,6 @@ def _orthogonalised(arnoldi: _Arnoldi, image):
         part = jnp.where(known, _multiply(basis.conj(), rest), 0)
         column, rest = column + part, rest - _multiply(part, basis)
     return column, rest
-
-
-def _extended(arnoldi: _Arnoldi, column, height, eps):
-    """Q and R^-1 with one more column of H, its length, and whether R stays regular."""
-    j, q = arnoldi.index, arnoldi.q
-    size = jnp.maximum(arnoldi.size, jnp.hypot(two_norm(column), height))
-    rotated = _multiply(q, column)  # height is not in it: q is the identity there
-    a, b = rotated[j], height.astype(q.dtype)
-    rho = jnp.hypot(jnp.abs(a), height)
-    upper, lower = q[j], q[j + 1]
-    new_upper = over(rho, a.conj() * upper + b * lower)
-    new_lower = over(rho, a * lower - b * upper)
-    q_next = q.at[j].set(new_upper).at[j + 1].set(new_lower)
-    # R = [[R, t], [0, ρ]] has the inverse [[R^-1, −R^-1 t / ρ], [0, 1 / ρ]].
-    usable = rho > 10 * eps * size
-    before = jnp.arange(len(arnoldi.r_inverse)) < j
-    t = jnp.where(before, rotated[:-1], 0)
-    new = over(rho, -_multiply(arnoldi.r_inverse, t)).at[j].set(over(rho, 1 + 0 * a))
-    r_inverse = arnoldi.r_inverse.at[:, j].set(jnp.where(usable, new, 0))
-    return jnp.where(usable, q_next, q), r_inverse, size, usable
 
 
 def _multiply(left, right):

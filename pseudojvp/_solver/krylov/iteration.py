@@ -8,7 +8,6 @@ pass take the same product with A, which stands in the loop once: under `jax.vma
 vectors it is one product with a block of columns, each of them in a cycle of its own.
 """
 
-import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,21 +19,44 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real, Scalar
 
 from ..._base.checks import check_options
 from ..._base.structure import Structure
-from ..._base.tree import tree_conj
-from ..._kernel.norms import two_norm
+from ..._base.tree import promoting, tree_conj
+from ..._kernel.norms import largest_part, power_of_two
 from ..options import check_tolerances, resolve_y0
-from .tolerance import resolve_rtol
 
 
 OPTIONS = ("preconditioner", "y0")
+# Of a cycle: what the next pass is, or how the run has ended.
+_STEP = 0
+_CHECK = 1
+_CHECK_BROKEN = 2
+_CONVERGED = 3
+_STALLED = 4
+_BROKEN = 5
 
 
 class KrylovState(eqx.Module):
+    """A, and a power of two near |A u| for a unit vector u: A / scale is near one.
+
+    The scale is negative for the negative definite A of `CG`, and A / scale positive.
+    """
+
     operator: lx.AbstractLinearOperator
+    scale: Real[Array, ""]
+
+    @classmethod
+    def create(cls, operator: lx.AbstractLinearOperator) -> "KrylovState":
+        operator = lx.linearise(operator)
+        in_structure = Structure.of(operator.in_structure())
+        # Random normal entries: no A of a simple structure makes zero of them.
+        probe = np.random.default_rng(0).standard_normal(in_structure.size)
+        probe = probe / max(np.linalg.norm(probe), 1)
+        image = operator.mv(in_structure.unravel(jnp.asarray(probe)))
+        return cls(operator, power_of_two(largest_part(image)))
 
 
 class Cycle(eqx.Module):
@@ -44,48 +66,48 @@ class Cycle(eqx.Module):
     norm: Real[Array, ""]  # of the residual, as far as the last pass tells
     measure: Real[Array, ""]  # at the last check, what the cycle is to make smaller
     stalls: Integer[Array, ""]  # cycles in a row that did not
-    due: Bool[Array, ""]  # the next pass is a check
-    converged: Bool[Array, ""]
-    broken: Bool[Array, ""]  # the recurrence ended in a division by zero
-    done: Bool[Array, ""]
+    phase: Integer[Array, ""]
+    goal: Real[Array, ""] | None  # the norm to end a cycle at, if it is not `allowed`
 
-    @classmethod
-    def start(cls, dtype) -> "Cycle":
-        infinite, false = jnp.array(jnp.inf, dtype), jnp.array(False)
-        zero = jnp.array(0)
-        return cls(zero, infinite, infinite, zero, ~false, false, false, false)
+    @property
+    def due(self) -> Bool[Array, ""]:
+        """Whether the next pass is a check."""
+        return self.phase > _STEP
 
-    def checked(self, norm, met, measure, *, shrink, patience, max_steps) -> "Cycle":
+    @property
+    def broken(self) -> Bool[Array, ""]:
+        """Whether the check is due because the recurrence broke down."""
+        return self.phase == _CHECK_BROKEN
+
+    @property
+    def done(self) -> Bool[Array, ""]:
+        return self.phase >= _CONVERGED
+
+    def checked(self, norm, met, goal, measure, *, shrink, patience, max_steps):
         """After a check; `shrink` is by what a cycle should make `measure` smaller."""
         moved = measure <= shrink * self.measure
         stalls = jnp.where(moved, 0, self.stalls + 1)
-        stuck = (stalls >= patience) | ~jnp.isfinite(norm)
+        stuck = (stalls >= patience) | (self.step >= max_steps) | ~jnp.isfinite(norm)
+        ended = jnp.where(met, _CONVERGED, self.phase + (_STALLED - _CHECK))
         return Cycle(
             step=self.step,
             norm=norm,
             measure=jnp.where(moved, measure, self.measure),
             stalls=stalls,
-            due=jnp.array(False),
-            converged=met,
-            broken=self.broken,
-            done=met | stuck | (self.step >= max_steps),
+            phase=jnp.where(met | stuck, ended, _STEP),
+            goal=goal,
         )
 
-    def stepped(self, norm, ends, *, max_steps, broken: Any = False) -> "Cycle":
-        """After a step; `ends` says that the cycle can go no further."""
-        step = self.step + 1
-        return dataclasses.replace(
-            self,
-            step=step,
-            norm=norm,
-            due=ends | broken | (step >= max_steps) | ~jnp.isfinite(norm),
-            broken=jnp.asarray(broken),
-        )
+    def stepped(self, norm, ends, *, max_steps, broken: Any = False, count: Any = 1):
+        """After a step; `ends`, too for NaN, says that the cycle can go no further."""
+        step = self.step + count
+        due = jnp.where(ends | (step >= max_steps), _CHECK, _STEP)
+        phase = jnp.where(broken, _CHECK_BROKEN, due)
+        return dataclasses.replace(self, step=step, norm=norm, phase=phase)
 
     def finished(self) -> "Cycle":
         """Converged by what was found since the last check, without another."""
-        true = jnp.array(True)
-        return dataclasses.replace(self, converged=true, done=true)
+        return dataclasses.replace(self, phase=jnp.array(_CONVERGED))
 
 
 class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
@@ -93,6 +115,7 @@ class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
 
     rtol: eqx.AbstractVar[Real[ArrayLike, ""] | None]
     atol: eqx.AbstractVar[Real[ArrayLike, ""]]
+    norm: eqx.AbstractVar[Callable[[PyTree], Scalar] | None]
     max_steps: eqx.AbstractVar[int | None]
     preconditioner: eqx.AbstractVar[lx.AbstractLinearOperator | None]
     derivative_rtol: eqx.AbstractVar[Real[ArrayLike, ""] | None]
@@ -109,10 +132,27 @@ class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
                     f"`{type(self).__name__}({name}=...)` got {value}. Pass a "
                     "non-negative integer."
                 )
+        if self.norm is not None and not callable(self.norm):
+            raise TypeError(
+                f"`{type(self).__name__}(norm=...)` got {self.norm!r}. Pass a function "
+                "from a vector to a scalar, or other settings by their names."
+            )
+        if not self.has_tolerance and self.max_steps is None:
+            raise ValueError(
+                f"`{type(self).__name__}(rtol=0, atol=0, max_steps=None)` would never "
+                "stop. Must specify `rtol`, `atol`, or `max_steps` (or some combination "
+                "of all three)."
+            )
 
-    @abc.abstractmethod
+    @property
+    def has_tolerance(self) -> bool:
+        """Without one, `max_steps` steps are what was asked for."""
+        given = (self.rtol, self.atol)
+        return not all(isinstance(tol, int | float) and tol == 0 for tol in given)
+
     def for_derivative(self) -> "AbstractKrylovSolver":
-        """The solver of tangents and cotangents: see `derivative_solver`."""
+        """The solver of tangents and cotangents."""
+        return derivative_solver(self)
 
     def transpose(self, state: Any, options: dict[str, Any]):
         transform = lambda operator: operator.transpose()
@@ -131,12 +171,15 @@ class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
         return dataclasses.replace(state, operator=operator), options
 
 
-def derivative_solver(solver: AbstractKrylovSolver, **changes) -> Any:
+def derivative_solver(solver: AbstractKrylovSolver) -> Any:
     """The solver for tangents and cotangents, relative to each of them.
 
     Their units are not those of b, so `atol` does not apply: a small cotangent would be
-    solved for by zero. `rtol` is never larger than that of the primal.
+    solved for by zero. `rtol` is never larger than that of the primal. A number of steps
+    is the same for all.
     """
+    if not solver.has_tolerance:
+        return dataclasses.replace(solver, history=False)
     rtol, own = solver.rtol, solver.derivative_rtol
     if rtol is None or (isinstance(rtol, int | float) and rtol == 0):
         rtol = own
@@ -144,20 +187,27 @@ def derivative_solver(solver: AbstractKrylovSolver, **changes) -> Any:
         rtol = min(rtol, own)
     elif own is not None:
         rtol = jnp.minimum(rtol, own)
-    return dataclasses.replace(solver, rtol=rtol, atol=0.0, history=False, **changes)
+    return dataclasses.replace(solver, rtol=rtol, atol=0.0, norm=None, history=False)
 
 
 class System(NamedTuple):
-    """A x = b on flat vectors, b divided by `unit`: a power of two near its size."""
+    """(A / scale) z = b / unit on flat vectors, where x = z unit / scale.
+
+    Scale and unit are powers of two, so that all is near one in size: no square of a
+    vector, nor of its product with A / scale, over- or underflows.
+    """
 
     mv: Callable[[Array], Array]
+    adjoint_mv: Callable[[Array], Array]
     vector: Inexact[Array, " rows"]
     guess: Inexact[Array, " cols"]
     norm: Real[Array, ""]  # of b
     rtol: Real[Array, ""]
     allowed: Real[Array, ""]  # atol + rtol |b|
+    excess: Callable[[Array], Array] | None  # of a residual, in the norm of the solver
     max_steps: int
     unit: Real[Array, ""]
+    scale: Real[Array, ""]
     in_structure: Structure
 
     @property
@@ -165,65 +215,117 @@ class System(NamedTuple):
         return float(jnp.finfo(self.norm.dtype).eps)
 
     def solution(self, flat) -> PyTree[Array]:
-        return self.in_structure.unravel(self.unit.astype(flat.dtype) * flat)
+        flat = self.unit.astype(flat.dtype) * flat / self.scale.astype(flat.dtype)
+        return self.in_structure.unravel(flat)
+
+    def judge(self, residual, norm):
+        """Whether the residual is small enough, and the Euclidean norm to aim at."""
+        if self.excess is None:
+            return norm <= self.allowed, None
+        excess = self.excess(residual)
+        return excess <= 1, divide(norm, excess)
+
+    def goal(self, cycle: Cycle):
+        return self.allowed if cycle.goal is None else cycle.goal
+
+    def start(self) -> Cycle:
+        infinite, zero = jnp.full_like(self.norm, jnp.inf), jnp.array(0)
+        goal = None if self.excess is None else self.allowed
+        return Cycle(zero, infinite, infinite, zero, jnp.array(_CHECK), goal)
+
+    def mapped(self, operator, *, adjoint: bool = False) -> Callable[[Array], Array]:
+        """Products with a preconditioner of A / scale; `None` is the identity."""
+        if operator is None:
+            return lambda flat: flat
+        product = (flat_adjoint_mv if adjoint else flat_mv)(operator)
+        scale = jnp.abs(self.scale)
+        return lambda flat: scale.astype(flat.dtype) * product(flat)
 
 
 def flat_system(
     solver: AbstractKrylovSolver,
-    operator: lx.AbstractLinearOperator,
+    state: KrylovState,
     vector: PyTree[Array],
     options: dict[str, Any],
 ) -> System:
     check_options(solver, options, OPTIONS)
+    operator = state.operator
     in_structure = Structure.of(operator.in_structure())
     out_structure = Structure.of(operator.out_structure())
     y0 = resolve_y0(solver, options, in_structure)
     flat = out_structure.ravel(vector)
-    largest = jnp.max(jnp.abs(flat), initial=0)
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
-    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
+    unit = power_of_two(largest_part(flat))
+    scale = state.scale.astype(unit.dtype)
     flat = flat / unit.astype(flat.dtype)
     if y0 is None:
         y0 = jtu.tree_map(jnp.zeros_like, in_structure.as_tree())
     guess = in_structure.ravel(y0)
-    norm = two_norm(flat)
+    guess = guess / unit.astype(guess.dtype) * scale.astype(guess.dtype)
+    norm = length(flat)
     rtol = resolve_rtol(solver.rtol, norm.dtype)
+    atol = jnp.asarray(solver.atol, norm.dtype) / unit
     size = max(in_structure.size, out_structure.size)
+    norm_of: Any = solver.norm
+
+    def scaled(product):
+        return lambda flat: product(flat) / scale.astype(flat.dtype)
+
+    def excess(residual):
+        allowed = atol + rtol * jnp.abs(flat)
+        quotient = divide(residual, allowed.astype(residual.dtype), at_zero=jnp.inf)
+        quotient = jnp.where(residual == 0, 0, quotient)
+        return promoting(norm_of)(out_structure.unravel(quotient))
+
     return System(
-        mv=flat_mv(operator),
+        mv=scaled(flat_mv(operator)),
+        adjoint_mv=scaled(flat_adjoint_mv(operator)),
         vector=flat,
-        guess=guess / unit.astype(guess.dtype),
+        guess=guess,
         norm=norm,
         rtol=rtol,
-        allowed=jnp.asarray(solver.atol, norm.dtype) / unit + rtol * norm,
+        allowed=atol + rtol * norm,
+        excess=None if norm_of is None else excess,
         max_steps=10 * size if solver.max_steps is None else solver.max_steps,
         unit=unit,
+        scale=scale,
         in_structure=in_structure,
     )
 
 
-def flat_mv(operator: lx.AbstractLinearOperator | None) -> Callable[[Array], Array]:
-    """Products with `operator` of flat vectors; `None` is the identity."""
-    if operator is None:
-        return lambda flat: flat
+def resolve_rtol(rtol: Any, dtype) -> Real[Array, ""]:
+    """By default 1e-10 in double precision, 1e-5 in less."""
+    if rtol is None:
+        rtol = 1e-10 if jnp.finfo(dtype).eps < 1e-12 else 1e-5
+    return jnp.asarray(rtol, dtype)
+
+
+def flat_mv(operator: lx.AbstractLinearOperator) -> Callable[[Array], Array]:
+    """Products with `operator` of flat vectors."""
     in_structure = Structure.of(operator.in_structure())
     out_structure = Structure.of(operator.out_structure())
     return lambda flat: out_structure.ravel(operator.mv(in_structure.unravel(flat)))
 
 
-def flat_adjoint_mv(
-    operator: lx.AbstractLinearOperator | None,
-) -> Callable[[Array], Array]:
-    if operator is None:
-        return lambda flat: flat
-    transposed = flat_mv(operator.transpose())
-    return lambda flat: tree_conj(transposed(tree_conj(flat)))
+def flat_adjoint_mv(operator: lx.AbstractLinearOperator) -> Callable[[Array], Array]:
+    def product(flat):  # not every operator has a transpose
+        return tree_conj(flat_mv(operator.transpose())(tree_conj(flat)))
+
+    return product
 
 
-def divide(numerator, denominator):
+def dot(left: Inexact[Array, " n"], right: Inexact[Array, " n"]) -> Array:
+    return jnp.vdot(left, right, precision=lax.Precision.HIGHEST)
+
+
+def length(flat: Inexact[Array, " n"]) -> Real[Array, ""]:
+    """The Euclidean norm of a vector that is near one in size."""
+    return jnp.sqrt(dot(flat, flat).real)
+
+
+def divide(numerator, denominator, *, at_zero: float = 0):
     """The quotient, or zero for a denominator that is zero."""
-    safe = jnp.where(denominator == 0, 1, denominator)
-    return jnp.where(denominator == 0, 0, numerator / safe)
+    zero = denominator == 0
+    return jnp.where(zero, at_zero, numerator / jnp.where(zero, 1, denominator))
 
 
 def over(scalar: Real[Array, ""], array: Inexact[Array, "..."]) -> Array:
@@ -233,13 +335,14 @@ def over(scalar: Real[Array, ""], array: Inexact[Array, "..."]) -> Array:
 
 def rotation(a, b):
     """(c, s, ρ) of the plane rotation that takes the real (a, b) to (ρ, 0)."""
-    rho = jnp.hypot(a, b)
-    return jnp.where(rho == 0, 1, divide(a, rho)), divide(b, rho), rho
+    rho = jnp.sqrt(a * a + b * b)
+    zero = rho == 0
+    safe = jnp.where(zero, 1, rho)
+    return jnp.where(zero, 1, a / safe), b / safe, rho
 
 
-def loop(
+def _loop(
     solver: AbstractKrylovSolver,
-    keep_going: Callable,
     advance: Callable,
     start: Any,
     observe: Callable,
@@ -267,37 +370,37 @@ def loop(
             _report(solver, before, step, norm)
         return iterate, norms
 
-    return lax.while_loop(lambda carry: keep_going(carry[0]), body, (start, norms))
+    return lax.while_loop(lambda carry: ~carry[0].cycle.done, body, (start, norms))
 
 
 def run(
     solver: AbstractKrylovSolver, system: System, advance: Callable, start: Any
 ) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
     """Advances `start` until its `cycle` is done: its last value, result and stats."""
-    final, norms = loop(
+    final, norms = _loop(
         solver,
-        lambda iterate: ~iterate.cycle.done,
         advance,
         start,
         lambda iterate: (iterate.cycle.step, system.unit * iterate.cycle.norm),
         system.max_steps,
     )
-    stats = statistics(solver, final.cycle.step, norms)
-    return final, _result(final.cycle, system.max_steps), stats
+    cycle = final.cycle
+    stats = {"num_steps": cycle.step, "max_steps": solver.max_steps}
+    if norms is not None:
+        stats["residual_norms"] = norms
+    return final, _result(solver, cycle, system.max_steps), stats
 
 
-def statistics(solver: AbstractKrylovSolver, num_steps, norms) -> dict[str, Any]:
-    stats = {"num_steps": num_steps, "max_steps": solver.max_steps}
-    return stats if norms is None else stats | {"residual_norms": norms}
-
-
-def _result(cycle: Cycle, max_steps: int) -> lx.RESULTS:
+def _result(solver: AbstractKrylovSolver, cycle: Cycle, max_steps: int) -> lx.RESULTS:
     results = lx.RESULTS
-    out = results.where(cycle.broken, results.breakdown, results.stagnation)
-    exhausted = cycle.step >= max_steps
-    out = results.where(exhausted, results.max_steps_reached, out)
+    if solver.has_tolerance:
+        exhausted = cycle.step >= max_steps
+        out = results.where(exhausted, results.max_steps_reached, results.stagnation)
+    else:
+        out = results.successful
+    out = results.where(cycle.phase == _BROKEN, results.breakdown, out)
     out = results.where(jnp.isfinite(cycle.norm), out, results.singular)
-    return results.where(cycle.converged, results.successful, out)
+    return results.where(cycle.phase == _CONVERGED, results.successful, out)
 
 
 def _report(solver: AbstractKrylovSolver, before, step, norm) -> None:

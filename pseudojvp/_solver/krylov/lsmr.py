@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -5,22 +7,19 @@ import equinox.internal as eqxi
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Inexact, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 
 from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
-from ..._kernel.norms import two_norm
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
-    derivative_solver,
     divide,
-    flat_adjoint_mv,
-    flat_mv,
     flat_system,
     KrylovState,
+    length,
     OPTIONS,
     over,
     rotation,
@@ -72,6 +71,16 @@ class _Residual(eqx.Module):
     theta: Real[Array, ""]
 
 
+class _Condition(eqx.Module):
+    """Of the bidiagonal matrix, from the diagonal of its last factor."""
+
+    largest: Real[Array, ""]
+    smallest: Real[Array, ""]
+
+    def above(self, limit) -> Bool[Array, ""]:
+        return self.largest > limit * self.smallest
+
+
 class _Iterate(eqx.Module):
     solution: Inexact[Array, " cols"]  # at the last check
     change: Inexact[Array, " cols"]  # z: the solution is x + R z
@@ -80,6 +89,7 @@ class _Iterate(eqx.Module):
     bidiagonal: _Bidiagonal
     rotated: _Rotated
     residual: _Residual
+    condition: _Condition | None  # if there is a limit
     cycle: Cycle
 
 
@@ -88,15 +98,16 @@ class LSMR(AbstractKrylovSolver):
 
     MINRES on the normal equations A^H A x = A^H b, through the Golub-Kahan
     bidiagonalisation, which does not square A. One product with A and one with A^H a
-    step, and two more each in a run of one cycle: the residual that LSMR updates is
-    replaced by r = b − A x before it counts, and the run begins another cycle if that is
-    not small enough. It is `successful` if
+    step, and two more each in a run of one cycle, besides one with A for its size: the
+    residual that LSMR updates is replaced by r = b − A x before it counts, and the run
+    begins another cycle if that is not small enough. It is `successful` if
 
         |r| ≤ atol + rtol |b|,  or  |A^H r| ≤ rtol |A| |r|  (least squares),
 
     or if A^H r is no more than the rounding of r and at most rtol |A| |b|; |A| is an
-    estimate from below. The error of x is up to κ rtol |x| by the first, up to
-    κ² rtol (|b| / |A|) by the others.
+    estimate from below. The error of x is up to κ rtol |x| by the first, up to κ² rtol
+    (|b| / |A|) by the others. With both tolerances zero it runs `max_steps` steps, and
+    that truncation is what was asked for.
 
     - `well_posed=False`, the default, serves any rank. Derivatives take up to three
         applications, each of one or two runs. No preconditioner and no `y0`.
@@ -124,8 +135,16 @@ class LSMR(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
+    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
+        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
+        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
+        Euclidean norms above. Derivatives are always judged by those. The second
+        inequality is always Euclidean.
     - `max_steps`: the most steps; defaults to `None`, ten times max(m, n).
-    - `preconditioner`: see `options`. Defaults to `None`, the identity.
+    - `conlim`: `≥ 0`; the result is `conlim` where the condition number, as far as the
+        run has come to know it, is above that before the tolerance is met. Defaults to
+        `None`, no limit (lineax: 1e8).
+    - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `well_posed`: see above. Defaults to `False`.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 
@@ -139,7 +158,10 @@ class LSMR(AbstractKrylovSolver):
 
     rtol: Real[ArrayLike, ""] | None = None
     atol: Real[ArrayLike, ""] = 0.0
+    norm: Callable[[PyTree], Scalar] | None = None
     max_steps: int | None = None
+    conlim: Real[ArrayLike, ""] | None = None
+    _: KW_ONLY
     preconditioner: lx.AbstractLinearOperator | None = None
     well_posed: bool = False
     derivative_rtol: Real[ArrayLike, ""] | None = None
@@ -162,13 +184,13 @@ class LSMR(AbstractKrylovSolver):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> KrylovState:
         check_options(self, options, OPTIONS)
-        return KrylovState(lx.linearise(operator))
+        return KrylovState.create(operator)
 
     def compute(
         self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         operator = state.operator
-        system = flat_system(self, operator, vector, options)
+        system = flat_system(self, state, vector, options)
         wide = operator.in_size() > operator.out_size()
         shorter = operator.out_structure() if wide else operator.in_structure()
         shorter = Structure.of(shorter)
@@ -182,11 +204,14 @@ class LSMR(AbstractKrylovSolver):
                 "`LSMR` takes no `y0` for a wide operator: it would end in the solution "
                 "nearest to `y0`, not in the minimum-norm one. Drop it."
             )
-        maps = flat_mv(preconditioner), flat_adjoint_mv(preconditioner)
-        nothing = flat_mv(None), flat_mv(None)
+        maps = (
+            system.mapped(preconditioner),
+            system.mapped(preconditioner, adjoint=True),
+        )
+        nothing = system.mapped(None), system.mapped(None)
         maps = _Preconditioned(
             system.mv,
-            flat_adjoint_mv(operator),
+            system.adjoint_mv,
             *(maps if wide else nothing),
             *(nothing if wide else maps),
         )
@@ -196,9 +221,31 @@ class LSMR(AbstractKrylovSolver):
             self,
             system,
             lambda iterate: self._advance(system, maps, solvable, iterate),
-            _start(system, maps),
+            self._start(system),
         )
+        if final.condition is not None:
+            results = lx.RESULTS
+            above = (result == results.stagnation) & final.condition.above(self.conlim)
+            result = results.where(above, results.conlim, result)
         return system.solution(final.solution), result, stats
+
+    def _start(self, system: System) -> _Iterate:
+        rows, cols = jnp.zeros_like(system.vector), jnp.zeros_like(system.guess)
+        zero = jnp.zeros_like(system.norm)
+        condition = None
+        if self.conlim is not None:
+            condition = _Condition(zero, jnp.full_like(zero, jnp.inf))
+        return _Iterate(
+            solution=system.guess,
+            change=cols,
+            ratio=zero,
+            size=zero,
+            bidiagonal=_Bidiagonal(rows, cols, zero),
+            rotated=_unrotated(cols, zero, zero),
+            residual=_unrotated_residual(zero),
+            condition=condition,
+            cycle=system.start(),
+        )
 
     def _advance(self, system: System, maps, solvable: bool, iterate) -> _Iterate:
         cycle, bidiagonal = iterate.cycle, iterate.bidiagonal
@@ -209,29 +256,31 @@ class LSMR(AbstractKrylovSolver):
         residual = system.vector - image
         u = maps.left(jnp.where(cycle.due, residual, image))
         u = u - tree_scale(jnp.where(cycle.due, 0, bidiagonal.alpha), bidiagonal.u)
-        beta = two_norm(u)
+        beta = length(u)
         u = over(beta, u)
         v = maps.right_adjoint(maps.adjoint_mv(maps.left_adjoint(u)))
         v = v - tree_scale(jnp.where(cycle.due, 0, beta), bidiagonal.v)
-        alpha = two_norm(v)
+        alpha = length(v)
         bidiagonal = _Bidiagonal(u, over(alpha, v), alpha)
         old = iterate.bidiagonal
         # Asked for by a check alone: one branch for a whole batch.
         norms = lax.cond(
             eqxi.nonbatchable(eqxi.unvmap_any(cycle.due)),
-            lambda: (two_norm(system.vector - image), two_norm(x)),
+            lambda: (length(system.vector - image), length(x)),
             lambda: (jnp.zeros_like(beta),) * 2,
         )
-        checked = self._checked(system, solvable, iterate, x, norms, bidiagonal, beta)
+        checked = self._checked(
+            system, solvable, iterate, x, residual, norms, bidiagonal, beta
+        )
         stepped = self._stepped(system, solvable, iterate, old, bidiagonal, beta)
         return tree_where(cycle.due, checked, stepped)
 
-    def _checked(self, system, solvable, iterate, x, norms, bidiagonal, beta):
+    def _checked(self, system, solvable, iterate, x, residual, norms, bidiagonal, beta):
         """r = b − A x and |A^H r| = α β; the beginning of a cycle. Norms of r and x."""
         norm, norm_of_x = norms
         alpha = bidiagonal.alpha
         size = jnp.maximum(iterate.size, alpha)
-        met = norm <= system.allowed
+        met, goal = system.judge(residual, norm)
         measure = norm
         if not solvable:
             rounding = 10 * system.eps * (size * norm_of_x + system.norm)
@@ -242,8 +291,17 @@ class LSMR(AbstractKrylovSolver):
             started = iterate.cycle.step > 0
             met = met | least_squares | (at_floor & started)
             measure = alpha * beta
+        patience = 2
+        if iterate.condition is not None:
+            patience = jnp.where(iterate.condition.above(self.conlim), 0, patience)
         cycle = iterate.cycle.checked(
-            norm, met, measure, shrink=0.5, patience=2, max_steps=system.max_steps
+            norm,
+            met,
+            goal,
+            measure,
+            shrink=0.5,
+            patience=patience,
+            max_steps=system.max_steps,
         )
         return _Iterate(
             solution=x,
@@ -253,11 +311,12 @@ class LSMR(AbstractKrylovSolver):
             bidiagonal=bidiagonal,
             rotated=_unrotated(bidiagonal.v, alpha, alpha * beta),
             residual=_unrotated_residual(beta),
+            condition=iterate.condition,
             cycle=cycle,
         )
 
     def _stepped(self, system, solvable, iterate, old, bidiagonal, beta):
-        size = jnp.maximum(iterate.size, jnp.hypot(old.alpha, beta))
+        size = jnp.maximum(iterate.size, jnp.sqrt(old.alpha**2 + beta**2))
         rotated, residual = _rotate(iterate.rotated, iterate.residual, bidiagonal, beta)
         limit = 10 * system.eps * size
         moves = (rotated.rho > limit) & (rotated.rho_bar > limit)
@@ -267,11 +326,22 @@ class LSMR(AbstractKrylovSolver):
             divide(rotated.zeta, residual.rho_dot)
             - divide(residual.theta, residual.rho_dot) * residual.tau
         )
-        norm = jnp.hypot(residual.beta_dot - in_range, residual.beta_hat)
+        norm = jnp.sqrt((residual.beta_dot - in_range) ** 2 + residual.beta_hat**2)
         gradient = jnp.abs(rotated.zeta_bar)
         relative = limit if solvable else jnp.maximum(limit, system.rtol * size)
         estimate = norm * iterate.ratio
-        ends = ~moves | ~(estimate > system.allowed) | ~(gradient > relative * norm)
+        ends = (
+            ~moves
+            | ~(estimate > system.goal(iterate.cycle))
+            | ~(gradient > relative * norm)
+        )
+        condition = iterate.condition
+        if condition is not None:
+            condition = _Condition(
+                jnp.maximum(condition.largest, rotated.rho_bar),
+                jnp.minimum(condition.smallest, rotated.rho_bar),
+            )
+            ends = ends | condition.above(self.conlim)
         return _Iterate(
             solution=iterate.solution,
             change=jnp.where(moves, change, iterate.change),
@@ -280,6 +350,7 @@ class LSMR(AbstractKrylovSolver):
             bidiagonal=bidiagonal,
             rotated=rotated,
             residual=residual,
+            condition=condition,
             cycle=iterate.cycle.stepped(
                 jnp.where(moves, estimate, iterate.cycle.norm),
                 ends,
@@ -287,26 +358,8 @@ class LSMR(AbstractKrylovSolver):
             ),
         )
 
-    def for_derivative(self) -> "LSMR":
-        return derivative_solver(self)
-
     def assume_full_rank(self) -> bool:
         return self.well_posed
-
-
-def _start(system: System, maps: _Preconditioned) -> _Iterate:
-    rows, cols = jnp.zeros_like(system.vector), jnp.zeros_like(system.guess)
-    zero = jnp.zeros_like(system.norm)
-    return _Iterate(
-        solution=system.guess,
-        change=cols,
-        ratio=zero,
-        size=zero,
-        bidiagonal=_Bidiagonal(rows, cols, zero),
-        rotated=_unrotated(cols, zero, zero),
-        residual=_unrotated_residual(zero),
-        cycle=Cycle.start(zero.dtype),
-    )
 
 
 def _unrotated(v, alpha, zeta_bar) -> _Rotated:

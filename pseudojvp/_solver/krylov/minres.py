@@ -1,25 +1,26 @@
-import math
+import dataclasses
+from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
-from ..._kernel.norms import two_norm
 from ..._operator.adjoint import is_complex
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
-    derivative_solver,
     divide,
-    flat_mv,
+    dot,
     flat_system,
+    KrylovState,
+    length,
     OPTIONS,
     over,
     rotation,
@@ -40,13 +41,6 @@ _not_well_posed_message = (
     "MINRES of a singular operator ends in a solution that is not the minimum-norm one. "
     "Drop it, or pass `well_posed=True` if the operator is nonsingular."
 )
-
-
-class MINRESState(eqx.Module):
-    """The operator, and |A u| for a unit vector u: a lower bound of the norm of A."""
-
-    operator: lx.AbstractLinearOperator
-    size: Real[Array, ""]
 
 
 class _Lanczos(eqx.Module):
@@ -70,16 +64,34 @@ class _Rotated(eqx.Module):
     w_previous: Inexact[Array, " n"]
 
 
-class _Iterate(eqx.Module):
-    solution: Inexact[Array, " n"]
-    null: Inexact[Array, " n"]  # r / |r| for r = b − A x of the last check
-    overlap: Inexact[Array, ""]  # <null, x>
-    ratio: Real[Array, ""]  # its length, over that in the norm of P
-    size: Real[Array, ""]  # the largest |A v| so far: a lower bound of the norm of A
+class _Null(eqx.Module):
+    """What lies in the null space of A: multiples of the part of b that does.
+
+    Vectors are polynomials of A times b, and the multiples their values at zero.
+    """
+
+    residual: Inexact[Array, " n"]  # r = b − A x of the last check
+    share: Real[Array, ""]  # of x
+    q: Real[Array, ""]
+    q_previous: Real[Array, ""]
+    w: Real[Array, ""]
+    w_previous: Real[Array, ""]
     peak: Real[Array, ""]  # the longest x so far
     fresh: Bool[Array, ""]  # no step since the last check
     least: Bool[Array, ""]  # the last cycle ended where A r seemed to be small
-    shortened: Bool[Array, ""]  # no step since x lost its part along `null`
+    dropped: Bool[Array, ""]  # no step since x lost its part in the null space
+
+    @classmethod
+    def start(cls, zeros, zero) -> "_Null":
+        false = jnp.array(False)
+        return cls(zeros, zero, zero, zero, zero, zero, zero, false, false, false)
+
+
+class _Iterate(eqx.Module):
+    solution: Inexact[Array, " n"]
+    ratio: Real[Array, ""]  # |r| over its length in the norm of P
+    size: Real[Array, ""]  # the largest |A v| so far: a lower bound of the norm of A
+    null: _Null | None  # if A may be singular
     lanczos: _Lanczos
     rotated: _Rotated
     cycle: Cycle
@@ -99,9 +111,10 @@ class MINRES(AbstractKrylovSolver):
 
             |r| ≤ atol + rtol |b|,  or  |A r| ≤ 10 rtol |A| |r|  (least squares),
 
-        where |A| is an estimate from below. An inconsistent system has r in the null
-        space, and x − r <r, x> / <r, r> is its minimum-norm solution: that takes two
-        products more, for another check. Derivatives are those along
+        where |A| is an estimate from below, or if A r is the rounding of r and at most
+        rtol |A| |b|. An inconsistent system has r in the null space, and of x what lies
+        there is a multiple of r, which is dropped: that takes two products more, for
+        another check. Derivatives are those along
         constant rank: one run a application, three applications a JVP and a VJP. It takes
         neither preconditioner nor `y0`, which would leave a part in the null space.
     - `well_posed=True` takes A for nonsingular: only the first inequality counts, and
@@ -121,8 +134,12 @@ class MINRES(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
+    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
+        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
+        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
+        Euclidean norms above. Derivatives are always judged by those.
     - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
-    - `preconditioner`: see `options`. Defaults to `None`, the identity.
+    - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `well_posed`: see above. Defaults to `False`.
     - `derivative_rtol`: the tolerance of tangent and adjoint solves, relative to their
         own right-hand sides; `atol` does not apply to them. The smaller of it and `rtol`
@@ -139,13 +156,15 @@ class MINRES(AbstractKrylovSolver):
     **Sources:** Paige & Saunders, *Solution of sparse indefinite systems of linear
     equations*, SIAM J. Numer. Anal. 12 (1975), section 6; Choi, Paige & Saunders,
     *MINRES-QLP*, SIAM J. Sci. Comput. 33 (2011), for the stopping rules; Liu, Milzarek &
-    Roosta, *Obtaining pseudo-inverse solutions with MINRES* (2023), for x − r <r, x> /
-    <r, r>.
+    Roosta, *Obtaining pseudo-inverse solutions with MINRES* (2023), for the part of x
+    along r.
     """
 
     rtol: Real[ArrayLike, ""] | None = None
     atol: Real[ArrayLike, ""] = 0.0
+    norm: Callable[[PyTree], Scalar] | None = None
     max_steps: int | None = None
+    _: KW_ONLY
     preconditioner: lx.AbstractLinearOperator | None = None
     well_posed: bool = False
     derivative_rtol: Real[ArrayLike, ""] | None = None
@@ -158,7 +177,7 @@ class MINRES(AbstractKrylovSolver):
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
-    ) -> MINRESState:
+    ) -> KrylovState:
         check_options(self, options, OPTIONS)
         check_square(self, operator)
         if not is_hermitian(operator):
@@ -167,17 +186,12 @@ class MINRES(AbstractKrylovSolver):
                 "`operator` is tagged as neither. Tag it with `lineax.symmetric_tag` (if "
                 "complex, with `pseudojvp.hermitian_tag`), or use `GMRES()` or `LSMR()`."
             )
-        operator = lx.linearise(operator)
-        structure = Structure.of(operator.in_structure())
-        signs = np.random.default_rng(0).choice([-1, 1], structure.size)
-        probe = signs / math.sqrt(max(structure.size, 1))
-        image = operator.mv(structure.unravel(jnp.asarray(probe)))
-        return MINRESState(operator, two_norm(structure.ravel(image)))
+        return KrylovState.create(operator)
 
     def compute(
-        self, state: MINRESState, vector: PyTree[Array], options: dict[str, Any]
+        self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        system = flat_system(self, state.operator, vector, options)
+        system = flat_system(self, state, vector, options)
         structure = Structure.of(state.operator.in_structure())
         preconditioner = resolve_preconditioner(
             self, self.preconditioner, options, structure, structure
@@ -189,16 +203,28 @@ class MINRES(AbstractKrylovSolver):
             )
         if not self.well_posed and (preconditioner is not None or "y0" in options):
             raise ValueError(_not_well_posed_message)
-        precondition = None if preconditioner is None else flat_mv(preconditioner)
-        size = state.size if preconditioner is None else 0 * state.size
-        size = size.astype(system.norm.dtype)
+        precondition = None
+        if preconditioner is not None:
+            precondition = system.mapped(preconditioner)
         final, result, stats = run(
             self,
             system,
             lambda iterate: self._advance(system, precondition, iterate),
-            _start(system, size),
+            self._start(system, 0.0 if precondition else 0.5),
         )
         return system.solution(final.solution), result, stats
+
+    def _start(self, system: System, size: float) -> _Iterate:
+        zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
+        return _Iterate(
+            solution=system.guess,
+            ratio=zero,
+            size=zero + size,
+            null=None if self.well_posed else _Null.start(zeros, zero),
+            lanczos=_Lanczos(zeros, zeros, zeros, zero),
+            rotated=_unrotated(zeros, zero),
+            cycle=system.start(),
+        )
 
     def _advance(self, system: System, precondition, iterate: _Iterate) -> _Iterate:
         cycle, lanczos = iterate.cycle, iterate.lanczos
@@ -206,12 +232,16 @@ class MINRES(AbstractKrylovSolver):
         # The next basis vector; in a check, the first one of a new cycle.
         residual = system.vector - image
         y = image - tree_scale(lanczos.beta, lanczos.previous)
-        alpha = jnp.vdot(lanczos.v, y).real
-        y = jnp.where(cycle.due, residual, y - tree_scale(alpha, lanczos.q))
+        alpha = dot(lanczos.v, y).real
+        y = y - tree_scale(alpha, lanczos.q)
+        if not self.well_posed:
+            # Where little is left of y, what is left of q in it is not little.
+            y = y - dot(lanczos.q, y) * lanczos.q
+        y = jnp.where(cycle.due, residual, y)
         z = y if precondition is None else precondition(y)
-        beta = two_norm(y)
+        beta = length(y)
         if precondition is not None:
-            beta = beta * jnp.sqrt(jnp.vdot(over(beta, y), over(beta, z)).real)
+            beta = beta * jnp.sqrt(dot(over(beta, y), over(beta, z)).real)
         q = over(beta, y)
         v = q if precondition is None else over(beta, z)
         checked = self._checked(system, iterate, residual, q, v, beta)
@@ -220,106 +250,125 @@ class MINRES(AbstractKrylovSolver):
 
     def _checked(self, system: System, iterate, residual, q, v, beta) -> _Iterate:
         """r = b − A x; the beginning of a cycle."""
-        norm = two_norm(residual)
-        null = over(norm, residual)
-        clean = self._is_clean(system, iterate)
+        norm = length(residual)
+        met, goal = system.judge(residual, norm)
+        patience, null = 2, iterate.null
+        if null is not None:
+            clean = _is_clean(system, iterate, null)
+            met, patience = met & clean, jnp.where(clean, 5, 0)
+            null = dataclasses.replace(
+                null,
+                residual=residual,
+                q=divide(1, beta),
+                q_previous=0 * beta,
+                w=0 * beta,
+                w_previous=0 * beta,
+                fresh=jnp.array(True),
+            )
         cycle = iterate.cycle.checked(
             norm,
-            (norm <= system.allowed) & clean,
+            met,
+            goal,
             norm,
             shrink=0.5,
-            patience=jnp.where(clean, 2 if self.well_posed else 5, 0),
+            patience=patience,
             max_steps=system.max_steps,
         )
         return _Iterate(
             solution=iterate.solution,
-            null=null,
-            overlap=jnp.vdot(null, iterate.solution),
             ratio=divide(norm, beta),
             size=iterate.size,
-            peak=iterate.peak,
-            fresh=jnp.array(True),
-            least=iterate.least,
-            shortened=iterate.shortened,
+            null=null,
             lanczos=_Lanczos(jnp.zeros_like(q), q, v, jnp.zeros_like(beta)),
             rotated=_unrotated(q, beta),
             cycle=cycle,
         )
 
     def _stepped(self, system: System, iterate, q, v, alpha, beta) -> _Iterate:
-        cycle, lanczos = iterate.cycle, iterate.lanczos
+        cycle, lanczos, x = iterate.cycle, iterate.lanczos, iterate.solution
         rotated, step_size, root, gamma = _rotate(iterate.rotated, lanczos, alpha, beta)
-        size = jnp.hypot(lanczos.beta, jnp.hypot(alpha, beta))
+        size = jnp.sqrt(lanczos.beta**2 + alpha**2 + beta**2)
         size = jnp.maximum(iterate.size, size)
         rounding = 10 * system.eps * size
-        # `root` is |A r| / |r| before this step; after a check, that of b − A x.
-        least = root <= (rounding if self.well_posed else system.rtol * size)
-        shortens = jnp.array(False)
-        if not self.well_posed:
-            least_so_far = iterate.fresh & (least | iterate.least)
-            shortens = least_so_far & ~iterate.shortened
-        # To shorten x by an r that is not quite in the null space costs a digit.
-        finished = iterate.fresh & iterate.shortened & (root <= 10 * system.rtol * size)
-        finished = finished & self._is_clean(system, iterate)
-        moves = ~least & ~shortens & ~finished & (gamma > rounding)
-        x = iterate.solution
-        solution = jnp.where(moves, x + tree_scale(step_size, rotated.w), x)
-        # x − r <r, x> / <r, r>: then another check, whether it still solves.
-        shorter = x - iterate.overlap * iterate.null
-        solution = jnp.where(shortens, shorter, solution)
+        moves = (gamma > rounding) & (root > rounding)
+        null, drops, finished = iterate.null, jnp.array(False), jnp.array(False)
+        if null is not None:
+            least, drops, finished = _least_squares(system, iterate, null, root, size)
+            moves = moves & ~(least | drops | finished)
+            null = _next(iterate, null, alpha, beta, gamma)
+            share = null.share + step_size * null.w
+            x = jnp.where(drops, x - tree_scale(null.share, null.residual), x)
+            null = dataclasses.replace(
+                null,
+                share=jnp.where(moves, share, jnp.where(drops, 0, null.share)),
+                least=least & ~null.fresh,
+                fresh=jnp.array(False),
+                dropped=drops | (null.dropped & ~moves),
+            )
+        x = x + tree_scale(jnp.where(moves, step_size, 0), rotated.w)
+        if null is not None:
+            peak = jnp.maximum(null.peak, length(x))
+            null = dataclasses.replace(null, peak=peak)
         estimate = rotated.phi_bar * iterate.ratio
-        ends = ~moves | ~(estimate > system.allowed) | (beta <= rounding)
+        ends = ~moves | ~(estimate > system.goal(cycle)) | (beta <= rounding)
         norm = jnp.where(moves, estimate, cycle.norm)
         cycle = cycle.stepped(norm, ends, max_steps=system.max_steps)
-        cycle = tree_where(finished, iterate.cycle.finished(), cycle)
+        if null is not None:
+            cycle = tree_where(finished, iterate.cycle.finished(), cycle)
         return _Iterate(
-            solution=solution,
-            null=iterate.null,
-            overlap=iterate.overlap,
+            solution=x,
             ratio=iterate.ratio,
             size=size,
-            peak=jnp.maximum(iterate.peak, two_norm(solution)),
-            fresh=jnp.array(False),
-            least=least & ~iterate.fresh,
-            shortened=shortens | (iterate.shortened & ~moves),
+            null=null,
             lanczos=_Lanczos(lanczos.q, q, v, beta),
             rotated=rotated,
             cycle=cycle,
         )
 
-    def _is_clean(self, system: System, iterate: _Iterate):
-        """Whether the rounding of a longer x before left too little to matter.
-
-        It lies in the null space in any direction, where no residual tells of it.
-        """
-        if self.well_posed:
-            return jnp.array(True)
-        rounding = system.eps * iterate.peak
-        length = two_norm(iterate.solution) + divide(system.norm, iterate.size)
-        return rounding <= 10 * jnp.maximum(system.rtol, 10 * system.eps) * length
-
-    def for_derivative(self) -> "MINRES":
-        return derivative_solver(self)
-
     def assume_full_rank(self) -> bool:
         return self.well_posed
 
 
-def _start(system: System, size: Real[Array, ""]) -> _Iterate:
-    zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
-    return _Iterate(
-        solution=system.guess,
-        null=zeros,
-        overlap=jnp.zeros((), zeros.dtype),
-        ratio=zero,
-        size=size,
-        peak=jnp.zeros_like(size),
-        fresh=jnp.array(False),
-        least=jnp.array(False),
-        shortened=jnp.array(False),
-        lanczos=_Lanczos(zeros, zeros, zeros, zero),
-        rotated=_unrotated(zeros, zero),
-        cycle=Cycle.start(zero.dtype),
+def _least_squares(system: System, iterate: _Iterate, null: _Null, root, size):
+    """Whether A r is small, the part of x in the null space is to go, and all is done.
+
+    `root` is |A r| / |r| before this step; after a check, that of b − A x. What is no
+    more than its rounding counts as small, too, as long as that is small itself.
+    """
+    x, norm = iterate.solution, system.norm
+    rounding = 10 * system.eps * (size * length(x) + norm)
+    floor = size * jnp.minimum(rounding, system.rtol * norm)
+    at_floor = null.fresh & (root * iterate.cycle.norm <= floor)
+    least = root <= system.rtol * size
+    small = null.fresh & (least | null.least | at_floor)
+    # To drop a multiple of an r that is not quite in the null space costs a digit.
+    still_small = null.fresh & ((root <= 10 * system.rtol * size) | at_floor)
+    finished = still_small & null.dropped & _is_clean(system, iterate, null)
+    return least, small & ~null.dropped, finished
+
+
+def _is_clean(system: System, iterate: _Iterate, null: _Null):
+    """Whether the rounding of a longer x before left too little to matter.
+
+    It lies in the null space in any direction, where no residual tells of it.
+    """
+    rounding = system.eps * null.peak
+    size = length(iterate.solution) + divide(system.norm, iterate.size)
+    return rounding <= 10 * jnp.maximum(system.rtol, 10 * system.eps) * size
+
+
+def _next(iterate: _Iterate, null: _Null, alpha, beta, gamma) -> _Null:
+    """The parts in the null space of the next q and w."""
+    lanczos, rotated = iterate.lanczos, iterate.rotated
+    delta = rotated.c * rotated.d_bar + rotated.s * alpha
+    w = null.q - rotated.epsilon * null.w_previous - delta * null.w
+    q = -lanczos.beta * null.q_previous - alpha * null.q
+    return dataclasses.replace(
+        null,
+        q=divide(q, beta),
+        q_previous=null.q,
+        w=divide(w, gamma),
+        w_previous=null.w,
     )
 
 
@@ -338,7 +387,7 @@ def _rotate(rotated: _Rotated, lanczos: _Lanczos, alpha, beta):
     w = lanczos.v - tree_scale(rotated.epsilon, rotated.w_previous)
     w = over(gamma, w - tree_scale(delta, rotated.w))
     out = _Rotated(c, s_next, d_bar, s * beta, s_next * rotated.phi_bar, w, rotated.w)
-    return out, c * rotated.phi_bar, jnp.hypot(g_bar, d_bar), gamma
+    return out, c * rotated.phi_bar, jnp.sqrt(g_bar**2 + d_bar**2), gamma
 
 
 def is_hermitian(operator: lx.AbstractLinearOperator) -> bool:
