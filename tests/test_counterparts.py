@@ -27,6 +27,16 @@ PAIRS = {
     "Cholesky": (lx.Cholesky(), pj.Cholesky(), POSITIVE),
     "Triangular": (lx.Triangular(), pj.Triangular(), lx.lower_triangular_tag),
     "Tridiagonal": (lx.Tridiagonal(), pj.Tridiagonal(), lx.tridiagonal_tag),
+    "BiCGStab": (
+        lx.BiCGStab(1e-9, 1e-9),
+        pj.BiCGStab(1e-9, 1e-9, norm=lx.CG(0.1, 0.1).norm),
+        (),
+    ),
+    "GMRES": (
+        lx.GMRES(1e-9, 1e-9),
+        pj.GMRES(1e-9, 1e-9, norm=lx.CG(0.1, 0.1).norm, stagnation_iters=20),
+        (),
+    ),
     "CG": (lx.CG(1e-9, 1e-9), pj.CG(1e-9, 1e-9, norm=lx.CG(0.1, 0.1).norm), POSITIVE),
     "Normal": (lx.Normal(lx.LU()), pj.Normal(pj.LU()), ()),
     "AutoLinearSolver": (lx.AutoLinearSolver(None), pj.AutoLinearSolver(None), ()),
@@ -84,6 +94,15 @@ def test_state_of_a_solution_is_taken_back():
     again = pj.linear_solve(REGULAR, B, lx.LU(), state=first.state)
     np.testing.assert_allclose(again.value, np.linalg.solve(REGULAR, B), rtol=1e-12)
     assert "reciprocal_condition" in again.stats
+
+
+@pytest.mark.parametrize(
+    "solver", [lx.GMRES(1e-9, 1e-9, max_steps=30), lx.LSMR(1e-9, 1e-9)]
+)
+def test_solver_with_settings_of_another_meaning_stays_theirs(solver):
+    stats = pj.linear_solve(REGULAR, B, solver).stats
+    theirs = lx.linear_solve(lx.MatrixLinearOperator(REGULAR), B, solver).stats
+    assert set(stats) == set(theirs)
 
 
 def test_class_of_a_user_is_left_alone():
