@@ -244,3 +244,16 @@ def test_restarts_without_progress_are_counted():
 def test_no_restart_without_progress_is_refused():
     with pytest.raises(ValueError, match="Pass a positive integer"):
         pj.GMRES(stagnation_iters=0)
+
+
+@pytest.mark.default("GMRES", "CG")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", ["CG", "GMRES", "BiCGStab"])
+def test_first_guess_of_a_zero_vector_is_no_solution(name):
+    solution = pj.linear_solve(
+        krylov.operator(MATRIX, krylov.PSD),
+        np.zeros(SIZE),
+        MAKE[name](1e-8, 1e-8),
+        options={"y0": np.ones(SIZE)},
+    )
+    np.testing.assert_allclose(solution.value, 0, atol=1e-8)

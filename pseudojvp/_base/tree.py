@@ -85,8 +85,8 @@ def promoting(function: Callable) -> Callable:
     """
 
     @ft.wraps(function)
-    def wrapped(*vectors):
+    def wrapped(*vectors, **options):
         with jax.numpy_dtype_promotion("standard"):
-            return function(*vectors)
+            return function(*vectors, **options)
 
     return wrapped

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Integer, PyTree
 
 from .._base.results import nan_after_failure
 from .._base.tree import all_finite, nan_unless
@@ -64,17 +64,17 @@ class Guard(eqx.Module):
         """Returns what the map gave for `rhs`, once it has been looked at."""
         if self.judged and factorises(problem.solver):
             return out, _RESULTS.successful, {}
-        sound = all_finite(out)
-        if not self.derivative:
-            sound = sound & _operator_is_finite(problem, out)
+        image = None if self.derivative else _image(problem, out)
+        sound = all_finite((out, image))
         result = _RESULTS.where(
             (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
         )
-        result = _RESULTS.where(all_finite(rhs), result, _RESULTS.nonfinite_input)
+        told = _if_finite(rhs, _told(result, stats), _RESULTS.nonfinite_input)
+        result = _result(told >> _NUMBER_BITS, like=result)
         if self.derivative or self.nan:
-            out = nan_unless(result == _RESULTS.successful, out)
+            out = nan_unless(told == 0, out)
         if self.throw:
-            out, result = self._raise_if_failed(problem, result, stats, (out, result))
+            out, result = self._raise_if_failed(problem, told, stats, (out, result))
         if self.derivative:
             stats = {}  # nobody sees them, and they may depend on what is wanted
         return out, result, stats
@@ -84,32 +84,48 @@ class Guard(eqx.Module):
         return tangent if self.derivative else nan_after_failure(result, tangent)
 
     def _raise_if_failed(
-        self, problem: Problem, result: lx.RESULTS, stats: dict[str, Any], tree: PyTree
+        self, problem: Problem, told, stats: dict[str, Any], tree: PyTree
     ) -> PyTree:
-        """Returns `tree`, with a run-time error if `result` is not `successful`.
+        """Returns `tree`, with a run-time error if `told` is not zero.
 
         The message is made on the host, where a solve has failed. Only a scalar goes
         through the branch: no array is held back, copied or gathered for it.
         """
-        failed = result != _RESULTS.successful
-        number = jnp.maximum(_number(stats), 0).astype(jnp.float32)
-        bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
-        told = (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits
-        told = jnp.where(failed, told, 0)
         one = jnp.ones((), jnp.float32)
         messages = _Messages.of(problem, stats, derivative=self.derivative)
-        one = eqx.branched_error_if(one, failed, told, messages)
+        one = eqx.branched_error_if(one, told != 0, told, messages)
         return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
 
 
-def _operator_is_finite(problem: Problem, out: Blocks):
-    """Whether A x is finite: a solver can miss a NaN in an entry that it never reads."""
+def _told(result: lx.RESULTS, stats: dict[str, Any]) -> Integer[Array, ""]:
+    """What the host is told of a solve: zero if it was successful."""
+    number = jnp.maximum(_number(stats), 0).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
+    told = (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits
+    return jnp.where(result == _RESULTS.successful, 0, told)
+
+
+def _if_finite(tree: PyTree[Array], told: Integer[Array, ""], otherwise: lx.RESULTS):
+    """`told` if all entries of `tree` are finite, or `otherwise`, the largest code.
+
+    As a maximum over the entries, because XLA keeps what comes of a reduction, and
+    computes all else anew for each who reads it.
+    """
+    code = _code(otherwise).astype(jnp.int32) << _NUMBER_BITS
+    for leaf in jtu.tree_leaves(tree):
+        if leaf.size > 0:
+            told = jnp.max(jnp.where(jnp.isfinite(leaf), told, code))
+    return told
+
+
+def _image(problem: Problem, out: Blocks):
+    """A x, if a solver can miss a NaN in an entry of A that it never reads."""
     solver = problem.solver
     finds_it = factorises(solver) or traits_of(solver).finds_nonfinite
     if finds_it or problem.operator.in_size() == 0:
-        return True
+        return None
     solution = out.codomain if problem.from_adjoint else out.domain
-    return True if solution is None else all_finite(problem.operator.mv(solution))
+    return None if solution is None else problem.operator.mv(solution)
 
 
 def _with(one: Float[Array, ""], leaf: Array) -> Array:
@@ -122,6 +138,11 @@ def _with(one: Float[Array, ""], leaf: Array) -> Array:
 def _code(result: lx.RESULTS):
     (code,) = jtu.tree_leaves(result)
     return code
+
+
+def _result(code: Integer[Array, ""], like: lx.RESULTS) -> lx.RESULTS:
+    (old,) = jtu.tree_leaves(like)
+    return jtu.tree_unflatten(jtu.tree_structure(like), [code.astype(old.dtype)])
 
 
 def _number(stats: dict[str, Any]) -> Array:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._base.structure import Structure
 from .._base.tree import tree_scale
-from .._kernel.norms import largest_part, power_of_two, two_norm
+from .._kernel.norms import power_of_two, two_norm
 
 
 class Divided(lx.AbstractLinearOperator):
@@ -29,7 +29,7 @@ class Divided(lx.AbstractLinearOperator):
         factor = 1 / self.root
         if self.near_one:
             return tree_scale(factor, self.operator.mv(tree_scale(factor, vector)))
-        size = power_of_two(largest_part(vector)).astype(factor.dtype)
+        size = power_of_two(vector).astype(factor.dtype)
         image = self.operator.mv(tree_scale(factor, tree_scale(1 / size, vector)))
         return tree_scale(size, tree_scale(factor, image))
 

@@ -99,7 +99,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         structures = structures_of(operator)
         if self._dense:
             matrix = operator.as_matrix()
-            unit = power_of_two(jnp.max(jnp.abs(matrix), initial=0))
+            unit = power_of_two(matrix)
             matrix = matrix / unit.astype(matrix.dtype)
             rows = stored_transpose(matrix.conj()) if tall else matrix
             by_rows, by_columns = lx.MatrixLinearOperator(rows), StoredAdjoint(rows)

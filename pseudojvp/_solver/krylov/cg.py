@@ -18,7 +18,6 @@ from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
-    divide,
     dot,
     flat_system,
     KrylovState,
@@ -39,10 +38,10 @@ _not_well_posed_message = (
 class _Iterate(eqx.Module):
     solution: Inexact[Array, " n"]
     residual: Inexact[Array, " n"]
-    direction: Inexact[Array, " n"]  # p, of length one in the norm of M^-1
-    gamma: Real[Array, ""]  # <M r, r> before the last step
-    length: Real[Array, ""]  # of p before it was scaled to one
-    curvature: Real[Array, ""]  # the largest <p, A p> so far
+    direction: Inexact[Array, " n"]  # p
+    square: Real[Array, ""]  # |p|^2, in the norm of M^-1
+    gamma: Real[Array, ""]  # <M r, r> before the last step; infinite to begin anew
+    curvature: Real[Array, ""]  # the largest <p, A p> / |p|^2 so far
     travelled: Real[Array, ""]  # a bound of the length of x
     cycle: Cycle
 
@@ -264,21 +263,22 @@ class CG(AbstractKrylovSolver):
         if precondition is not None:
             z = precondition(r)
             gamma = dot(z, r).real
-        tail = iterate.length * divide(gamma, iterate.gamma)
-        stretch = jnp.sqrt(gamma + tail**2)  # as <r, p> = 0
-        shrink = jnp.where(due, 0, divide(1, stretch))
-        direction = tree_scale(shrink, z)
-        kept = jnp.where(due, 1, shrink * tail)
-        direction = direction + tree_scale(kept, iterate.direction)
+        tiny = float(jnp.finfo(gamma.dtype).tiny)
+        beta = gamma / jnp.maximum(iterate.gamma, tiny)
+        direction = z + tree_scale(beta, iterate.direction)
+        direction = jnp.where(due, iterate.direction, direction)
+        square = gamma + beta**2 * iterate.square  # as <r, p> = 0
+        square = jnp.where(due, iterate.square, square)
         point = x if singular is None else x - singular.offset
         image = system.mv(jnp.where(due, point, direction))
-        curvature = jnp.where(due, 0, dot(direction, image).real)
+        product = jnp.where(due, 0, dot(direction, image).real)
+        curvature = product / jnp.maximum(square, tiny)
         largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
         # Not along a direction of no curvature, up to rounding, or of a negative one. For
         # a singular A, rounding makes directions of the range of those that are not.
         limit = 10 if singular is None else 1000
-        broken = ~(curvature > limit * system.eps * largest) & ~due
-        step_size = jnp.where(broken | due, 0, divide(gamma, stretch * curvature))
+        moves = curvature > limit * system.eps * largest
+        step_size = jnp.where(moves, gamma / product, 0)
         x = x + tree_scale(step_size, direction)
 
         # In a check, b − A x itself.
@@ -306,17 +306,17 @@ class CG(AbstractKrylovSolver):
         )
         ends = ~(norm > aim)
         if self.stabilise_every is not None:
-            ends = ends | ((cycle.step + 1) % self.stabilise_every == 0)
-        stepped = cycle.stepped(norm, ends, broken=broken, max_steps=system.max_steps)
-        goes_on = jnp.where(finished | cycle.broken, 0, iterate.length)
+            ends = ends | (lax.rem(cycle.step + 1, self.stabilise_every) == 0)
+        stepped = cycle.stepped(norm, ends, broken=~moves, max_steps=system.max_steps)
+        kept = jnp.where(finished | cycle.broken, jnp.inf, iterate.gamma)
         return _Iterate(
             solution=x,
             residual=residual,
             direction=direction,
-            gamma=jnp.where(due, iterate.gamma, gamma),
-            length=jnp.where(due, goes_on, stretch),
+            square=square,
+            gamma=jnp.where(due, kept, gamma),
             curvature=largest,
-            travelled=iterate.travelled + step_size,
+            travelled=iterate.travelled + step_size * jnp.sqrt(square),
             cycle=tree_where(due, checked, stepped),
         )
 
@@ -336,8 +336,8 @@ def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
         solution=system.guess,
         residual=zeros if guessed else system.vector,
         direction=zeros,
-        gamma=zero,
-        length=zero,
+        square=zero,
+        gamma=jnp.full_like(zero, jnp.inf),
         curvature=zero + curvature,
         travelled=length(system.guess) if guessed else zero,
         cycle=cycle,

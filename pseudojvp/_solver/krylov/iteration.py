@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real, Sc
 from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import promoting, tree_conj
-from ..._kernel.norms import largest_part, power_of_two
+from ..._kernel.norms import power_of_two
 from ..options import check_tolerances, resolve_y0
 
 
@@ -56,7 +56,7 @@ class KrylovState(eqx.Module):
         probe = np.random.default_rng(0).standard_normal(in_structure.size)
         probe = probe / max(np.linalg.norm(probe), 1)
         image = operator.mv(in_structure.unravel(jnp.asarray(probe)))
-        return cls(operator, power_of_two(largest_part(image)))
+        return cls(operator, power_of_two(image))
 
 
 class Cycle(eqx.Module):
@@ -85,9 +85,9 @@ class Cycle(eqx.Module):
 
     def checked(self, norm, met, goal, measure, *, shrink, patience, max_steps):
         """After a check; `shrink` is by what a cycle should make `measure` smaller."""
-        moved = measure <= shrink * self.measure
+        moved = measure < shrink * self.measure  # no measure that is not finite
         stalls = jnp.where(moved, 0, self.stalls + 1)
-        stuck = (stalls >= patience) | (self.step >= max_steps) | ~jnp.isfinite(norm)
+        stuck = (stalls >= patience) | (self.step >= max_steps)
         ended = jnp.where(met, _CONVERGED, self.phase + (_STALLED - _CHECK))
         return Cycle(
             step=self.step,
@@ -254,13 +254,16 @@ def flat_system(
     out_structure = Structure.of(operator.out_structure())
     y0 = resolve_y0(solver, options, in_structure)
     flat = out_structure.ravel(vector)
-    unit = power_of_two(largest_part(flat))
+    if y0 is None:
+        guess = in_structure.ravel(jtu.tree_map(jnp.zeros_like, in_structure.as_tree()))
+        unit = power_of_two(flat)
+    else:
+        guess = in_structure.ravel(y0)
+        guess = guess * state.scale.astype(guess.dtype)
+        unit = power_of_two((flat, guess))
+        guess = guess / unit.astype(guess.dtype)
     scale = state.scale.astype(unit.dtype)
     flat = flat / unit.astype(flat.dtype)
-    if y0 is None:
-        y0 = jtu.tree_map(jnp.zeros_like, in_structure.as_tree())
-    guess = in_structure.ravel(y0)
-    guess = guess / unit.astype(guess.dtype) * scale.astype(guess.dtype)
     norm = length(flat)
     rtol = resolve_rtol(solver.rtol, norm.dtype)
     atol = jnp.asarray(solver.atol, norm.dtype) / unit

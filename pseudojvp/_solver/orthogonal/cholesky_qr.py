@@ -110,7 +110,7 @@ class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
     ) -> CholeskyQRState:
         check_options(self, options)
         matrix, wide = long_side_first(operator)
-        scale = power_of_two(jnp.max(jnp.abs(matrix), axis=0, initial=0))
+        scale = power_of_two(matrix, axis=0)
         rows = stored_transpose((matrix / scale.astype(matrix.dtype)[None, :]).conj())
         r = jsl.cholesky(gram(rows))
         estimate = _reciprocal_condition(rows, r)

@@ -14,6 +14,7 @@ from ..._kernel.condition import (
     resolve_rcond,
 )
 from ..._kernel.householder import Reflectors
+from ..._kernel.norms import power_of_two
 from ..._kernel.pivoting import pivoted_columns
 from ..._kernel.products import adjoint_matmul, matmul
 from ..factorisation import AbstractFactorisation
@@ -145,12 +146,12 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
         matrix = jnp.where(finite, matrix, 0)
         inner, pivots = pivoted_columns(matrix)
 
-        unit = jnp.max(pivots, initial=0)
-        unit = jnp.where(unit > 0, unit, 1)
+        unit = power_of_two(pivots)
         largest = _largest_singular_value(matrix / unit.astype(inner.dtype), inner[:, :1])
         cutoff = resolve_rcond(self.rcond, eps, unit.dtype)
-        kept = pivots / unit > cutoff * largest
-        rank = jnp.sum(kept)
+        # From their number, which XLA keeps, as it is the outcome of a sum.
+        rank = jnp.sum(pivots / unit > cutoff * largest)
+        kept = jnp.arange(len(pivots)) < rank
         inner = jnp.where(kept, inner, 0)
 
         # Q₁^H A is T Z^H.

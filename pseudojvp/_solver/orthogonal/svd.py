@@ -90,16 +90,15 @@ class SVD(AbstractFactorisation[SVDState]):
         finite = jnp.all(jnp.isfinite(matrix))
         matrix = jnp.where(finite, matrix, 0)
         u, singular_values, vh = jsl.svd(matrix, full_matrices=False)
-        singular_values = singular_values * one_or_nan(finite).astype(
-            singular_values.dtype
-        )
         dtype = singular_values.dtype
         rcond = resolve_rcond(
             self.rcond, 2 * jnp.finfo(dtype).eps * max(matrix.shape), dtype
         )
-        largest = jnp.max(singular_values, initial=0)
-        kept = singular_values > rcond * largest
+        # From their number, which XLA keeps, as it is the outcome of a sum.
+        rank = jnp.sum(singular_values > rcond * singular_values[:1])
+        kept = jnp.arange(len(singular_values)) < rank
         u, vh = jnp.where(kept, u, 0), jnp.where(kept[:, None], vh, 0)
+        singular_values = singular_values * one_or_nan(finite).astype(dtype)
         return SVDState.of(u, singular_values, vh, kept, structures_of(operator))
 
     def compute(
