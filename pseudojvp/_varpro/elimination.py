@@ -62,14 +62,28 @@ class Factors(eqx.Module):
             return cls(create(observations.weights), True)
         return cls(eqx.filter_vmap(create, in_axes=1)(observations.weights), False)
 
-    def apply(self, v, w, wanted: Blocks, *, derivative: bool = False):
-        """The saddle-point map of v `(m, k)` and w `(n, k)`, column by column."""
+    def apply(
+        self,
+        v,
+        w=None,
+        *,
+        residual: bool = True,
+        coefficients: bool = True,
+        derivative: bool = False,
+    ):
+        """The r and c of r + A c = v, Aᴴr = w, column by column, and how it went.
+
+        v is `(m, k)` and w `(n, k)`, or `None` for zero; r and c are `None` where they
+        are not asked for. c = A†v − (AᴴA)†w.
+        """
 
         def column(factorised, v, w):
             if derivative:
                 # Whether the factors are sound, the solve for r and c has told.
                 factorised = factorised.for_derivative(of_primal=True)
-            return factorised.blocks(Blocks(v, w), wanted)
+            wanted = Blocks(residual, coefficients, False)
+            (r, c, _), *told = factorised.blocks(Blocks(v, w), wanted)
+            return (r, c), *told
 
         both = v, w
         if self.shared and all(x is None or x.shape[1] == 1 for x in both):
@@ -82,13 +96,13 @@ class Factors(eqx.Module):
         apply = eqx.filter_vmap(column, in_axes=(axis, 1, 1), out_axes=(1, 0, 0))
         return apply(self.factorised, v, w)
 
-    def derivative(self, d, e, wanted: Blocks) -> Blocks:
-        """M†(−D, −E) for D `(q, m, k)` and E `(q, n, k)`, or `None` for zero."""
+    def derivative(self, d, e) -> Inexact[Array, "q m k"]:
+        """The r of M†(−D, −E) for D `(q, m, k)` and E `(q, n, k)`, or `None` for zero."""
 
         def one(d, e):
             v, w = jtu.tree_map(jnp.negative, (d, e))
-            out, _, _ = self.apply(v, w, wanted, derivative=True)
-            return out
+            (r, _), *_ = self.apply(v, w, coefficients=False, derivative=True)
+            return r
 
         return jax.vmap(one)(d, e)
 
@@ -127,13 +141,12 @@ class Elimination(eqx.Module):
         if factors is None:
             factors = Factors.create(phi, observations, self.solver, dtype)
         b = observations.weigh(b)
-        both = Blocks(True, True, False)
         many = factors.shared and b.shape[1] > b.shape[0]
         if many and not isinstance(phi, lx.AbstractLinearOperator):
-            (_, c, _), result, stats = factors.apply(b, None, Blocks(False, True, False))
+            (_, c), result, stats = factors.apply(b, residual=False)
             r = _residual_of_many(factors, observations.weigh(phi.astype(dtype)), b, c)
         else:
-            (r, c, _), result, stats = factors.apply(b, None, both)
+            (r, c), result, stats = factors.apply(b)
         if r is None:  # the solver takes square A for regular: nothing is left
             r = jnp.zeros_like(b)
         rank = stats.get("rank", jnp.full(c.shape[1], c.shape[0]))
@@ -231,7 +244,7 @@ class Elimination(eqx.Module):
         """∂r/∂θ, θ in the order of `jax.flatten_util.ravel_pytree`; of no use where `at`
         has failed."""
         d, e = self.tangents(theta, args, observations, at, exact=exact)
-        return at.factors.derivative(d, e, Blocks(True, False, False)).codomain
+        return at.factors.derivative(d, e)
 
 
 def _residual_of_many(factors: Factors, a, b, c) -> Inexact[Array, "m k"]:
@@ -242,7 +255,7 @@ def _residual_of_many(factors: Factors, a, b, c) -> Inexact[Array, "m k"]:
     """
 
     def by_map(b, c):
-        (r, _, _), _, _ = factors.apply(after(c, b), None, Blocks(True, False, False))
+        (r, _), *_ = factors.apply(after(c, b), coefficients=False)
         return b - (b - r)  # in the order of b, which the other branch then has as well
 
     size = jnp.sqrt(squared_norm(a) * squared_norm(c))

@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Inexact, Integer
 
 from .._base.order import after, after_in_batch
 from .._base.tree import all_finite
-from .._map.rows import Blocks
 from .compression import compress
 from .elimination import Eliminated, Factors, unit_directions
 from .model import Observations
@@ -187,22 +186,21 @@ def _blocks(factors: Factors, d: Inexact[Array, "q m k"], n: int):
     """(I − A A†) D as `(q, m, k)`, G = A†D as `(k, n, q)`, and (AᴴA)†, one for all
     columns or one for each, from one application of the factors."""
     q, m, k = d.shape
-    wanted = Blocks(True, True, False)
     if factors.shared:
         v = jnp.moveaxis(d, 1, 0).reshape(m, q * k)
         v = jnp.concatenate([v, jnp.zeros((m, n), d.dtype)], axis=1)
         w = jnp.eye(n, q * k + n, q * k, dtype=d.dtype)
-        (r, x, _), _, _ = factors.apply(v, w, wanted, derivative=True)
+        (r, x), *_ = factors.apply(v, w, derivative=True)
         r = jnp.moveaxis(r[:, : q * k].reshape(m, q, k), 0, 1)
         gain = jnp.moveaxis(x[:, : q * k].reshape(n, q, k), 2, 0)
         return r, gain, -x[None, :, q * k :]
 
     def solve(v, w):
         w = jnp.broadcast_to(w[:, None], (n, k))
-        return factors.apply(v, w, wanted, derivative=True)[0]
+        return factors.apply(v, w, derivative=True)[0]
 
     v = jnp.concatenate([d, jnp.zeros((n, m, k), d.dtype)])
-    r, x, _ = jax.vmap(solve)(v, jnp.eye(q + n, n, -q, dtype=d.dtype))
+    r, x = jax.vmap(solve)(v, jnp.eye(q + n, n, -q, dtype=d.dtype))
     x = jnp.moveaxis(x, (0, 1, 2), (2, 1, 0))
     return r[:q], x[:, :, :q], -x[:, :, q:]
 
@@ -227,10 +225,9 @@ def _gram_inverse_of_theta(jacobian: Inexact[Array, "q m k"]):
 
 def _gain(elimination, theta, args, observations, at: Eliminated):
     """G = A†D, `(k, n, q)`."""
-    wanted = Blocks(False, True, False)
 
     def solve(d, _):
-        (_, x, _), _, _ = at.factors.apply(d, None, wanted)
+        (_, x), *_ = at.factors.apply(d, residual=False)
         return x
 
     gain = elimination.tangents(theta, args, observations, at, exact=False, then=solve)
