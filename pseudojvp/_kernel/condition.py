@@ -42,8 +42,15 @@ def reciprocal_condition(
     vectors = probes(size, PROBES, scale.dtype)
     largest = largest_singular_value(scale, mv, adjoint_mv, vectors.astype(dtype))
     solved = adjoint_solve((scale[:, None] * vectors).astype(dtype))
-    inverse_norm = jnp.linalg.norm(solved) * math.sqrt(size / vectors.shape[1])
-    estimate = 1 / (largest * inverse_norm)
+    return estimate_of(largest, jnp.linalg.norm(solved), vectors.shape)
+
+
+def estimate_of(
+    largest: Real[Array, ""], solved: Real[Array, ""], shape: tuple[int, ...]
+) -> Real[Array, ""]:
+    """From σ_max and the norm of the inverse times the probes; zero if not finite."""
+    size, count = shape
+    estimate = 1 / (largest * solved * math.sqrt(size / count))
     return jnp.where(jnp.isfinite(estimate), estimate, 0)
 
 

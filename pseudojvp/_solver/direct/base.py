@@ -1,12 +1,12 @@
 import abc
 import functools as ft
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, Inexact, PyTree, Real
 
 from ..._base.checks import check_options, check_square
 from ..._base.order import after_in_batch
@@ -25,19 +25,6 @@ class DirectState(eqx.Module):
     structures: eqxi.Static
 
 
-class Factors(NamedTuple):
-    """Factors of A, and how to judge them.
-
-    - `sound`: whether they are those of a matrix near A.
-    - `unordered`: those of A with its rows in another order, for the estimate, if they
-        are applied for less.
-    """
-
-    factors: PyTree[Array]
-    sound: Bool[ArrayLike, ""] = True
-    unordered: PyTree[Array] | None = None
-
-
 class AbstractDirectSolver(AbstractFactorisation[DirectState]):
     """A direct solver for square nonsingular A, and the truth about A.
 
@@ -47,7 +34,7 @@ class AbstractDirectSolver(AbstractFactorisation[DirectState]):
     """
 
     @abc.abstractmethod
-    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         """Returns the factors: arrays, and `Static` metadata."""
 
     @abc.abstractmethod
@@ -56,17 +43,21 @@ class AbstractDirectSolver(AbstractFactorisation[DirectState]):
     ) -> Inexact[Array, "n k"]:
         """Returns A⁻¹ C, or A⁻ᵀ C."""
 
+    def estimate(
+        self, operator: lx.AbstractLinearOperator, factors: PyTree[Array]
+    ) -> Real[Array, ""]:
+        """Returns the reciprocal condition number of A with its columns scaled."""
+        # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
+        solve = ft.partial(self.solve_columns, factors, transposed=True)
+        return reciprocal_condition(*_columns(operator), solve)
+
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> DirectState:
         check_options(self, options)
         check_square(self, operator, sizes_alone=True)
-        factors, sound, unordered = self.factorise(operator)
-        # A⁻ᵀ in the place of A⁻ᴴ: what it is applied to is real, and only norms count.
-        estimated = factors if unordered is None else unordered
-        solve = ft.partial(self.solve_columns, estimated, transposed=True)
-        estimate = reciprocal_condition(*_columns(operator), solve)
-        estimate = jnp.where(sound, estimate, 0)
+        factors = self.factorise(operator)
+        estimate = self.estimate(operator, factors)
         structures = structures_of(operator)
         return DirectState(factors, estimate, eqxi.Static(False), structures)
 

@@ -2,9 +2,9 @@ import equinox.internal as eqxi
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
-from .base import AbstractDirectSolver, check_tagged, Factors
+from .base import AbstractDirectSolver, check_tagged
 
 
 class Cholesky(AbstractDirectSolver):
@@ -28,14 +28,14 @@ class Cholesky(AbstractDirectSolver):
     SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         negative = lx.is_negative_semidefinite(operator)
         tagged = negative or lx.is_positive_semidefinite(operator)
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
         matrix = jnp.asarray(operator.as_matrix())
         factor = jsl.cholesky(-matrix if negative else matrix)
-        return Factors((factor, eqxi.Static(negative)))
+        return (factor, eqxi.Static(negative))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -4,10 +4,17 @@ import jax.lax.linalg as jll
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree, Real
 
-from ..._kernel.condition import largest_entries
-from .base import AbstractDirectSolver, Factors
+from ..._kernel.condition import (
+    estimate_of,
+    largest_entries,
+    largest_singular_value,
+    PROBES,
+    probes,
+)
+from ..._kernel.products import matmul
+from .base import AbstractDirectSolver
 
 
 _MOST_GROWTH = 1e4
@@ -33,16 +40,32 @@ class LU(AbstractDirectSolver):
     SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
+        factors, _, permutation = jll.lu(jnp.asarray(operator.as_matrix()))
+        return factors, permutation
+
+    def estimate(
+        self, operator: lx.AbstractLinearOperator, factors: PyTree[Array]
+    ) -> Real[Array, ""]:
         matrix = jnp.asarray(operator.as_matrix())
-        factors, _, permutation = jll.lu(matrix)
+        scale = largest_entries(matrix)
+        if matrix.size == 0:
+            return jnp.ones((), scale.dtype)
+        lu, permutation = factors
+        vectors = probes(len(matrix), PROBES, scale.dtype).astype(matrix.dtype)
+        adjoint_mv = lambda vector: (vector.conj() @ matrix).conj()
+        largest = largest_singular_value(scale, matrix.__matmul__, adjoint_mv, vectors)
+        # A⁻¹Pᵀ: a random vector may have its entries in any order.
+        solved = self.solve_columns((lu, None), vectors, transposed=False)
+        inverse = jnp.linalg.norm(scale[:, None].astype(solved.dtype) * solved)
         # The backward error is eps times the growth of the entries in U: some ten for
-        # what people solve, 2^(n − 1) for Wilkinson's matrix.
-        largest = jnp.max(largest_entries(matrix), initial=0)
-        # LAPACK's memory order: XLA would copy U to the other.
-        grown = jnp.max(jnp.abs(jnp.tril(factors.T)), initial=0)
-        tame = grown <= _MOST_GROWTH * largest
-        return Factors((factors, permutation), tame, unordered=(factors, None))
+        # what people solve, 2^(n − 1) for Wilkinson's matrix. It takes no pass over U,
+        # which XLA would copy from LAPACK's memory order to its own.
+        image = _ordered(matmul(matrix, solved), permutation)
+        eps = float(jnp.finfo(scale.dtype).eps)
+        error = jnp.linalg.norm(image - vectors)
+        near = error <= _MOST_GROWTH * eps * largest * inverse
+        return jnp.where(near, estimate_of(largest, inverse, vectors.shape), 0)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
@@ -52,8 +75,12 @@ class LU(AbstractDirectSolver):
         lower = ft.partial(solve, lower=True, unit_diagonal=True)
         if transposed:
             solved = lower(solve(columns))
-            if permutation is None:
-                return solved
-            scattered = jnp.zeros_like(solved).at[permutation]
-            return scattered.set(solved, unique_indices=True)
-        return solve(lower(columns[permutation]))
+            places = jnp.zeros_like(solved).at[permutation]
+            return places.set(solved, unique_indices=True, mode="promise_in_bounds")
+        if permutation is not None:
+            columns = _ordered(columns, permutation)
+        return solve(lower(columns))
+
+
+def _ordered(rows: Inexact[Array, "n k"], permutation) -> Inexact[Array, "n k"]:
+    return rows.at[permutation].get(unique_indices=True, mode="promise_in_bounds")

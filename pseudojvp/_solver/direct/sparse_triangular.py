@@ -3,11 +3,11 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
 from ..._kernel.substitution import Substitution
 from ..._operator.sparse import SparseLinearOperator, untagged
-from .base import AbstractDirectSolver, check_tagged, Factors
+from .base import AbstractDirectSolver, check_tagged
 
 
 class SparseTriangular(AbstractDirectSolver):
@@ -39,7 +39,7 @@ class SparseTriangular(AbstractDirectSolver):
     Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         sparse = untagged(operator)
         if not isinstance(sparse, SparseLinearOperator):
             raise ValueError(
@@ -55,10 +55,10 @@ class SparseTriangular(AbstractDirectSolver):
             diagonal = jnp.ones_like(diagonal)
         sparsity = sparse.sparsity
         if sparsity.triangle is None:
-            return Factors(_Swept(sparse, diagonal, eqxi.Static(lower)))
+            return _Swept(sparse, diagonal, eqxi.Static(lower))
         scaled = sparse.data / diagonal.at[sparsity.col].get(mode="clip")
         inverse = sparsity.triangle.substitution(scaled)
-        return Factors(_Substituted(inverse, diagonal))
+        return _Substituted(inverse, diagonal)
 
     def solve_columns(
         self,

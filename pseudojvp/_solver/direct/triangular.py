@@ -2,9 +2,9 @@ import equinox.internal as eqxi
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
-from .base import AbstractDirectSolver, check_tagged, Factors
+from .base import AbstractDirectSolver, check_tagged
 
 
 class Triangular(AbstractDirectSolver):
@@ -25,14 +25,14 @@ class Triangular(AbstractDirectSolver):
     matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         lower = lx.is_lower_triangular(operator)
         tagged = lower or lx.is_upper_triangular(operator)
         tags = "lower_triangular_tag", "upper_triangular_tag"
         check_tagged(self, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
         matrix = jnp.asarray(operator.as_matrix())
-        return Factors((matrix, eqxi.Static(lower), eqxi.Static(unit)))
+        return (matrix, eqxi.Static(lower), eqxi.Static(unit))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

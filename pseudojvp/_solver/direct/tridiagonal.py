@@ -1,9 +1,9 @@
 import jax.lax.linalg as jll
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
-from .base import AbstractDirectSolver, check_tagged, Factors
+from .base import AbstractDirectSolver, check_tagged
 
 
 class Tridiagonal(AbstractDirectSolver):
@@ -25,10 +25,10 @@ class Tridiagonal(AbstractDirectSolver):
     matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
     """
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> Factors:
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         tagged = lx.is_tridiagonal(operator)
         check_tagged(self, tagged, "tridiagonal", "tridiagonal_tag")
-        return Factors(lx.tridiagonal(operator))
+        return lx.tridiagonal(operator)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
