@@ -1,6 +1,5 @@
 """Products with tangents of a matrix: their values, derivatives and what they copy."""
 
-import re
 
 import jax
 import jax.numpy as jnp
@@ -109,26 +108,6 @@ def test_tangents_of_a_matrix_are_not_copied(name, shape):
     memory = many.lower(*arguments).compile().memory_analysis()
     of_tangents = 8 * np.prod(shapes[2])
     assert memory.temp_size_in_bytes < of_tangents / 2
-
-
-@pytest.mark.optimised
-@pytest.mark.slow  # two seconds each
-@pytest.mark.parametrize("shape", [(300, 40), (40, 300)], ids=["tall", "wide"])
-@pytest.mark.parametrize("name", ["QR", "CholeskyQR", "Normal(Cholesky)"])
-def test_long_products_are_with_rows(name, shape):
-    # XLA on the CPU runs A^T B, both of them contracted in front, at half the speed.
-    def loss(matrix, vectors):
-        return jnp.sum(jax.vmap(_solution(name), (None, 0))(matrix, vectors) ** 2)
-
-    arguments = [jax.ShapeDtypeStruct(each, float) for each in (shape, (64, shape[0]))]
-    program = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile().as_text()
-    slow = re.findall(
-        r"= f64\[(\d+),(\d+)\]\S* dot\(.*lhs_contracting_dims={0}, "
-        r"rhs_contracting_dims={0}",
-        program,
-    )
-    # Those of the condition estimate have a few vectors.
-    assert all(min(map(int, sizes)) <= 8 for sizes in slow)
 
 
 def test_tagged_matrix_takes_the_products_of_a_matrix():

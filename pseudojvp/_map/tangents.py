@@ -10,8 +10,7 @@ The JVP of a face is that face twice, and its transpose in either argument is on
 others. So one primitive serves derivatives of every order, and its batching rule chooses
 the products: JAX's would take the columns face of many M and one u as one product, for
 which XLA on the CPU transposes all M first (32 of 2000 x 100: 17.6 ms, and 2.2 as a batch
-of products, with u once for each), and the matrix face as a product `u.T @ v`, which is
-slow (`stored_transpose`).
+of products, with u once for each).
 
 Arguments carry batches: M is (b, m, n), u is (b, k, m), v is (b, k, n), for b matrices
 with k vectors each. `jax.vmap` enlarges b or k.
@@ -28,7 +27,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .._base.tree import tree_conj
 from .._kernel.faces import create_faces
-from .._kernel.products import matmul, stored_transpose
+from .._kernel.products import matmul
 from .._operator.sparse import untagged
 
 
@@ -71,7 +70,7 @@ def _impl(first, second, *, face: str):
     if count == 1:
         return first[:, 0, :, None] * second[:, 0, None, :]
     if batch == 1:
-        return matmul(stored_transpose(first[0]), second[0])[None]
+        return matmul(first[0].T, second[0])[None]
     return _product(first, second, (1, 1))
 
 

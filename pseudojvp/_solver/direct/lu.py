@@ -17,7 +17,7 @@ from ..._kernel.products import matmul
 from .base import AbstractDirectSolver
 
 
-_MOST_GROWTH = 1e4
+_LARGEST_ERROR = 1e4  # backward, in multiples of eps
 
 
 class LU(AbstractDirectSolver):
@@ -25,9 +25,9 @@ class LU(AbstractDirectSolver):
 
     As `lineax.LU()`, with an estimate of the reciprocal condition number of A with its
     columns scaled, in `stats["reciprocal_condition"]`. If it is at most `eps * n`, A is
-    singular to working precision and the result is `RESULTS.singular`; so it is if
-    entries of U are more than 1e4 times those of A, which partial pivoting allows for a
-    few contrived matrices. Use [`pseudojvp.PivotedQR`][] there.
+    singular to working precision and the result is `RESULTS.singular`; so it is if the
+    factors have a backward error above 1e4 eps, as partial pivoting has for a few
+    contrived matrices. Use [`pseudojvp.PivotedQR`][] there.
 
     Takes no `options`. Real and complex. Cost: one factorisation, 2n³/3 flops, and the
     estimate, one application of the factors to eight columns; then one application a
@@ -64,7 +64,7 @@ class LU(AbstractDirectSolver):
         image = _ordered(matmul(matrix, solved), permutation)
         eps = float(jnp.finfo(scale.dtype).eps)
         error = jnp.linalg.norm(image - vectors)
-        near = error <= _MOST_GROWTH * eps * largest * inverse
+        near = error <= _LARGEST_ERROR * eps * largest * inverse
         return jnp.where(near, estimate_of(largest, inverse, vectors.shape), 0)
 
     def solve_columns(

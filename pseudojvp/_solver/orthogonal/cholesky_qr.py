@@ -13,7 +13,7 @@ from ..._base.order import after_in_batch
 from ..._base.tree import tree_sub
 from ..._kernel.condition import largest_singular_value, probes
 from ..._kernel.norms import power_of_two
-from ..._kernel.products import adjoint_matmul, gram, matmul, stored_transpose
+from ..._kernel.products import adjoint_matmul, gram, matmul
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, long_side_first, structures_of, transposed
 
@@ -29,11 +29,10 @@ _WELL = 0.4
 class CholeskyQRState(eqx.Module):
     """S^H S = R^H R, where S = B D⁻¹; B is A if that is tall or square, A^H if wide.
 
-    S^H is stored, as `rows`. D = diag(scale) is made of powers of two. `steps` is how
-    often a solution is refined.
+    D = diag(scale) is made of powers of two. `steps` is how often a solution is refined.
     """
 
-    rows: Inexact[Array, "short long"]
+    matrix: Inexact[Array, "long short"]  # S
     r: Inexact[Array, "short short"]
     scale: Real[Array, " short"]
     steps: Integer[Array, ""]
@@ -52,23 +51,23 @@ class CholeskyQRState(eqx.Module):
         v, w = after_in_batch(self.reciprocal_condition, (v, w))
         w = None if w is None else w / self.scale.astype(w.dtype)
         x = self._approximate(v, w)
-        r = jnp.zeros(self.rows.shape[1], x.dtype) if v is None else v
+        r = jnp.zeros(self.matrix.shape[0], x.dtype) if v is None else v
 
         def refine(_, carry):
             x, r, correction = carry
-            r = r - adjoint_matmul(self.rows, correction)
+            r = r - matmul(self.matrix, correction)
             correction = self._approximate(r, w)
             return x + correction, r, correction
 
         x, r, correction = lax.fori_loop(0, self.steps, refine, (x, r, x))
-        r = r - adjoint_matmul(self.rows, correction) if residual else None
+        r = r - matmul(self.matrix, correction) if residual else None
         return x / self.scale.astype(x.dtype), r
 
     def _approximate(
         self, v: Inexact[Array, " long"] | None, w: Inexact[Array, " short"] | None
     ) -> Inexact[Array, " short"]:
         """(R^H R)⁻¹ (S^H v − w)."""
-        backward = None if v is None else matmul(self.rows, v)
+        backward = None if v is None else adjoint_matmul(self.matrix, v)
         return _gram_solve(self.r, jnp.asarray(tree_sub(backward, w)))
 
 
@@ -111,16 +110,16 @@ class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
         check_options(self, options)
         matrix, wide = long_side_first(operator)
         scale = power_of_two(matrix, axis=0)
-        rows = stored_transpose((matrix / scale.astype(matrix.dtype)[None, :]).conj())
-        r = jsl.cholesky(gram(rows))
-        estimate = _reciprocal_condition(rows, r)
-        eps = jnp.finfo(rows.dtype).eps
-        clipped = jnp.maximum(estimate, smallest_reciprocal_condition(rows.dtype))
+        matrix = matrix / scale.astype(matrix.dtype)[None, :]
+        r = jsl.cholesky(gram(matrix))
+        estimate = _reciprocal_condition(matrix, r)
+        eps = jnp.finfo(matrix.dtype).eps
+        clipped = jnp.maximum(estimate, smallest_reciprocal_condition(matrix.dtype))
         # The error after k steps, (eps κ²)^(k + 1), is to be eps κ.
         steps = jnp.ceil(jnp.log(eps / clipped) / jnp.log(eps / clipped**2)) - 1
         steps = jnp.where(estimate < _WELL, jnp.maximum(steps, 1), 0)
         return CholeskyQRState(
-            rows,
+            matrix,
             r,
             scale,
             steps.astype(int),
@@ -144,7 +143,7 @@ class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
     def result(self, state: CholeskyQRState) -> lx.RESULTS:
         results = lx.RESULTS
         regular = state.reciprocal_condition > smallest_reciprocal_condition(
-            state.rows.dtype
+            state.matrix.dtype
         )
         return results.where(regular, results.successful, results.singular)
 
@@ -172,7 +171,7 @@ def _gram_solve(r: Inexact[Array, "n n"], columns: Inexact[Array, "n ..."]):
 
 
 def _reciprocal_condition(
-    rows: Inexact[Array, "short long"], r: Inexact[Array, "short short"]
+    matrix: Inexact[Array, "long short"], r: Inexact[Array, "short short"]
 ) -> Real[Array, ""]:
     """An estimate of σ_min / σ_max of S with its columns scaled to norm one.
 
@@ -181,7 +180,7 @@ def _reciprocal_condition(
     witness, but S z is small. Zero if it is not finite.
     """
     if r.shape[0] == 0:
-        return jnp.ones((), rows.real.dtype)
+        return jnp.ones((), matrix.real.dtype)
     norms = jnp.linalg.norm(r, axis=0)
     vectors = probes(r.shape[0], _PROBES, norms.dtype).astype(r.dtype)
     largest = largest_singular_value(
@@ -189,7 +188,7 @@ def _reciprocal_condition(
     )
     units = norms[:, None].astype(r.dtype)
     z = _gram_solve(r, units * vectors)
-    images = jnp.linalg.norm(matmul(z.conj().T, rows), axis=1)  # of S z, conjugated
+    images = jnp.linalg.norm(matmul(matrix, z), axis=0)
     smallest = jnp.min(images / jnp.linalg.norm(units * z, axis=0))
     estimate = smallest / largest
     return jnp.where(jnp.isfinite(estimate), estimate, 0)
