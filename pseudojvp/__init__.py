@@ -10,6 +10,7 @@ from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
 from ._operator import damped as damped, SparseLinearOperator as SparseLinearOperator
+from ._operator.adjoint import hermitian_tag as hermitian_tag
 from ._preconditioner import (
     amg as amg,
     block_jacobi as block_jacobi,
@@ -26,7 +27,6 @@ from ._solver import (
     Cholesky as Cholesky,
     CholeskyQR as CholeskyQR,
     GMRES as GMRES,
-    hermitian_tag as hermitian_tag,
     LSMR as LSMR,
     LU as LU,
     MINRES as MINRES,

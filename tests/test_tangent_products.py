@@ -1,6 +1,5 @@
 """Products with tangents of a matrix: their values, derivatives and what they copy."""
 
-
 import jax
 import jax.numpy as jnp
 import lineax as lx

@@ -33,6 +33,18 @@ class Structure:
     def is_complex(self) -> bool:
         return any(np.issubdtype(dtype, np.complexfloating) for dtype in self.dtypes)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of a flat vector: the widest of its leaves, of at least 32 bits."""
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(*self.dtypes)
+        return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+    @property
+    def eps(self) -> float:
+        """That of the coarsest leaf."""
+        return max(float(jnp.finfo(dtype).eps) for dtype in self.dtypes)
+
     def as_tree(self) -> PyTree[jax.ShapeDtypeStruct]:
         leaves = [
             jax.ShapeDtypeStruct(*leaf)
@@ -47,9 +59,7 @@ class Structure:
                 f"{Structure.of(tree).as_tree()} was given. Pass a vector that matches "
                 "the operator's `out_structure()`."
             )
-        with jax.numpy_dtype_promotion("standard"):
-            dtype = jnp.result_type(*self.dtypes)
-        leaves = [leaf.astype(dtype).reshape(-1) for leaf in jtu.tree_leaves(tree)]
+        leaves = [leaf.astype(self.dtype).reshape(-1) for leaf in jtu.tree_leaves(tree)]
         return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
     def unravel(self, flat: Inexact[Array, " size"]) -> PyTree[Array]:

@@ -3,12 +3,16 @@
 import functools as ft
 import operator as _operator
 from collections.abc import Callable
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
+
+
+Tree = TypeVar("Tree")
 
 
 def tree_conj(tree: PyTree[Array]) -> PyTree[Array]:
@@ -44,6 +48,13 @@ def tree_where(
     predicate: Bool[Array, ""], true: PyTree[Array], false: PyTree[Array]
 ) -> PyTree[Array]:
     return jtu.tree_map(lambda t, f: jnp.where(predicate, t, f), true, false)
+
+
+def at_least_single(tree: Tree) -> Tree:
+    """With leaves of 16 bits in 32: there is no LAPACK for them."""
+    return jtu.tree_map(
+        lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize == 2 else leaf, tree
+    )
 
 
 def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:

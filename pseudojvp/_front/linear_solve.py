@@ -31,7 +31,8 @@ def linear_solve(
     - `operator`: A; any `lineax.AbstractLinearOperator`, or an array of shape
         `(rows, cols)`.
     - `vector`: b; a pytree with the structure, shapes and dtypes of
-        `operator.out_structure()`. Integers become floats.
+        `operator.out_structure()`. Integers become floats. Real leaves beside complex
+        ones, of b or x, are solved for over the reals.
     - `solver`: any `lineax.AbstractLinearSolver`, of this library, of lineax or your
         own. One of lineax's that has a counterpart here runs as that, unless a `state`
         of theirs is given. Defaults to `AutoLinearSolver(well_posed=True)`, for square

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.call import compiled
 from .._base.checks import check_solver
-from .._base.tree import one_or_nan
+from .._base.tree import at_least_single, one_or_nan
 from .._kernel.condition import resolve_rcond
 from .._map.factorised import Factorised
 from .._operator import SparseLinearOperator, SparseMatrix
@@ -142,9 +142,16 @@ def lstsq(
             f"`lstsq(b=...)` got an array of shape {b.shape} beside `a` of shape "
             f"{a.shape}. Pass `b` of shape ({a.shape[0]},) or ({a.shape[0]}, k)."
         )
+    given = a.dtype
+    if given.itemsize == 2 and rcond is None and isinstance(solver, _TRUNCATING):
+        rcond = float(jnp.finfo(given).eps)  # above the rounding of entries
+    a, b = at_least_single(a), at_least_single(b)
     damp = _real(damp, "damp", (), a.dtype)
     weights = _real(weights, "weights", a.shape[:1], a.dtype)
-    return _lstsq(a, b, rcond, damp, weights, solver, throw)
+    x, residuals, rank, s = _lstsq(a, b, rcond, damp, weights, solver, throw)
+    if given.itemsize == 2:
+        x, residuals, s = (array.astype(given) for array in (x, residuals, s))
+    return x, residuals, rank, s
 
 
 def _dense(matrix: Any) -> Inexact[Array, "m n"]:

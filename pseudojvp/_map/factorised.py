@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from .._base.call import compiled
 from .._base.checks import check_options, check_vector
 from .._base.tree import stop_gradient, tree_neg, tree_sub
+from .._operator.over_reals import aids_over_reals, joined, mixes, over_reals, parted
 from .._solver import AbstractFactorisation, Identity, Normal
 from .._solver.counterpart import counterpart
 from .guard import Guard
@@ -37,6 +38,8 @@ class Factorised(eqx.Module):
 
     _problem: Problem
     _guard: Guard
+    # A, where the problem is that over the reals.
+    _mixed: lx.AbstractLinearOperator | None = None
 
     @classmethod
     def create(
@@ -56,7 +59,12 @@ class Factorised(eqx.Module):
             check_options(solver, options, ("preconditioner", "y0"))
         if isinstance(operator, lx.IdentityLinearOperator):
             solver, options, state = Identity(), {}, unset
+        mixed = None
+        if mixes(operator):
+            mixed, solver, options = operator, *aids_over_reals(solver, options)
         constant = stop_gradient(operator)
+        if mixed is not None:
+            operator, constant = over_reals(mixed), over_reals(lx.linearise(constant))
         own = Normal(solver.inner_solver) if type(solver) is lx.Normal else solver
         own = counterpart(own)
         if isinstance(state, Unset):
@@ -67,7 +75,7 @@ class Factorised(eqx.Module):
         problem = Problem.create(
             operator, state, stop_gradient(options), nondifferentiable(solver)
         )
-        return cls(problem, Guard(throw)), state
+        return cls(problem, Guard(throw), mixed), state
 
     def for_derivative(self, *, of_primal: bool = False) -> "Factorised":
         """For a solve that is a derivative: NaN if it fails.
@@ -75,12 +83,12 @@ class Factorised(eqx.Module):
         If there was a primal solve, a solver that factorises judges nothing again.
         """
         guard = self._guard.for_derivative(of_primal=of_primal)
-        return Factorised(self._problem.for_derivative(), guard)
+        return Factorised(self._problem.for_derivative(), guard, self._mixed)
 
     @property
     def operator(self) -> lx.AbstractLinearOperator:
         """A."""
-        return self._problem.operator
+        return self._problem.operator if self._mixed is None else self._mixed
 
     @property
     def result(self) -> lx.RESULTS:
@@ -151,12 +159,15 @@ class Factorised(eqx.Module):
         self, rhs: Blocks, wanted: Blocks
     ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
         """The map itself; of Aᴴ where a wide A is entered from its side."""
-        return bind(self._problem, rhs, wanted, self._guard)
+        if self._mixed is None:
+            return bind(self._problem, rhs, wanted, self._guard)
+        out, result, stats = bind(self._problem, parted(rhs), wanted, self._guard)
+        return joined(out), result, stats
 
     def nan_if_failed(self) -> "Factorised":
         """Whose blocks are NaN where a solve failed and did not raise."""
         guard = dataclasses.replace(self._guard, nan=not self._guard.throw)
-        return Factorised(self._problem, guard)
+        return Factorised(self._problem, guard, self._mixed)
 
     def apply(
         self, vector: PyTree[Array], *, solution: bool = True, residual: bool = False

@@ -5,6 +5,7 @@ and came out, the NaN of a derivative that failed, and the message of an error.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +15,24 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Bool, Float, Integer, PyTree
 
 from .._base.results import nan_after_failure
-from .._base.tree import all_finite, nan_unless
+from .._base.structure import Structure
+from .._base.tree import all_finite, nan_unless, tree_sub
+from .._kernel.norms import two_norm
+from .._operator.adjoint import is_complex
+from .._operator.matrix import has_functions
 from .._solver import Normal
 from .rows import Blocks, Problem
 from .traits import factorises, Traits, traits_of
 
 
 _RESULTS = lx.RESULTS
+_CONJUGATES = (
+    "got an operator that is not linear over the complex numbers: A(i v) is not i A v. "
+    "Let it take real and imaginary part of x as two real leaves, or use `LSMR()`."
+)
 _UNKNOWN = "failed. Try another solver."
 # A failure is told to the host as one integer: the code of the result, and below it the
 # leading bits of a number that is not negative, as a float32.
@@ -69,7 +78,12 @@ class Guard(eqx.Module):
         result = _RESULTS.where(
             (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
         )
-        told = _if_finite(rhs, _told(result, stats), _RESULTS.nonfinite_input)
+        number = _number(stats)
+        linear = None if self.derivative else _is_complex_linear(problem)
+        if linear is not None:
+            result = _RESULTS.where(linear, result, _RESULTS.breakdown)
+            number = jnp.where(linear, number.astype(float), jnp.inf)
+        told = _if_finite(rhs, _told(result, number), _RESULTS.nonfinite_input)
         result = _result(told >> _NUMBER_BITS, like=result)
         if self.derivative or self.nan:
             out = nan_unless(told == 0, out)
@@ -97,9 +111,9 @@ class Guard(eqx.Module):
         return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
 
 
-def _told(result: lx.RESULTS, stats: dict[str, Any]) -> Integer[Array, ""]:
+def _told(result: lx.RESULTS, number: Array) -> Integer[Array, ""]:
     """What the host is told of a solve: zero if it was successful."""
-    number = jnp.maximum(_number(stats), 0).astype(jnp.float32)
+    number = jnp.maximum(number, 0).astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
     told = (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits
     return jnp.where(result == _RESULTS.successful, 0, told)
@@ -126,6 +140,27 @@ def _image(problem: Problem, out: Blocks):
         return None
     solution = out.codomain if problem.from_adjoint else out.domain
     return None if solution is None else problem.operator.mv(solution)
+
+
+def _is_complex_linear(problem: Problem) -> Bool[Array, ""] | None:
+    """Whether A(i v) is i A v; `None` if that is known, or the solver does not mind.
+
+    One that reads a function as a matrix would never see a conjugate in it.
+    """
+    operator = problem.operator
+    structure = Structure.of(operator.in_structure())
+    sees = not factorises(problem.solver)
+    if sees or structure.size == 0 or not is_complex(operator):
+        return None
+    if not has_functions(operator):
+        return None
+    probe = np.random.default_rng(0).standard_normal(structure.size)
+    vector = structure.unravel(jnp.asarray(probe, structure.dtype))
+    turn = lambda tree: jtu.tree_map(lambda leaf: jnp.array(1j, leaf.dtype) * leaf, tree)
+    image = operator.mv(vector)
+    difference = two_norm(tree_sub(operator.mv(turn(vector)), turn(image)))
+    # Not so for NaN, which is told as such.
+    return ~(difference > structure.eps**0.5 * two_norm(image))
 
 
 def _with(one: Float[Array, ""], leaf: Array) -> Array:
@@ -190,6 +225,8 @@ class _Messages(Sequence[str]):
         bits = (told << _DROPPED_BITS) & (2**31 - 1)
         number = float(np.array(bits, np.int32).view(np.float32))
         code = told >> _NUMBER_BITS
+        if code == int(_code(_RESULTS.breakdown)) and math.isinf(number):
+            return f"{self.subject} {_CONJUGATES}"
         if code == int(_code(_RESULTS.singular)):
             if self.limit is not None and number <= self.limit:
                 return f"{self.subject} {self._estimate(number)}"

@@ -3,6 +3,14 @@ import lineax as lx
 from .._base.structure import Structure
 
 
+class _HermitianTag:
+    def __repr__(self):
+        return "hermitian_tag"
+
+
+hermitian_tag = _HermitianTag()
+
+
 def is_complex(operator: lx.AbstractLinearOperator) -> bool:
     spaces = (operator.in_structure(), operator.out_structure())
     return Structure.of(spaces).is_complex
@@ -11,3 +19,14 @@ def is_complex(operator: lx.AbstractLinearOperator) -> bool:
 def adjoint(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     transpose = operator.transpose()
     return lx.conj(transpose) if is_complex(operator) else transpose
+
+
+def is_hermitian(operator: lx.AbstractLinearOperator) -> bool:
+    """By its tags, or those of its parts."""
+    tags = getattr(operator, "tags", frozenset())
+    return (
+        hermitian_tag in tags
+        or lx.is_positive_semidefinite(operator)
+        or lx.is_negative_semidefinite(operator)
+        or (lx.is_symmetric(operator) and not is_complex(operator))
+    )

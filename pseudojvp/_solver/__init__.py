@@ -12,7 +12,7 @@ from .krylov.cg import CG as CG
 from .krylov.gmres import GMRES as GMRES
 from .krylov.iteration import AbstractKrylovSolver as AbstractKrylovSolver
 from .krylov.lsmr import LSMR as LSMR
-from .krylov.minres import hermitian_tag as hermitian_tag, MINRES as MINRES
+from .krylov.minres import MINRES as MINRES
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
 from .orthogonal.cholesky_qr import (

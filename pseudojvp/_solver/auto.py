@@ -8,6 +8,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._base.checks import check_options
+from .._operator.adjoint import is_hermitian
 from .._operator.sparse import SparseLinearOperator, untagged
 from .direct.cholesky import Cholesky
 from .direct.lu import LU
@@ -17,7 +18,7 @@ from .direct.tridiagonal import Tridiagonal
 from .krylov.bicgstab import BiCGStab
 from .krylov.cg import CG
 from .krylov.lsmr import LSMR
-from .krylov.minres import is_hermitian, MINRES
+from .krylov.minres import MINRES
 from .orthogonal.pivoted_qr import PivotedQR
 from .orthogonal.qr import QR
 

@@ -13,6 +13,7 @@ from .._kernel.norms import power_of_two
 from .._kernel.products import gram
 from .._operator.adjoint import adjoint
 from .._operator.divided import Divided, unit_of_products
+from .._operator.matrix import matrix_of
 from .._operator.stored_adjoint import StoredAdjoint
 from .auto import AutoLinearSolver
 from .counterpart import counterpart
@@ -98,7 +99,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         tall = operator.out_size() >= operator.in_size()
         structures = structures_of(operator)
         if self._dense:
-            matrix = operator.as_matrix()
+            matrix = matrix_of(operator)
             unit = power_of_two(power_of_two(matrix, axis=0))  # in half of the time
             matrix = matrix / unit.astype(matrix.dtype)
             operator = lx.MatrixLinearOperator(matrix)

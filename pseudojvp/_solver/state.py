@@ -5,12 +5,12 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .._base.structure import Structure
 from .._base.tree import tree_conj
+from .._operator.matrix import matrix_of
 
 
 State = TypeVar("State", bound=eqx.Module)
@@ -31,7 +31,7 @@ def long_side_first(
     operator: lx.AbstractLinearOperator,
 ) -> tuple[Inexact[Array, "long short"], eqxi.Static]:
     """A and `False`; A^H and `True` if A is wide."""
-    matrix = jnp.asarray(operator.as_matrix())
+    matrix = matrix_of(operator)
     wide = matrix.shape[1] > matrix.shape[0]
     return matrix.conj().T if wide else matrix, eqxi.Static(wide)
 

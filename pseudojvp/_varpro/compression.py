@@ -14,7 +14,9 @@ _LARGEST_LOSS = 1e-12
 
 
 def compress(
-    observations: Observations, shift_shape: tuple[int, ...] | None, coefficients: int
+    observations: Observations,
+    shift_shape: tuple[int, ...] | None,
+    coefficients: int | None,
 ):
     """Observations with at most m + 1 columns and the same fit of θ.
 
@@ -23,13 +25,16 @@ def compress(
     it, so that ‖r‖², JᵀJ and Jᵀr are those of L with the gain l. Without an offset,
     L alone: the factor of Y Yᴴ.
 
-    Not where the columns differ in more than their data, or are few already.
+    Not where the columns differ in more than their data, or are few already, nor for
+    `coefficients` that are `None`.
     """
     data, gain = observations.data, observations.gain
     rows, columns = data.shape
     stacked = data
     if shift_shape is not None:
         stacked = jnp.concatenate([data, gain[None, :]])
+    if coefficients is None:
+        return observations
     own_shift = shift_shape is not None and len(shift_shape) == 2
     if not observations.shares_weights or own_shift or columns <= stacked.shape[0]:
         return observations

@@ -34,6 +34,7 @@ from .model import (
     check_shapes,
     common_dtype,
     Observations,
+    of_dtype,
     SeparableModel,
     spread,
     times,
@@ -82,6 +83,8 @@ class Factors(eqx.Module):
                 # Whether the factors are sound, the solve for r and c has told.
                 factorised = factorised.for_derivative(of_primal=True)
             wanted = Blocks(residual, coefficients, False)
+            v = of_dtype(v, factorised.operator.out_structure())
+            w = of_dtype(w, factorised.operator.in_structure())
             (r, c, _), *told = factorised.blocks(Blocks(v, w), wanted)
             return (r, c), *told
 

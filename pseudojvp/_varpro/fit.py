@@ -12,12 +12,12 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
-from .._base.tree import all_finite
+from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR, SVD
 from .elimination import Elimination
 from .failure import raise_if_failed, result_of
-from .model import check_shapes, Observations, size_of
+from .model import check_shapes, has_real_coefficients, Observations, size_of
 from .optimise import optimise, Settings
 from .progress import EvaluationLine
 from .real import squared_norm
@@ -241,7 +241,8 @@ def varpro(
     options = _Options(optimiser, adjoint, max_steps, exact, vector, progress)
     args = as_arrays(args)
     closed = elimination.closed(theta0, args)
-    fields = _fit(closed, args, observations, theta0, scale, options)
+    fields = _fit(closed, args, observations, at_least_single(theta0), scale, options)
+    fields = _as_given(fields, theta0, jnp.asarray(data).dtype)
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
     arrays, functions = context_of((elimination, args, observations))
@@ -277,7 +278,7 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         options.max_steps,
         options.exact,
         None if shift is None else shift.shape,
-        coefficients,
+        None if has_real_coefficients(phi) else coefficients,
         EvaluationLine() if options.progress else None,
     )
     found = optimise(elimination, args, observations, flat / scale, settings)
@@ -304,6 +305,15 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         ),
         eqxi.nondifferentiable_backward(stats),
     )
+
+
+def _as_given(fields: tuple, theta0, dtype) -> tuple:
+    """The fields in 16 bits where θ or the data came so: the fit is made in 32."""
+    theta, *columns, rank, result, stats = fields
+    theta = jtu.tree_map(lambda leaf, given: leaf.astype(given.dtype), theta, theta0)
+    if dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating):
+        columns = (x if jnp.iscomplexobj(x) else x.astype(dtype) for x in columns)
+    return theta, *columns, rank, result, stats
 
 
 def default_adjoint(throw: bool) -> PseudoinverseAdjoint:

@@ -117,7 +117,8 @@ def common_dtype(phi, shift, data):
         dtypes = [phi.in_structure().dtype, phi.out_structure().dtype]
     else:
         dtypes = [phi.dtype]
-    return _result_type(*dtypes, data.dtype, *([] if shift is None else [shift.dtype]))
+    dtype = _result_type(*dtypes, data.dtype, *([] if shift is None else [shift.dtype]))
+    return _result_type(dtype, jnp.float32) if dtype.itemsize == 2 else dtype
 
 
 def _result_type(*dtypes):
@@ -130,6 +131,15 @@ def size_of(phi) -> tuple[int, int]:
     if isinstance(phi, lx.AbstractLinearOperator):
         return phi.out_size(), phi.in_size()
     return phi.shape
+
+
+def has_real_coefficients(phi) -> bool:
+    """Of complex data: columns of those are no combinations of others, then."""
+    if not isinstance(phi, lx.AbstractLinearOperator):
+        return False
+    structures = phi.in_structure(), phi.out_structure()
+    real, data = (jnp.issubdtype(s.dtype, jnp.floating) for s in structures)
+    return bool(real and not data)
 
 
 def check_shapes(phi, shift, data, caller: str) -> None:
@@ -158,6 +168,15 @@ def check_shapes(phi, shift, data, caller: str) -> None:
         )
 
 
+def of_dtype(vector: Any, structure: jax.ShapeDtypeStruct) -> Any:
+    """Cast to that of an operator's vectors: real ones are the real part."""
+    if vector is None:
+        return None
+    if not jnp.issubdtype(structure.dtype, jnp.complexfloating):
+        vector = vector.real
+    return vector.astype(structure.dtype)
+
+
 def spread(shift, gain, dtype):
     """The offset in each column."""
     shift = shift[:, None] if shift.ndim == 1 else shift
@@ -167,7 +186,7 @@ def spread(shift, gain, dtype):
 def times(phi, columns: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
     """Φ times columns."""
     if isinstance(phi, lx.AbstractLinearOperator):
-        columns = columns.astype(phi.in_structure().dtype)
+        columns = of_dtype(columns, phi.in_structure())
         return jax.vmap(phi.mv, in_axes=1, out_axes=1)(columns)
     phi, columns = _promoted(phi, columns)
     # Of many columns at once, under `vmap`, all as rows of one array.
@@ -177,7 +196,7 @@ def times(phi, columns: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
 def adjoint_times(phi, columns: Inexact[Array, "m k"]) -> Inexact[Array, "n k"]:
     """Φᴴ times columns."""
     if isinstance(phi, lx.AbstractLinearOperator):
-        columns = columns.astype(phi.out_structure().dtype)
+        columns = of_dtype(columns, phi.out_structure())
         return jax.vmap(adjoint(phi).mv, in_axes=1, out_axes=1)(columns)
     phi, columns = _promoted(phi, columns)
     if columns.shape[1] == 1:

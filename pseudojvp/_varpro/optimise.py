@@ -41,7 +41,8 @@ class Settings(eqx.Module):
     max_steps: int | None = eqx.field(static=True)
     exact: bool = eqx.field(static=True)
     shift_shape: tuple[int, ...] | None = eqx.field(static=True)
-    coefficients: int = eqx.field(static=True)  # of each column
+    # Of each column; `None` if columns cannot be combined.
+    coefficients: int | None = eqx.field(static=True)
     progress: EvaluationLine | None = eqx.field(static=True)
 
     def theta(self, point: Float[Array, " q"]) -> PyTree[Array]:

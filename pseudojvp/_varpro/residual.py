@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Num, PyTree, Real
 from .._base.checks import check_solver
 from .._base.inexact import as_inexact
 from .._base.results import nan_after_failure
+from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .elimination import Elimination
 from .model import Observations, SeparableModel
@@ -163,7 +164,7 @@ def prepare(caller, basis, data, weights, offset, solver, jacobian):
         raise ValueError(
             f"`{caller}(jacobian=...)` got {jacobian!r}. Pass 'exact' or 'kaufman'."
         )
-    data = as_inexact(data, f"{caller}(data=...)")
+    data = at_least_single(as_inexact(data, f"{caller}(data=...)"))
     if data.ndim not in (1, 2) or 0 in data.shape:
         raise ValueError(
             f"`{caller}(data=...)` got an array of shape {data.shape}. Pass one of shape "
@@ -180,7 +181,7 @@ def prepare(caller, basis, data, weights, offset, solver, jacobian):
 def _check_weights(weights, data, caller):
     if weights is None:
         return None
-    weights = as_inexact(weights, f"{caller}(weights=...)")
+    weights = at_least_single(as_inexact(weights, f"{caller}(weights=...)"))
     if jnp.iscomplexobj(weights):
         raise TypeError(
             f"`{caller}(weights=...)` got {weights.dtype}. Pass real numbers, 1/σ for "

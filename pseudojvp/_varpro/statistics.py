@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
 from .._base.order import after, after_in_batch
-from .._base.tree import all_finite
+from .._base.tree import all_finite, at_least_single
 from .compression import compress
 from .elimination import Eliminated, Factors, unit_directions
-from .model import Observations
+from .model import has_real_coefficients, Observations
 from .real import as_real, squared_norm
 
 
@@ -67,7 +67,7 @@ class VarProPrediction(eqx.Module):
 class Errors(NamedTuple):
     """The blocks from which all of it is made, but for s²."""
 
-    ways: int  # in which a datum can err: of complex noise, s² is the variance of each
+    ways: int  # of a coefficient to err: of a complex one, s² is the variance of each
     chi_square: Float[Array, ""]  # reduced
     degrees_of_freedom: Integer[Array, ""]
     theta_covariance: Float[Array, "q q"]  # (JᵀJ)⁻¹
@@ -147,13 +147,17 @@ def predict(
 
 def errors_of(fit, context) -> Errors:
     elimination, args, observations = context
-    phi, shift = elimination.model_at(fit.theta, args)
+    theta = at_least_single(fit.theta)
+    phi, shift = elimination.model_at(theta, args)
     reduced = compress(
-        observations, None if shift is None else shift.shape, len(fit.coefficients)
+        observations,
+        None if shift is None else shift.shape,
+        None if has_real_coefficients(phi) else len(fit.coefficients),
     )
-    r, c = (x.reshape(len(x), -1) for x in (fit.residual, fit.coefficients))
+    columns = at_least_single((fit.residual, fit.coefficients))
+    r, c = (x.reshape(len(x), -1) for x in columns)
     # Each `after` here is for the order of the library calls of many fits.
-    theta = fit.theta if reduced is observations else after(reduced, fit.theta)
+    theta = theta if reduced is observations else after(reduced, theta)
     if reduced is observations:
         factors = Factors.create(phi, observations, elimination.solver, r.dtype)
         at = Eliminated(r, c, fit.rank, lx.RESULTS.successful, factors)
@@ -165,9 +169,9 @@ def errors_of(fit, context) -> Errors:
     if reduced is not observations:
         at = Eliminated(r, c, fit.rank, at.result, at.factors)
         gain = _gain(elimination, after(theta_covariance, theta), args, observations, at)
-    ways = 2 if jnp.iscomplexobj(r) else 1
+    of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
     rank = r.shape[1] * fit.rank if jnp.ndim(fit.rank) == 0 else jnp.sum(fit.rank)
-    freedom = ways * (_count(observations) - rank) - theta_rank
+    freedom = of_datum * _count(observations) - ways * rank - theta_rank
     cost = squared_norm(r)
     chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
     return Errors(ways, chi_square, freedom, theta_covariance, gram_inverse, gain)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Inexact, PyTree, Real
 from ..._base.checks import check_options, check_square
 from ..._base.order import after_in_batch
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
+from ..._operator.matrix import as_dense, has_functions, is_narrow, matrix_of
 from ..._operator.sparse import SparseLinearOperator, untagged
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, structures_of, swapped
@@ -56,9 +57,11 @@ class AbstractDirectSolver(AbstractFactorisation[DirectState]):
     ) -> DirectState:
         check_options(self, options)
         check_square(self, operator, sizes_alone=True)
+        structures = structures_of(operator)
+        if has_functions(operator) or is_narrow(operator):
+            operator = as_dense(operator)  # once for factors and estimate
         factors = self.factorise(operator)
         estimate = self.estimate(operator, factors)
-        structures = structures_of(operator)
         return DirectState(factors, estimate, eqxi.Static(False), structures)
 
     def compute(
@@ -108,7 +111,7 @@ def _columns(operator: lx.AbstractLinearOperator):
         adjoint_mv = lx.conj(bare.transpose()).mv
         return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype
     if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
-        matrix = jnp.asarray(operator.as_matrix())
+        matrix = matrix_of(operator)
         adjoint_mv = lambda vector: (vector.conj() @ matrix).conj()
         return largest_entries(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
     diagonal, lower, upper = lx.tridiagonal(operator)

@@ -1,9 +1,9 @@
 import equinox.internal as eqxi
-import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
+from ..._operator.matrix import matrix_of
 from .base import AbstractDirectSolver, check_tagged
 
 
@@ -33,7 +33,7 @@ class Cholesky(AbstractDirectSolver):
         tagged = negative or lx.is_positive_semidefinite(operator)
         kind = "positive or negative definite"
         check_tagged(self, tagged, kind, "positive_semidefinite_tag")
-        matrix = jnp.asarray(operator.as_matrix())
+        matrix = matrix_of(operator)
         factor = jsl.cholesky(-matrix if negative else matrix)
         return (factor, eqxi.Static(negative))
 

@@ -14,6 +14,7 @@ from ..._kernel.condition import (
     probes,
 )
 from ..._kernel.products import matmul
+from ..._operator.matrix import matrix_of
 from .base import AbstractDirectSolver
 
 
@@ -41,13 +42,13 @@ class LU(AbstractDirectSolver):
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
-        factors, _, permutation = jll.lu(jnp.asarray(operator.as_matrix()))
+        factors, _, permutation = jll.lu(matrix_of(operator))
         return factors, permutation
 
     def estimate(
         self, operator: lx.AbstractLinearOperator, factors: PyTree[Array]
     ) -> Real[Array, ""]:
-        matrix = jnp.asarray(operator.as_matrix())
+        matrix = matrix_of(operator)
         scale = largest_entries(matrix)
         if matrix.size == 0:
             return jnp.ones((), scale.dtype)

@@ -1,9 +1,9 @@
 import equinox.internal as eqxi
-import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
+from ..._operator.matrix import matrix_of
 from .base import AbstractDirectSolver, check_tagged
 
 
@@ -31,7 +31,7 @@ class Triangular(AbstractDirectSolver):
         tags = "lower_triangular_tag", "upper_triangular_tag"
         check_tagged(self, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
-        matrix = jnp.asarray(operator.as_matrix())
+        matrix = matrix_of(operator)
         return (matrix, eqxi.Static(lower), eqxi.Static(unit))
 
     def solve_columns(

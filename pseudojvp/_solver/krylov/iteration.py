@@ -26,6 +26,7 @@ from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import promoting, tree_conj
 from ..._kernel.norms import power_of_two
+from ..._operator.matrix import widened
 from ..options import check_tolerances, resolve_y0
 
 
@@ -206,13 +207,10 @@ class System(NamedTuple):
     allowed: Real[Array, ""]  # atol + rtol |b|
     excess: Callable[[Array], Array] | None  # of a residual, in the norm of the solver
     max_steps: int
+    eps: float  # of the coarsest leaf
     unit: Real[Array, ""]
     scale: Real[Array, ""]
     in_structure: Structure
-
-    @property
-    def eps(self) -> float:
-        return float(jnp.finfo(self.norm.dtype).eps)
 
     def solution(self, flat) -> PyTree[Array]:
         flat = self.unit.astype(flat.dtype) * flat / self.scale.astype(flat.dtype)
@@ -265,7 +263,9 @@ def flat_system(
     scale = state.scale.astype(unit.dtype)
     flat = flat / unit.astype(flat.dtype)
     norm = length(flat)
-    rtol = resolve_rtol(solver.rtol, norm.dtype)
+    products = widened(operator)
+    eps = Structure.of((products.in_structure(), products.out_structure())).eps
+    rtol = resolve_rtol(solver.rtol, norm.dtype, eps)
     atol = jnp.asarray(solver.atol, norm.dtype) / unit
     size = max(in_structure.size, out_structure.size)
     norm_of: Any = solver.norm
@@ -280,8 +280,8 @@ def flat_system(
         return promoting(norm_of)(out_structure.unravel(quotient))
 
     return System(
-        mv=scaled(flat_mv(operator)),
-        adjoint_mv=scaled(flat_adjoint_mv(operator)),
+        mv=scaled(flat_mv(products)),
+        adjoint_mv=scaled(flat_adjoint_mv(products)),
         vector=flat,
         guess=guess,
         norm=norm,
@@ -289,16 +289,17 @@ def flat_system(
         allowed=atol + rtol * norm,
         excess=None if norm_of is None else excess,
         max_steps=10 * size if solver.max_steps is None else solver.max_steps,
+        eps=eps,
         unit=unit,
         scale=scale,
         in_structure=in_structure,
     )
 
 
-def resolve_rtol(rtol: Any, dtype) -> Real[Array, ""]:
-    """By default 1e-10 in double precision, 1e-5 in less."""
+def resolve_rtol(rtol: Any, dtype, eps: float) -> Real[Array, ""]:
+    """By default 1e-10 in double precision, 1e-5 in single, 10 eps in less."""
     if rtol is None:
-        rtol = 1e-10 if jnp.finfo(dtype).eps < 1e-12 else 1e-5
+        rtol = 1e-10 if eps < 1e-12 else 1e-5 if eps < 1e-6 else 10 * eps
     return jnp.asarray(rtol, dtype)
 
 

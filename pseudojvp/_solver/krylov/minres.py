@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
-from ..._operator.adjoint import is_complex
+from ..._operator.adjoint import is_hermitian
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
@@ -28,13 +28,6 @@ from .iteration import (
     System,
 )
 
-
-class _HermitianTag:
-    def __repr__(self):
-        return "hermitian_tag"
-
-
-hermitian_tag = _HermitianTag()
 
 _not_well_posed_message = (
     "`MINRES(well_posed=False)` takes neither a preconditioner nor `y0`: with either, "
@@ -388,13 +381,3 @@ def _rotate(rotated: _Rotated, lanczos: _Lanczos, alpha, beta):
     w = over(gamma, w - tree_scale(delta, rotated.w))
     out = _Rotated(c, s_next, d_bar, s * beta, s_next * rotated.phi_bar, w, rotated.w)
     return out, c * rotated.phi_bar, jnp.sqrt(g_bar**2 + d_bar**2), gamma
-
-
-def is_hermitian(operator: lx.AbstractLinearOperator) -> bool:
-    tags = getattr(operator, "tags", frozenset())
-    return (
-        hermitian_tag in tags
-        or lx.is_positive_semidefinite(operator)
-        or lx.is_negative_semidefinite(operator)
-        or (lx.is_symmetric(operator) and not is_complex(operator))
-    )

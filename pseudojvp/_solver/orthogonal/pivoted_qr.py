@@ -17,6 +17,7 @@ from ..._kernel.householder import Reflectors
 from ..._kernel.norms import power_of_two
 from ..._kernel.pivoting import pivoted_columns
 from ..._kernel.products import adjoint_matmul, matmul
+from ..._operator.matrix import rounding_of_rank
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, long_side_first, structures_of, transposed
 
@@ -136,7 +137,7 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
     ) -> PivotedQRState:
         check_options(self, options)
         matrix, wide = long_side_first(operator)
-        eps = jnp.finfo(matrix.dtype).eps * max(matrix.shape)
+        rounding = rounding_of_rank(operator)
         outer = None
         if matrix.shape[0] != matrix.shape[1]:
             outer = Reflectors.of(matrix)
@@ -148,7 +149,7 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
 
         unit = power_of_two(pivots)
         largest = _largest_singular_value(matrix / unit.astype(inner.dtype), inner[:, :1])
-        cutoff = resolve_rcond(self.rcond, eps, unit.dtype)
+        cutoff = resolve_rcond(self.rcond, rounding, unit.dtype)
         # From their number, which XLA keeps, as it is the outcome of a sum.
         rank = jnp.sum(pivots / unit > cutoff * largest)
         kept = jnp.arange(len(pivots)) < rank

@@ -11,6 +11,7 @@ from ..._base.checks import check_options
 from ..._base.tree import one_or_nan
 from ..._kernel.condition import resolve_rcond
 from ..._kernel.products import adjoint_matmul, matmul
+from ..._operator.matrix import matrix_of, rounding_of_rank
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, structures_of, swapped
 
@@ -85,15 +86,13 @@ class SVD(AbstractFactorisation[SVDState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> SVDState:
         check_options(self, options)
-        matrix = operator.as_matrix()
+        matrix = matrix_of(operator)
         # LAPACK's `gesdd` can loop for ever on an Inf.
         finite = jnp.all(jnp.isfinite(matrix))
         matrix = jnp.where(finite, matrix, 0)
         u, singular_values, vh = jsl.svd(matrix, full_matrices=False)
         dtype = singular_values.dtype
-        rcond = resolve_rcond(
-            self.rcond, 2 * jnp.finfo(dtype).eps * max(matrix.shape), dtype
-        )
+        rcond = resolve_rcond(self.rcond, 2 * rounding_of_rank(operator), dtype)
         # From their number, which XLA keeps, as it is the outcome of a sum.
         rank = jnp.sum(singular_values > rcond * singular_values[:1])
         kept = jnp.arange(len(singular_values)) < rank
