@@ -11,6 +11,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
+
+from .inexact import as_native
 
 
 def compiled(function: Callable) -> Callable:
@@ -28,10 +31,14 @@ def compiled(function: Callable) -> Callable:
 
     program.__name__ = program.__qualname__ = function.__name__
     program = jax.jit(program, static_argnums=0)
+    caller = function.__name__.lstrip("_")
 
     @ft.wraps(function)
     def call(*arguments):
         arrays, frame = _split(arguments)
+        arrays = [
+            as_native(a, caller) if isinstance(a, np.ndarray) else a for a in arrays
+        ]
         _callback_logger.addFilter(quiet := _Quiet())
         try:
             marker, arrays, frame = program(frame, *arrays)

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.call import compiled
 from .._base.checks import check_solver
+from .._base.inexact import as_native
 from .._base.tree import at_least_single, one_or_nan
 from .._kernel.condition import resolve_rcond
 from .._map.factorised import Factorised
@@ -333,6 +334,7 @@ def _promote(caller: str, **arrays) -> tuple[Array, ...]:
                 f"`{caller}({name}=...)` got a {type(array).__name__}. Pass an array of "
                 "floating-point, complex or integer numbers."
             )
+        arrays[name] = as_native(array, f"{caller}({name}=...)")
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*arrays.values())
     # That of a function on floats: float32 for the integers up to 32 bits.
@@ -361,6 +363,7 @@ def _real(value: Any, name: str, shape: tuple[int, ...], dtype) -> Array | None:
             f"`lstsq({name}=...)` got the shape {jnp.shape(value)}. Pass the shape "
             f"{shape}."
         )
+    value = as_native(value, f"lstsq({name}=...)")
     return jnp.asarray(value, jnp.finfo(dtype).dtype)
 
 

@@ -14,7 +14,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Num, Real
 
-from .._base.inexact import as_inexact
+from .._base.inexact import as_inexact, as_native
 from .._base.tree import one_or_nan
 from .sparse_product import rows_face
 from .sparsity import create_sparsity, Sparsity
@@ -221,7 +221,7 @@ def _row_of(indptr, nse: int):
 
 
 def _as_indices(name: str, indices, data):
-    indices = _known(indices)
+    indices = _known(as_native(indices, "SparseLinearOperator(matrix=...)"))
     if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.shape != jnp.shape(data):
         raise ValueError(
             f"`SparseLinearOperator(matrix=...)` got `{name}` of shape {indices.shape} "

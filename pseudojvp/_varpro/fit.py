@@ -12,6 +12,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
+from .._base.inexact import as_native
 from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR, SVD
@@ -242,7 +243,8 @@ def varpro(
     args = as_arrays(args)
     closed = elimination.closed(theta0, args)
     fields = _fit(closed, args, observations, at_least_single(theta0), scale, options)
-    fields = _as_given(fields, theta0, jnp.asarray(data).dtype)
+    given = jnp.asarray(as_native(data, "varpro(data=...)"))
+    fields = _as_given(fields, theta0, given.dtype)
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
     arrays, functions = context_of((elimination, args, observations))
@@ -328,7 +330,11 @@ def context_of(context: tuple[Elimination, Any, Observations]):
 
 def as_arrays(args: Any) -> Any:
     """NumPy arrays as JAX arrays; everything else as it is."""
-    convert = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    def convert(leaf):
+        is_array = isinstance(leaf, np.ndarray)
+        return jnp.asarray(as_native(leaf, "varpro(args=...)")) if is_array else leaf
+
     return jtu.tree_map(convert, args)
 
 
@@ -362,7 +368,9 @@ def _check_scale(x_scale, theta0):
             f"{jtu.tree_structure(theta0)}. Pass the same structure, or a scalar."
         )
     like = jtu.tree_map(
-        lambda s, t: jnp.broadcast_to(jnp.asarray(s, t.dtype), t.shape),
+        lambda s, t: jnp.broadcast_to(
+            jnp.asarray(as_native(s, "varpro(x_scale=...)"), t.dtype), t.shape
+        ),
         x_scale,
         theta0,
     )

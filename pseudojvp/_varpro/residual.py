@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Num, PyTree, Real
 
 from .._base.checks import check_solver
-from .._base.inexact import as_inexact
+from .._base.inexact import as_inexact, as_native
 from .._base.results import nan_after_failure
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
@@ -205,6 +205,7 @@ def check_theta(theta: PyTree[ArrayLike], caller: str) -> PyTree[Array]:
         )
 
     def check(leaf):
+        leaf = as_native(leaf, f"{caller}(theta=...)")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
