@@ -10,6 +10,7 @@ import scipy.sparse as sps
 from drop_in_cases import conditioned, matrix_of, random_array
 
 import pseudojvp as pj
+from pseudojvp._base.call import compiled, compiled_lazily
 
 
 SIZE = 6
@@ -179,6 +180,43 @@ def test_statistics_stay_those_of_a_fit_whose_arrays_are_overwritten_later(name)
     want = fit.statistics()
     given[name][...] = 7.0
     assert eqx.tree_equal(fit.statistics(), want)
+
+
+class _Scaled(eqx.Module):
+    """Decays that are doubled or halved for `True`, which is not the number 1."""
+
+    doubled: object
+
+    def __call__(self, rates, args):
+        times, halved = args
+        factor = (2.0 if self.doubled is True else 1.0) / (2.0 if halved is True else 1.0)
+        return factor * decays(rates, times)
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("place", ["basis", "args"])
+def test_fit_tells_a_flag_from_the_number_that_is_equal_to_it(place):
+    deviations = {}
+    for flag in (1, True, 1.0, True, 1):
+        flags = {"basis": 0, "args": 0, place: flag}
+        args = (TIMES, flags["args"])
+        fit = pj.varpro(_Scaled(flags["basis"]), DATA, START, args)
+        factor = {"basis": 2.0, "args": 0.5}[place] if flag is True else 1.0
+        np.testing.assert_allclose(fit.coefficients, AMPLITUDES / factor, rtol=1e-9)
+        np.testing.assert_allclose(fit.predict(args).value, DATA, rtol=1e-9)
+        errors = fit.statistics(absolute_sigma=True)
+        deviations[flag is True] = factor * errors.coefficient_standard_deviation
+    np.testing.assert_allclose(deviations[True], deviations[False], rtol=1e-9)
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("compile", [compiled, compiled_lazily])
+def test_compiled_function_tells_a_flag_from_the_number_that_is_equal_to_it(compile):
+    function = compile(lambda array, flag: (array if flag is True else 2 * array, flag))
+    for flag in (1, True, 1.0, True, 1):
+        array, got = function(jnp.ones(2), flag)
+        np.testing.assert_array_equal(array, np.ones(2) * (1 if flag is True else 2))
+        assert type(got) is type(flag)
 
 
 def test_operator_with_leaves_that_are_no_arrays():

@@ -53,6 +53,20 @@ def compiled(function: Callable) -> Callable:
     return call
 
 
+def compiled_lazily(function: Callable) -> Callable:
+    """As `equinox.filter_jit` for positional arguments, telling 1, 1.0 and True apart.
+
+    A call returns before all of it is computed.
+    """
+
+    def program(arrays, frame: _Frame):
+        return function(*frame.filled(arrays))
+
+    program.__name__ = program.__qualname__ = function.__name__
+    program = eqx.filter_jit(program)
+    return ft.wraps(function)(lambda *arguments: program(*_split(arguments)))
+
+
 @jtu.register_static
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Frame:
@@ -60,6 +74,11 @@ class _Frame:
 
     leaves: tuple[Any, ...]
     treedef: Any
+    # Python takes 1, 1.0 and True for equal, and they may mean different things.
+    types: tuple[type, ...] = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "types", tuple(map(type, self.leaves)))
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         leaves = arrays

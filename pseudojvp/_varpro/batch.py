@@ -11,6 +11,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
+from .._base.call import compiled_lazily
 from .._base.inexact import as_inexact
 from .._solver import PivotedQR
 from .failure import raise_if_failed
@@ -83,7 +84,7 @@ class VarProBatch(eqx.Module):
 
     def _fit(self, member) -> VarProFit:
         fields, data, weights, args = member
-        basis, offset, solver = eqxi.hashable_combine(self._arrays, self._functions)
+        basis, offset, solver = eqxi.hashable_combine(self._arrays, self._functions[0])
         weights = self._weights.of(weights)
         elimination, observations, _ = prepare(
             "varpro_batch", basis, data, weights, offset, solver, "exact"
@@ -213,7 +214,7 @@ def varpro_batch(
     fields = _fit_all(
         basis, data, starts, weighting, arguments, keywords, batch_size, progress
     )
-    arrays, functions = eqxi.hashable_partition((basis, offset, solver), eqx.is_array)
+    arrays, functions = context_of((basis, offset, solver))
     fits = VarProBatch(
         *fields,
         _data=data,
@@ -226,7 +227,7 @@ def varpro_batch(
     return raise_if_failed(fits) if throw else fits
 
 
-@eqx.filter_jit
+@compiled_lazily
 def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, progress):
     def member(inputs):
         data, theta0, weights, args = inputs
@@ -239,7 +240,7 @@ def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, pr
     return _in_chunks(member, inputs, batch_size, ChunkBar() if progress else None)
 
 
-@eqx.filter_jit
+@compiled_lazily
 def _map_fits(function: Callable, fits: VarProBatch):
     """`function` of the fit of each member."""
     member = lambda fields: function(fits._fit(fields))

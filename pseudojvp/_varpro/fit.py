@@ -12,6 +12,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
+from .._base.call import compiled_lazily
 from .._base.inexact import as_native
 from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
@@ -120,16 +121,16 @@ class VarProFit(eqx.Module):
         return _predict(self, errors, as_arrays(args), jnp.asarray(confidence), absolute)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
-        return eqxi.hashable_combine(self._arrays, self._functions)
+        return eqxi.hashable_combine(self._arrays, self._functions[0])
 
 
-@eqx.filter_jit
+@compiled_lazily
 def _statistics(fit: VarProFit, absolute) -> tuple[VarProStatistics, Errors]:
     errors = errors_of(fit, fit._context()).scaled(absolute)
     return statistics(fit, errors), errors
 
 
-@eqx.filter_jit
+@compiled_lazily
 def _predict(
     fit: VarProFit, errors: Errors, args, confidence, absolute
 ) -> VarProPrediction:
@@ -261,7 +262,7 @@ class _Options(eqx.Module):
     progress: bool
 
 
-@eqx.filter_jit
+@compiled_lazily
 def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
     """The public fields of the `VarProFit`."""
     flat, unravel = jfu.ravel_pytree(theta0)
@@ -323,9 +324,11 @@ def default_adjoint(throw: bool) -> PseudoinverseAdjoint:
     return PseudoinverseAdjoint(SVD(), throw)
 
 
-def context_of(context: tuple[Elimination, Any, Observations]):
+def context_of(context: tuple):
     """The last two fields of a `VarProFit`."""
-    return eqxi.hashable_partition(context, eqx.is_array)
+    arrays, functions = eqxi.hashable_partition(context, eqx.is_array)
+    # With the types, because Python takes 1, 1.0 and True for equal.
+    return arrays, (functions, tuple(map(type, functions[0])))
 
 
 def as_arrays(args: Any) -> Any:
