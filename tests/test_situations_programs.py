@@ -226,3 +226,18 @@ def test_gradient_of_a_batch_of_roots_beside_arguments_that_are_integers():
     truth = lambda targets: np.stack([_cube_root(target) for target in targets])
     at = np.array([[1.0, -2.0, 3.0], [0.5, 0.2, 2.0]])
     assert_right(roots, truth, at, compiled=eqx.filter_jit)
+
+
+@pytest.mark.default("LU*")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("solver", [LU, pj.PivotedQR(), pj.LSMR()], ids=repr)
+def test_each_call_has_the_precision_that_is_set_at_its_time(solver):
+    matrix, vector = matrix_of("general", 5, float), random_array((5,), float, 8)
+    total = lambda vector: jnp.sum(_solution(matrix, vector, solver))
+    want = np.linalg.solve(matrix, vector), np.linalg.solve(matrix.T, np.ones(5))
+    for wide in (True, False, True):
+        with jax.enable_x64(wide):
+            got = _solution(matrix, vector, solver), jax.grad(total)(jnp.asarray(vector))
+            for array, truth in zip(got, want, strict=True):
+                assert array.dtype == (np.float64 if wide else np.float32)
+                assert_close(array, truth, 1e-6 if wide else 1e-4)  # of the solver
