@@ -244,8 +244,7 @@ def varpro(
     args = as_arrays(args)
     closed = elimination.closed(theta0, args)
     fields = _fit(closed, args, observations, at_least_single(theta0), scale, options)
-    given = jnp.asarray(as_native(data, "varpro(data=...)"))
-    fields = _as_given(fields, theta0, given.dtype)
+    fields = _as_given(fields, theta0, np.dtype(getattr(data, "dtype", float)))
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
     arrays, functions = context_of((elimination, args, observations))
