@@ -24,8 +24,8 @@ def compiled(function: Callable) -> Callable:
     computed, so that a run-time error is raised by the call itself.
     """
 
-    def program(frame: _Frame, *arrays):
-        arrays, frame = _split(function(*frame.filled(arrays)))
+    def program(frame: Frame, *arrays):
+        arrays, frame = split(function(*frame.filled(arrays)))
         # The marker is computed even where all else is handed through.
         return jnp.array(0), arrays, frame
 
@@ -35,7 +35,7 @@ def compiled(function: Callable) -> Callable:
 
     @ft.wraps(function)
     def call(*arguments):
-        arrays, frame = _split(arguments)
+        arrays, frame = split(arguments)
         arrays = [
             as_native(a, caller) if isinstance(a, np.ndarray) else a for a in arrays
         ]
@@ -59,17 +59,17 @@ def compiled_lazily(function: Callable) -> Callable:
     A call returns before all of it is computed.
     """
 
-    def program(arrays, frame: _Frame):
+    def program(arrays, frame: Frame):
         return function(*frame.filled(arrays))
 
     program.__name__ = program.__qualname__ = function.__name__
     program = eqx.filter_jit(program)
-    return ft.wraps(function)(lambda *arguments: program(*_split(arguments)))
+    return ft.wraps(function)(lambda *arguments: program(*split(arguments)))
 
 
 @jtu.register_static
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Frame:
+class Frame:
     """A tree without its arrays, in whose places `leaves` has `None`."""
 
     leaves: tuple[Any, ...]
@@ -80,6 +80,11 @@ class _Frame:
     def __post_init__(self):
         object.__setattr__(self, "types", tuple(map(type, self.leaves)))
 
+    def __reduce__(self):
+        # By the tree: a copied treedef does not fit modules of Equinox.
+        leaves = [_Place if leaf is None else leaf for leaf in self.leaves]
+        return _framed, (self.treedef.unflatten(leaves),)
+
     def filled(self, arrays: Sequence[Any]) -> Any:
         leaves = arrays
         if len(arrays) < len(self.leaves):
@@ -88,7 +93,16 @@ class _Frame:
         return self.treedef.unflatten(leaves)
 
 
-def _split(tree: Any) -> tuple[list[Any], _Frame]:
+class _Place:
+    """Stands, itself, for an array in a tree that is pickled."""
+
+
+def _framed(tree: Any) -> Frame:
+    leaves, treedef = jtu.tree_flatten(tree)
+    return Frame(tuple(None if leaf is _Place else leaf for leaf in leaves), treedef)
+
+
+def split(tree: Any) -> tuple[list[Any], Frame]:
     """The arrays of a tree, and the rest of it."""
     leaves, treedef = jtu.tree_flatten(tree)
     arrays, rest = [], []
@@ -97,7 +111,7 @@ def _split(tree: Any) -> tuple[list[Any], _Frame]:
             arrays.append(leaf)
             leaf = None
         rest.append(leaf)
-    return arrays, _Frame(tuple(rest), treedef)
+    return arrays, Frame(tuple(rest), treedef)
 
 
 @eqx.filter_jit

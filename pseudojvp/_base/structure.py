@@ -25,6 +25,10 @@ class Structure:
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         return cls(treedef, shapes, tuple(np.dtype(leaf.dtype) for leaf in leaves))
 
+    def __reduce__(self):
+        # By a tree: a copied treedef does not fit modules of Equinox.
+        return Structure.of, (self.as_tree(),)
+
     @property
     def size(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes)

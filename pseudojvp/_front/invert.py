@@ -1,11 +1,24 @@
 from typing import Any
 
+import equinox as eqx
 import lineax as lx
+from jaxtyping import Array, PyTree
 
+from .._base.call import Frame, split
 from .._base.checks import check_solver
 from .._operator import as_operator, Matrix
 from .._solver import AutoLinearSolver
 from .factorise import factorise
+
+
+class _Inverse(eqx.Module):
+    """`solve` of a `Factorised`, of which only the arrays are leaves."""
+
+    arrays: list[Array]
+    rest: Frame
+
+    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
+        return self.rest.filled(self.arrays).solve(vector)
 
 
 def invert(
@@ -34,10 +47,6 @@ def invert(
     operator = as_operator(operator, "invert")
     check_solver(solver, "invert")
     factorised = factorise(operator, solver, options=options, throw=throw)
-
-    def inverse(vector):  # and not the method, of which lineax would transpose all arrays
-        return factorised.solve(vector)
-
     inherited = {
         lx.symmetric_tag: lx.is_symmetric,
         lx.diagonal_tag: lx.is_diagonal,
@@ -50,4 +59,10 @@ def invert(
     triangular = {lx.diagonal_tag, lx.lower_triangular_tag, lx.upper_triangular_tag}
     if lx.has_unit_diagonal(operator) and tags & triangular:
         tags.add(lx.unit_diagonal_tag)
-    return lx.FunctionLinearOperator(inverse, operator.out_structure(), frozenset(tags))
+    # Not as a jaxpr, which could not be pickled.
+    return lx.FunctionLinearOperator(
+        _Inverse(*split(factorised)),
+        operator.out_structure(),
+        frozenset(tags),
+        closure_convert=False,
+    )

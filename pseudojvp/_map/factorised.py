@@ -194,9 +194,9 @@ class Factorised(eqx.Module):
 
 
 def _is_state(state, solver, operator, options) -> bool:
-    """Whether `state` can be of `solver`, and not of its counterpart in lineax."""
+    """Whether `state` is of `solver`, and not of its counterpart in lineax."""
     structure = eqx.filter_eval_shape(solver.init, operator, options)
-    return jtu.tree_structure(state) == jtu.tree_structure(structure)
+    return type(state) is type(structure)
 
 
 def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:

@@ -62,7 +62,7 @@ class Problem(eqx.Module):
     def create(cls, operator, state, options, solver) -> "Problem":
         if isinstance(solver, AutoLinearSolver):
             check_options(solver, options)
-            solver, state = state.solver.value, state.state
+            solver, state = state.solver, state.state
         wide = operator.in_size() > operator.out_size()
         if isinstance(solver, QR | CholeskyQR):  # or the factors of a square A are A^H's
             wide = state.wide.value

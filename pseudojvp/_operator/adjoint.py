@@ -1,3 +1,5 @@
+import copyreg
+
 import lineax as lx
 
 from .._base.structure import Structure
@@ -7,8 +9,15 @@ class _HermitianTag:
     def __repr__(self):
         return "hermitian_tag"
 
+    def __reduce__(self):
+        return "hermitian_tag"
+
 
 hermitian_tag = _HermitianTag()
+
+# A tag is known by its identity, so that a copy would be none: a tag is pickled and
+# copied as the name that it has, as `hermitian_tag` is.
+copyreg.pickle(type(lx.symmetric_tag), repr)
 
 
 def is_complex(operator: lx.AbstractLinearOperator) -> bool:

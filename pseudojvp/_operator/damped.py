@@ -54,4 +54,7 @@ def damped(operator: Any, damp: Any) -> lx.FunctionLinearOperator:
         )
     if jnp.iscomplexobj(damp):
         raise TypeError("`damped(damp=...)` got a complex number. Pass a real one.")
-    return lx.FunctionLinearOperator(_Damped(operator, damp), operator.in_structure())
+    # Not as a jaxpr, which could not be pickled.
+    return lx.FunctionLinearOperator(
+        _Damped(operator, damp), operator.in_structure(), closure_convert=False
+    )

@@ -2,7 +2,6 @@ from collections.abc import Collection
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
@@ -29,7 +28,7 @@ DENSE_ENTRIES = 1_000_000
 
 
 class AutoState(eqx.Module):
-    solver: eqxi.Static
+    solver: lx.AbstractLinearSolver = eqx.field(static=True)
     state: PyTree[Any]
 
 
@@ -90,20 +89,20 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     ) -> AutoState:
         check_options(self, options)
         solver = self.select_solver(operator)
-        return AutoState(eqxi.Static(solver), solver.init(operator, options))
+        return AutoState(solver, solver.init(operator, options))
 
     def compute(
         self, state: AutoState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         check_options(self, options)
-        return state.solver.value.compute(state.state, vector, options)
+        return state.solver.compute(state.state, vector, options)
 
     def transpose(self, state: AutoState, options: dict[str, Any]):
-        transposed, options = state.solver.value.transpose(state.state, options)
+        transposed, options = state.solver.transpose(state.state, options)
         return AutoState(state.solver, transposed), options
 
     def conj(self, state: AutoState, options: dict[str, Any]):
-        conjugated, options = state.solver.value.conj(state.state, options)
+        conjugated, options = state.solver.conj(state.state, options)
         return AutoState(state.solver, conjugated), options
 
     def assume_full_rank(self) -> bool:

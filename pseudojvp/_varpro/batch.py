@@ -2,7 +2,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
@@ -11,11 +10,11 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
-from .._base.call import compiled_lazily
+from .._base.call import compiled_lazily, Frame, split
 from .._base.inexact import as_inexact
 from .._solver import PivotedQR
 from .failure import raise_if_failed
-from .fit import as_arrays, context_of, default_adjoint, varpro, VarProFit
+from .fit import as_arrays, default_adjoint, varpro, VarProFit
 from .progress import ChunkBar
 from .residual import check_theta, prepare
 from .statistics import VarProPrediction, VarProStatistics
@@ -40,8 +39,8 @@ class VarProBatch(eqx.Module):
     _weights: "_Batched"
     _args: "_Batched"
     # Basis, offset and solver: functions as static parts, as in `VarProFit`.
-    _arrays: tuple[Array | None, ...]
-    _functions: Any = eqx.field(static=True)
+    _arrays: list[Array]
+    _functions: Frame
     _batch_size: int = eqx.field(static=True)
 
     def __getitem__(self, index: int) -> VarProFit:
@@ -84,13 +83,12 @@ class VarProBatch(eqx.Module):
 
     def _fit(self, member) -> VarProFit:
         fields, data, weights, args = member
-        basis, offset, solver = eqxi.hashable_combine(self._arrays, self._functions[0])
+        basis, offset, solver = self._functions.filled(self._arrays)
         weights = self._weights.of(weights)
         elimination, observations, _ = prepare(
             "varpro_batch", basis, data, weights, offset, solver, "exact"
         )
-        context = (elimination, self._args.of(args), observations)
-        arrays, functions = context_of(context)
+        arrays, functions = split((elimination, self._args.of(args), observations))
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
 
 
@@ -214,7 +212,7 @@ def varpro_batch(
     fields = _fit_all(
         basis, data, starts, weighting, arguments, keywords, batch_size, progress
     )
-    arrays, functions = context_of((basis, offset, solver))
+    arrays, functions = split((basis, offset, solver))
     fits = VarProBatch(
         *fields,
         _data=data,

@@ -12,7 +12,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
-from .._base.call import compiled_lazily
+from .._base.call import compiled_lazily, Frame, split
 from .._base.inexact import as_native
 from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
@@ -59,8 +59,8 @@ class VarProFit(eqx.Module):
     stats: dict[str, Any]
     # Elimination, args and observations: functions as static parts, so that a fit can
     # come out of `jax.vmap` and `jax.jit`.
-    _arrays: tuple[Array | None, ...]
-    _functions: Any = eqx.field(static=True)
+    _arrays: list[Array]
+    _functions: Frame
 
     def statistics(self, *, absolute_sigma: bool = False) -> VarProStatistics:
         """Returns covariances of θ and c by linear propagation of the errors of `data`.
@@ -121,7 +121,7 @@ class VarProFit(eqx.Module):
         return _predict(self, errors, as_arrays(args), jnp.asarray(confidence), absolute)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
-        return eqxi.hashable_combine(self._arrays, self._functions[0])
+        return self._functions.filled(self._arrays)
 
 
 @compiled_lazily
@@ -247,7 +247,7 @@ def varpro(
     fields = _as_given(fields, theta0, np.dtype(getattr(data, "dtype", float)))
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
-    arrays, functions = context_of((elimination, args, observations))
+    arrays, functions = split((elimination, args, observations))
     fit = VarProFit(*fields, _arrays=arrays, _functions=functions)
     return raise_if_failed(fit) if throw else fit
 
@@ -321,13 +321,6 @@ def _as_given(fields: tuple, theta0, dtype) -> tuple:
 def default_adjoint(throw: bool) -> PseudoinverseAdjoint:
     # The smallest program for a symmetric matrix of a few parameters and any rank.
     return PseudoinverseAdjoint(SVD(), throw)
-
-
-def context_of(context: tuple):
-    """The last two fields of a `VarProFit`."""
-    arrays, functions = eqxi.hashable_partition(context, eqx.is_array)
-    # With the types, because Python takes 1, 1.0 and True for equal.
-    return arrays, (functions, tuple(map(type, functions[0])))
 
 
 def as_arrays(args: Any) -> Any:
