@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -11,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Real
 
 from .._base.call import compiled
 from .._base.checks import check_solver
+from .._base.host import raise_if
 from .._base.inexact import as_inexact
 from .._base.tree import one_or_nan
 from .._map.factorised import Factorised
@@ -177,7 +177,7 @@ def _solve_columns(
 def _nonzero(damp: Real[Array, ""], throw: bool) -> Real[Array, ""]:
     """`damp`; for zero an error, or NaN, which fails the solve and its derivatives."""
     if throw:
-        damp = eqx.error_if(damp, damp == 0, _ZERO_DAMP)
+        damp = raise_if(damp, damp == 0, 0, [_ZERO_DAMP])
     return damp * one_or_nan(damp != 0).astype(damp.dtype)
 
 

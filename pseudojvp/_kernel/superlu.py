@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int, Real
 
+from .._base.host import called_on_host
 from .._base.optional import import_late
 from .condition import PROBES, random_signs
 
@@ -22,6 +23,12 @@ _EPS = float(np.finfo(np.float64).eps)
 # The newest factors are kept, and older ones up to this many bytes together.
 _KEPT_BYTES = 2**29
 _BYTES_OF_ANY = 2**12
+
+
+_NOT_EXPORTED = (
+    "`jax.export` cannot serialise `SparseLU()`, which factorises by a call of the host. "
+    "Use an iterative solver, or a dense one."
+)
 
 
 def solve_sparse(
@@ -48,6 +55,7 @@ def solve_sparse(
         jax.ShapeDtypeStruct((), real),
     )
     solve = _ON_HOST[transposed]
+    row = called_on_host(row, _NOT_EXPORTED)
     # Each batch is an axis in front: of length one for an array that does not have it.
     return jax.pure_callback(
         solve, shapes, row, col, data, vector, vmap_method="expand_dims"

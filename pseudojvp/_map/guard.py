@@ -17,6 +17,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PyTree
 
+from .._base.host import raise_if
 from .._base.results import nan_after_failure
 from .._base.structure import Structure
 from .._base.tree import all_finite, nan_unless, tree_sub
@@ -107,7 +108,7 @@ class Guard(eqx.Module):
         """
         one = jnp.ones((), jnp.float32)
         messages = _Messages.of(problem, stats, derivative=self.derivative)
-        one = eqx.branched_error_if(one, told != 0, told, messages)
+        one = raise_if(one, told != 0, told, messages)
         return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import PyTree
 
+from .._base.host import raise_if
+
 
 def result_of(
     result: optx.RESULTS, eliminated: lx.RESULTS, sound, sound_input
@@ -38,7 +40,7 @@ def raise_if_failed(fit: PyTree) -> PyTree:
         return fit  # as it is: a compiled check would copy all of the data
     failed, worst = code != successful, jnp.max(code)  # of a batch, one message
     one = jnp.ones((), jnp.float32)
-    one = eqx.branched_error_if(one, jnp.any(failed), worst, _Messages())
+    one = raise_if(one, jnp.any(failed), worst, _Messages())
     told = fit.theta, fit.coefficients, fit.residual, fit.cost
     told = jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), told)
     return eqx.tree_at(

@@ -3,6 +3,7 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax.core
 import jax.flatten_util as jfu
 import jax.lax as lax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
 from .._base.call import compiled_lazily, Frame, split
+from .._base.host import raise_if
 from .._base.inexact import as_native
 from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
@@ -236,7 +238,7 @@ def varpro(
     )
     theta0 = check_theta(theta0, "varpro")
     _check_types(optimiser, adjoint, max_steps)
-    scale = _check_scale(x_scale, theta0)
+    scale = _check_scale(x_scale, theta0, throw)
     if adjoint is None:
         adjoint = default_adjoint(throw)
     vector = np.ndim(data) == 1
@@ -350,7 +352,7 @@ def _check_types(optimiser, adjoint, max_steps) -> None:
         raise ValueError(f"`varpro(max_steps=...)` got {max_steps!r}. Pass 1 or more.")
 
 
-def _check_scale(x_scale, theta0):
+def _check_scale(x_scale, theta0, throw: bool):
     if x_scale is None:
         return None
     flat, _ = jfu.ravel_pytree(theta0)
@@ -370,11 +372,11 @@ def _check_scale(x_scale, theta0):
         theta0,
     )
     scale, _ = jfu.ravel_pytree(like)
-    return eqx.error_if(
-        scale.astype(flat.dtype),
-        jnp.any(~(scale > 0)),
-        "`varpro(x_scale=...)` got a number that is not positive.",
-    )
+    scale = scale.astype(flat.dtype)
+    if not throw and isinstance(scale, jax.core.Tracer):
+        return jnp.where(scale > 0, scale, jnp.nan)  # and so is the result
+    message = "`varpro(x_scale=...)` got a number that is not positive."
+    return raise_if(scale, jnp.any(~(scale > 0)), 0, [message])
 
 
 def _check_counts(data: Array, coefficients: int, parameters: int) -> None:
