@@ -1,5 +1,6 @@
 import copyreg
 
+import jax.numpy as jnp
 import lineax as lx
 
 from .._base.structure import Structure
@@ -32,10 +33,19 @@ def adjoint(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
 
 def is_hermitian(operator: lx.AbstractLinearOperator) -> bool:
     """By its tags, or those of its parts."""
-    tags = getattr(operator, "tags", frozenset())
-    return (
-        hermitian_tag in tags
+    if isinstance(operator, lx.MulLinearOperator | lx.DivLinearOperator):
+        real = not jnp.iscomplexobj(operator.scalar)
+        return real and is_hermitian(operator.operator)
+    known = (
+        hermitian_tag in getattr(operator, "tags", frozenset())
         or lx.is_positive_semidefinite(operator)
         or lx.is_negative_semidefinite(operator)
         or (lx.is_symmetric(operator) and not is_complex(operator))
     )
+    if known:
+        return True
+    if isinstance(operator, lx.NegLinearOperator | lx.TaggedLinearOperator):
+        return is_hermitian(operator.operator)
+    if isinstance(operator, lx.AddLinearOperator):
+        return is_hermitian(operator.operator1) and is_hermitian(operator.operator2)
+    return False

@@ -7,6 +7,7 @@ from jaxtyping import Array, Shaped
 
 from .._base.inexact import as_inexact
 from .sparse import is_sparse, SparseLinearOperator
+from .tags import with_known_tags
 
 
 @runtime_checkable
@@ -24,9 +25,10 @@ Matrix = Shaped[Array | np.ndarray, "rows cols"] | SparseMatrix
 def with_known_pattern(operator: Any, caller: str) -> Any:
     """A sparse matrix as an operator, any other as what `jax.jit` takes.
 
-    To be called outside of `jit`, where the indices of a sparse matrix are known.
+    To be called outside of `jit`, where the indices of a sparse matrix are known, and the
+    numbers that an operator is multiplied with.
     """
-    if isinstance(operator, lx.AbstractLinearOperator) or is_array(operator):
+    if is_array(operator):
         return operator
     if isinstance(operator, np.ndarray):
         return as_inexact(operator, f"{caller}(operator=...)")
@@ -38,6 +40,8 @@ def as_operator(
 ) -> lx.AbstractLinearOperator:
     """Returns `operator` as a lineax operator: a matrix is wrapped, an operator kept.
 
+    A multiple or a sum gets the tags of definiteness that lineax drops.
+
     **Arguments:**
 
     - `operator`: a `lineax.AbstractLinearOperator`; an array of shape `(rows, cols)`; or
@@ -48,7 +52,7 @@ def as_operator(
     **Raises:** `ValueError` if an array is not 2-D, `TypeError` for anything else.
     """
     if isinstance(operator, lx.AbstractLinearOperator):
-        return operator
+        return with_known_tags(operator)
     if is_sparse(operator):
         return SparseLinearOperator(operator)
     if not (is_array(operator) or isinstance(operator, np.ndarray)):

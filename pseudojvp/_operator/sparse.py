@@ -3,7 +3,7 @@
 import math
 import operator as _operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +18,7 @@ from .._base.inexact import as_inexact, as_native
 from .._base.tree import one_or_nan
 from .sparse_product import rows_face
 from .sparsity import create_sparsity, Sparsity
+from .tags import as_scalar, tags_of_multiple
 
 
 class SparseLinearOperator(lx.AbstractLinearOperator):
@@ -41,6 +42,9 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
     - `tags`: what is known of the matrix, as for `lineax.MatrixLinearOperator`. Defaults
         to none. That a square matrix is diagonal, tridiagonal or triangular is seen from
         the indices, unless they are traced.
+
+    Multiples (`2.0 * A`, `A / 2.0`, `-A`) are sparse again and keep the tags that hold
+    for them, of definiteness where the sign of the number is known: not if it is traced.
 
     The fields are `data`, in the order given, and `sparsity`, with `row`, `col` and
     `shape`.
@@ -103,6 +107,26 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
     def transpose(self) -> "SparseLinearOperator":
         transposed = self.data, self.sparsity.transpose()
         return SparseLinearOperator(transposed, lx.transpose_tags(self.tags))
+
+    def __mul__(self, other: Any) -> "SparseLinearOperator":
+        return self._multiple(_operator.mul, other)
+
+    def __truediv__(self, other: Any) -> "SparseLinearOperator":
+        return self._multiple(_operator.truediv, other)
+
+    def __neg__(self) -> "SparseLinearOperator":
+        return self._multiple(_operator.mul, -1)
+
+    def _multiple(self, operation: Callable, number: Any) -> "SparseLinearOperator":
+        """In the dtype of A, but complex if the number is."""
+        scalar = as_scalar(number, "SparseLinearOperator")
+        of_complex = jnp.iscomplexobj(self.data)
+        if of_complex or not jnp.iscomplexobj(scalar):
+            scalar = scalar.astype(self.data.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            data = operation(jnp.asarray(self.data), scalar)
+        tags = tags_of_multiple(self.tags, number, of_complex=of_complex)
+        return SparseLinearOperator((data, self.sparsity), tags)
 
     def largest_entries(self) -> Real[Array, " cols"]:
         """The largest absolute value of each column, those in one place apart."""

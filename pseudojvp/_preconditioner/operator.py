@@ -1,5 +1,6 @@
 import abc
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jaxtyping import Array, Inexact, PyTree
 from .._base.structure import Structure
 from .._base.tree import stop_gradient
 from .._operator import as_operator, SparseLinearOperator
+from .._operator.tags import advice, as_scalar, tags_of_multiple
 
 
 class AbstractPreconditioner(lx.AbstractLinearOperator):
@@ -40,6 +42,18 @@ class AbstractPreconditioner(lx.AbstractLinearOperator):
         dtype = jax.eval_shape(self.structure.ravel, self.in_structure()).dtype
         identity = jnp.eye(self.structure.size, dtype=dtype)
         return jax.vmap(self.apply, in_axes=1, out_axes=1)(identity)
+
+    def __mul__(self, other: Any) -> lx.TaggedLinearOperator:
+        return self._multiple(lx.MulLinearOperator, other)
+
+    def __truediv__(self, other: Any) -> lx.TaggedLinearOperator:
+        return self._multiple(lx.DivLinearOperator, other)
+
+    def _multiple(self, kind: Callable, number: Any) -> lx.TaggedLinearOperator:
+        multiple = kind(self, as_scalar(number, type(self).__name__))
+        of_complex = self.structure.is_complex
+        tags = tags_of_multiple(self.tags, number, of_complex=of_complex)
+        return lx.TaggedLinearOperator(multiple, tags)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         return self.structure.as_tree()
@@ -107,6 +121,7 @@ def check_definite(operator: lx.AbstractLinearOperator, caller: str) -> None:
             f"`{caller}(operator=...)` needs a positive semidefinite operator. Tag it "
             "with `lineax.positive_semidefinite_tag` if it is; pass `-operator` if it is "
             "negative semidefinite."
+            + advice(operator, "lineax.positive_semidefinite_tag")
         )
 
 

@@ -13,6 +13,7 @@ from ..._base.order import after_in_batch
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
 from ..._operator.matrix import as_dense, has_functions, is_narrow, matrix_of
 from ..._operator.sparse import SparseLinearOperator, untagged
+from ..._operator.tags import advice
 from ..factorisation import AbstractFactorisation
 from ..state import conjugated, structures_of, swapped
 
@@ -94,13 +95,18 @@ class AbstractDirectSolver(AbstractFactorisation[DirectState]):
 
 
 def check_tagged(
-    solver: AbstractDirectSolver, tagged: bool, kind: str, *tags: str
+    solver: AbstractDirectSolver,
+    operator: lx.AbstractLinearOperator,
+    tagged: bool,
+    kind: str,
+    *tags: str,
 ) -> None:
     if not tagged:
         named = " or ".join(f"`lineax.{tag}`" for tag in tags)
         raise ValueError(
             f"`{type(solver).__name__}` may only be used for {kind} linear operators, "
             f"and `operator` is not tagged as such. Tag it with {named}, or use `LU()`."
+            + advice(operator, f"lineax.{tags[0]}")
         )
 
 

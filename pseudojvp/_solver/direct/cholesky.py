@@ -32,7 +32,7 @@ class Cholesky(AbstractDirectSolver):
         negative = lx.is_negative_semidefinite(operator)
         tagged = negative or lx.is_positive_semidefinite(operator)
         kind = "positive or negative definite"
-        check_tagged(self, tagged, kind, "positive_semidefinite_tag")
+        check_tagged(self, operator, tagged, kind, "positive_semidefinite_tag")
         matrix = matrix_of(operator)
         factor = jsl.cholesky(-matrix if negative else matrix)
         return (factor, eqxi.Static(negative))

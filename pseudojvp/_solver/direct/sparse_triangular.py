@@ -49,7 +49,7 @@ class SparseTriangular(AbstractDirectSolver):
         lower = lx.is_lower_triangular(operator)
         tags = "lower_triangular_tag", "upper_triangular_tag"
         triangular = lower or lx.is_upper_triangular(operator)
-        check_tagged(self, triangular, "triangular", *tags)
+        check_tagged(self, operator, triangular, "triangular", *tags)
         diagonal = lx.diagonal(sparse)
         if lx.has_unit_diagonal(operator):
             diagonal = jnp.ones_like(diagonal)

@@ -29,7 +29,7 @@ class Triangular(AbstractDirectSolver):
         lower = lx.is_lower_triangular(operator)
         tagged = lower or lx.is_upper_triangular(operator)
         tags = "lower_triangular_tag", "upper_triangular_tag"
-        check_tagged(self, tagged, "triangular", *tags)
+        check_tagged(self, operator, tagged, "triangular", *tags)
         unit = lx.has_unit_diagonal(operator)
         matrix = matrix_of(operator)
         return (matrix, eqxi.Static(lower), eqxi.Static(unit))

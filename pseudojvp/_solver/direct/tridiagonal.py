@@ -27,7 +27,7 @@ class Tridiagonal(AbstractDirectSolver):
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         tagged = lx.is_tridiagonal(operator)
-        check_tagged(self, tagged, "tridiagonal", "tridiagonal_tag")
+        check_tagged(self, operator, tagged, "tridiagonal", "tridiagonal_tag")
         return lx.tridiagonal(operator)
 
     def solve_columns(

@@ -14,6 +14,7 @@ from ..._base.results import first_failure
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
 from ..._kernel.norms import two_norm
+from ..._operator.tags import advice
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
@@ -152,6 +153,7 @@ class CG(AbstractKrylovSolver):
                 "`CG()` may only be used for positive or negative definite linear "
                 "operators, and `operator` is tagged as neither. Tag it with "
                 "`lineax.positive_semidefinite_tag`, or use `Normal(CG(...))`."
+                + advice(operator, "lineax.positive_semidefinite_tag")
             )
         state = KrylovState.create(operator)
         scale = -state.scale if negative else state.scale
@@ -181,6 +183,7 @@ class CG(AbstractKrylovSolver):
             raise ValueError(
                 "The preconditioner must be positive definite: tag the preconditioner "
                 "of `CG` with `lineax.positive_semidefinite_tag`."
+                + advice(preconditioner, "lineax.positive_semidefinite_tag")
             )
         if self.well_posed:
             system = flat_system(self, state, vector, options)

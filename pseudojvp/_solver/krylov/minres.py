@@ -12,6 +12,7 @@ from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
 from ..._operator.adjoint import is_hermitian
+from ..._operator.tags import advice
 from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
@@ -178,6 +179,7 @@ class MINRES(AbstractKrylovSolver):
                 "`MINRES()` may only be used for symmetric or Hermitian operators, and "
                 "`operator` is tagged as neither. Tag it with `lineax.symmetric_tag` (if "
                 "complex, with `pseudojvp.hermitian_tag`), or use `GMRES()` or `LSMR()`."
+                + advice(operator, "lineax.symmetric_tag")
             )
         return KrylovState.create(operator)
 
@@ -193,6 +195,7 @@ class MINRES(AbstractKrylovSolver):
             raise ValueError(
                 "The preconditioner must be positive definite: tag the preconditioner "
                 "of `MINRES` with `lineax.positive_semidefinite_tag`."
+                + advice(preconditioner, "lineax.positive_semidefinite_tag")
             )
         if not self.well_posed and (preconditioner is not None or "y0" in options):
             raise ValueError(_not_well_posed_message)
