@@ -26,6 +26,7 @@ from ._solver import (
     CG as CG,
     Cholesky as Cholesky,
     CholeskyQR as CholeskyQR,
+    FunctionSolver as FunctionSolver,
     GMRES as GMRES,
     LSMR as LSMR,
     LU as LU,

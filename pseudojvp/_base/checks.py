@@ -29,7 +29,8 @@ def check_solver(solver: Any, caller: str) -> None:
     if not isinstance(solver, lx.AbstractLinearSolver):
         raise TypeError(
             f"`{caller}(solver=...)` got {solver!r}. Pass an instance of a solver, as in "
-            f"`{caller}(..., solver=QR())`."
+            f"`{caller}(..., solver=QR())`, or `FunctionSolver(solve)` for a function "
+            "`solve(A, b)` of your own."
         )
 
 

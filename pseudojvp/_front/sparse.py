@@ -1,6 +1,7 @@
 """`sparse_solve` and `sparse_lstsq`: gradients on the pattern of the matrix."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,7 +18,13 @@ from .._map.factorised import Factorised
 from .._operator import SparseLinearOperator
 from .._operator.damped import damped
 from .._operator.sparse import is_sparse
-from .._solver import LSMR, TransposePair
+from .._solver import (
+    AbstractKrylovSolver,
+    FunctionSolver,
+    is_function,
+    LSMR,
+    TransposePair,
+)
 from .._solver.auto import default_solver
 
 
@@ -30,9 +37,11 @@ _ZERO_DAMP = (
 def sparse_solve(
     A: SparseLinearOperator | Any,
     B: Inexact[ArrayLike, "n *k"],
-    solver: lx.AbstractLinearSolver | None = None,
-    transpose_solver: lx.AbstractLinearSolver | None = None,
+    solver: lx.AbstractLinearSolver | Callable | None = None,
+    transpose_solver: lx.AbstractLinearSolver | Callable | None = None,
     *,
+    rtol: Real[ArrayLike, ""] | None = None,
+    atol: Real[ArrayLike, ""] | None = None,
     options: dict[str, Any] | None = None,
     tags: object | frozenset[object] = frozenset(),
     throw: bool = True,
@@ -50,13 +59,18 @@ def sparse_solve(
         others are at each call.
     - `B`: `(n,)`, or `(n, k)` for k right-hand sides, which run in one loop, each until
         it has converged. Of the dtype of A.
-    - `solver`: any solver that [`pseudojvp.linear_solve`][] takes. Defaults to `None`,
-        the choice of `AutoLinearSolver(well_posed=True)`: by the pattern and the tags, as
-        a dense matrix up to a million entries, zeros counted, and by products with A and
-        Aᵀ above, to a relative residual of 1e-10, in less than double precision 1e-5.
-        With `options`, always by products.
+    - `solver`: any solver that [`pseudojvp.linear_solve`][] takes, or a function
+        `solve(A, b)` that returns x, which becomes a [`pseudojvp.FunctionSolver`][].
+        Defaults to `None`, the choice of `AutoLinearSolver(well_posed=True)`: by the
+        pattern and the tags, as a dense matrix up to a million entries, zeros counted,
+        and by products with A and Aᵀ above, to a relative residual of 1e-10, in less than
+        double precision 1e-5. With `options`, always by products.
     - `transpose_solver`: another solver for Aᵀ, in derivatives. Defaults to `None`,
         `solver`.
+    - `rtol`, `atol`: `≥ 0`, the tolerances of the default solver where it is an iterative
+        one, and of the look at what a function returned: |b − A x| ≤ atol + rtol |b|, in
+        derivatives with `rtol` of their right-hand sides alone. A direct solver goes to
+        rounding. Default to `None`, those of the solver. A solver has its own.
     - `options`: run-time options of the solver, such as `{"preconditioner": P}` or
         `{"y0": first_guess}`. The adjoint solve gets Pᵀ. Defaults to none.
     - `tags`: what is known of A, such as `lineax.symmetric_tag`, beside the tags of an
@@ -72,8 +86,9 @@ def sparse_solve(
     `MINRES()`, which allows a singular A).
 
     **Raises:** `TypeError` for a dense A, or dtypes of A and B that differ; `ValueError`
-    for shapes that do not fit, for indices out of range, and what the solver raises for
-    an operator that it cannot take; a run-time error as `throw` says.
+    for shapes that do not fit, for indices out of range, for `rtol` or `atol` beside a
+    solver, and what the solver raises for an operator that it cannot take; a run-time
+    error as `throw` says.
 
     **Sources:** Giles, *Collected matrix derivative results* (2008), section 2.3.1.
     """
@@ -85,11 +100,13 @@ def sparse_solve(
         )
     columns = _right_hand_side(operator, B, "sparse_solve")
     options = {} if options is None else options
+    tolerances = _tolerances("sparse_solve", rtol=rtol, atol=atol)
     if solver is None:
-        solver = default_solver(operator, True, options)
-    check_solver(solver, "sparse_solve")
+        solver = _with_tolerances(default_solver(operator, True, options), tolerances)
+    else:
+        solver = _as_solver(solver, tolerances, True, "sparse_solve")
     if transpose_solver is not None:
-        check_solver(transpose_solver, "sparse_solve")
+        transpose_solver = _as_solver(transpose_solver, tolerances, True, "sparse_solve")
         solver = TransposePair(solver, transpose_solver)
     return _solve_columns(operator, columns, solver, options, throw, None)
 
@@ -97,9 +114,11 @@ def sparse_solve(
 def sparse_lstsq(
     A: SparseLinearOperator | Any,
     B: Inexact[ArrayLike, "m *k"],
-    solver: lx.AbstractLinearSolver | None = None,
+    solver: lx.AbstractLinearSolver | Callable | None = None,
     *,
     damp: Real[ArrayLike, ""] | None = None,
+    rtol: Real[ArrayLike, ""] | None = None,
+    atol: Real[ArrayLike, ""] | None = None,
     options: dict[str, Any] | None = None,
     tags: object | frozenset[object] = frozenset(),
     throw: bool = True,
@@ -115,13 +134,15 @@ def sparse_lstsq(
     - `A`: `(m, n)`, as for [`pseudojvp.sparse_solve`][].
     - `B`: `(m,)` or `(m, k)`, of the dtype of A.
     - `solver`: any solver of rectangular operators that [`pseudojvp.linear_solve`][]
-        takes; it gets the operator [A; damp I] where `damp` is given. Defaults to `None`,
-        the choice of `AutoLinearSolver(well_posed=False)` without `damp`, which has no
-        use for `options`; with it `LSMR(well_posed=True)`.
+        takes, or a function `solve(A, b)` that returns A†b, which becomes a
+        [`pseudojvp.FunctionSolver`][]; it gets the operator [A; damp I] where `damp` is
+        given, and (b, zeros). Defaults to `None`, the choice of
+        `AutoLinearSolver(well_posed=False)` without `damp`, which has no use for
+        `options`; with it `LSMR(well_posed=True)`.
     - `damp`: a real scalar in the units of A; differentiable. It takes [A; damp I] to
         have full rank, so it must not be zero, nor lost in the rounding of A. Defaults to
         `None`, none.
-    - `options`, `tags`: as for `sparse_solve`.
+    - `rtol`, `atol`, `options`, `tags`: as for `sparse_solve`.
     - `throw`: as for `sparse_solve`; a `damp` of zero is a failure as well.
 
     **Returns:** X, `(n,)` or `(n, k)`.
@@ -141,11 +162,13 @@ def sparse_lstsq(
     columns = _right_hand_side(operator, B, "sparse_lstsq")
     options = {} if options is None else options
     damp = _check_damp(damp)
-    if solver is None and damp is None:
-        solver = default_solver(operator, False, options)
-    elif solver is None:
-        solver = LSMR(well_posed=True)
-    check_solver(solver, "sparse_lstsq")
+    tolerances = _tolerances("sparse_lstsq", rtol=rtol, atol=atol)
+    if solver is not None:
+        solver = _as_solver(solver, tolerances, damp is not None, "sparse_lstsq")
+    elif damp is not None:
+        solver = LSMR(well_posed=True, **tolerances)
+    else:
+        solver = _with_tolerances(default_solver(operator, False, options), tolerances)
     return _solve_columns(operator, columns, solver, options, throw, damp)
 
 
@@ -179,6 +202,42 @@ def _nonzero(damp: Real[Array, ""], throw: bool) -> Real[Array, ""]:
     if throw:
         damp = raise_if(damp, damp == 0, 0, [_ZERO_DAMP])
     return damp * one_or_nan(damp != 0).astype(damp.dtype)
+
+
+def _tolerances(caller: str, **given: Any) -> dict[str, Any]:
+    """Those that were given."""
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        negative = isinstance(value, int | float) and not value >= 0
+        if negative or jnp.ndim(value) != 0 or jnp.iscomplexobj(value):
+            raise ValueError(
+                f"`{caller}({name}=...)` got {value!r}. Pass a real scalar that is not "
+                "negative."
+            )
+    return given
+
+
+def _with_tolerances(
+    solver: lx.AbstractLinearSolver, tolerances: dict[str, Any]
+) -> lx.AbstractLinearSolver:
+    if isinstance(solver, AbstractKrylovSolver):
+        return dataclasses.replace(solver, **tolerances)
+    return solver
+
+
+def _as_solver(
+    solver: Any, tolerances: dict[str, Any], well_posed: bool, caller: str
+) -> lx.AbstractLinearSolver:
+    if is_function(solver):
+        return FunctionSolver(solver, well_posed=well_posed, **tolerances)
+    check_solver(solver, caller)
+    if tolerances:
+        raise ValueError(
+            f"`{caller}` got `{'` and `'.join(tolerances)}` beside "
+            f"`{type(solver).__name__}`, which has tolerances of its own or none. Pass "
+            "them to the solver, or leave the solver out."
+        )
+    return solver
 
 
 def _check_damp(damp: Any) -> Real[Array, ""] | None:

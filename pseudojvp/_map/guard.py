@@ -260,11 +260,7 @@ def _meanings(traits: Traits) -> dict[int, str]:
         ),
         (_RESULTS.singular, traits.singular),
         (_RESULTS.breakdown, traits.breakdown),
-        (
-            _RESULTS.stagnation,
-            "stagnated: its residual does not meet the tolerance. Use a preconditioner, "
-            "a larger tolerance, or a larger `restart` of `GMRES`.",
-        ),
+        (_RESULTS.stagnation, traits.stagnation),
         (_RESULTS.conlim, "stopped: the condition number of A is above `conlim`."),
         (
             _RESULTS.nonfinite_input,

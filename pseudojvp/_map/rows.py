@@ -27,6 +27,7 @@ from .._solver import (
     AbstractKrylovSolver,
     AutoLinearSolver,
     CholeskyQR,
+    FunctionSolver,
     Neumann,
     Normal,
     PivotedQR,
@@ -94,13 +95,13 @@ class Problem(eqx.Module):
 def _for_derivative(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
     """Also where the iterative solver is within another, as in `Normal(CG(...))`."""
 
-    def is_krylov(node):
-        return isinstance(node, AbstractKrylovSolver)
+    def has_tolerance(node):
+        return isinstance(node, AbstractKrylovSolver | FunctionSolver)
 
     return jtu.tree_map(
-        lambda node: node.for_derivative() if is_krylov(node) else node,
+        lambda node: node.for_derivative() if has_tolerance(node) else node,
         solver,
-        is_leaf=is_krylov,
+        is_leaf=has_tolerance,
     )
 
 

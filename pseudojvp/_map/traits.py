@@ -12,6 +12,7 @@ from .._solver import (
     CG,
     Cholesky,
     CholeskyQR,
+    FunctionSolver,
     GMRES,
     LSMR,
     MINRES,
@@ -42,7 +43,7 @@ class Traits(NamedTuple):
     - `hermitian`: A⁻ᴴ is A⁻¹.
     - `within_row_space`: it is the adjoint of A† there only, so that w is projected.
     - `finds_nonfinite`: it notices a NaN in an entry of A that no solution shows.
-    - `breakdown`, `singular`: what these results mean, and what to do.
+    - `breakdown`, `singular`, `stagnation`: what these results mean, and what to do.
     - `limit(rows, cols, dtype)`: reciprocal condition numbers up to it are singular;
         `whose` they are, what a `zero` means, and `advice`.
     - `pivots`: the statistic `rank` is of pivots that need not reveal it.
@@ -56,6 +57,10 @@ class Traits(NamedTuple):
     singular: str = (
         "gave non-finite values or did not converge: A is singular, or an entry of it "
         f"is NaN or Inf. {_ANY_RANK}"
+    )
+    stagnation: str = (
+        "stagnated: its residual does not meet the tolerance. Use a preconditioner, a "
+        "larger tolerance, or a larger `restart` of `GMRES`."
     )
     limit: Callable[[int, int, Any], float] = _of_full_rank
     whose: str = "A"
@@ -109,6 +114,17 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
     (MINRES, Traits(hermitian=True, finds_nonfinite=True)),
     ((BiCGStab, GMRES, LSMR), Traits(finds_nonfinite=True)),
     ((Cholesky, lx.Cholesky), Traits(hermitian=True)),
+    (
+        FunctionSolver,
+        Traits(
+            finds_nonfinite=True,
+            singular="got non-finite values from its function: A is singular, an entry "
+            "of it is NaN or Inf, or the function failed.",
+            stagnation="got no solution from its function: b − A x does not meet the "
+            "tolerance, or x is not the solution of minimum norm. Let the function solve "
+            "to a smaller residual, or pass a larger `rtol`.",
+        ),
+    ),
     (
         Neumann,
         Traits(

@@ -1,0 +1,199 @@
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, PyTree, Real
+
+from .._base.checks import check_options
+from .._base.structure import Structure
+from .._base.tree import is_zero, tree_conj, tree_scale, tree_sub, tree_where
+from .._kernel.norms import power_of_two, two_norm
+from .options import check_tolerances
+
+
+class _System(eqx.Module):
+    """A matrix with the function that solves for it."""
+
+    operator: lx.AbstractLinearOperator
+    function: Callable  # of b alone, with what it closes over
+    size: Real[Array, ""]  # |A u| for a unit vector u, at most |A|
+
+    @classmethod
+    def create(cls, operator: lx.AbstractLinearOperator, solve: Callable) -> "_System":
+        structure = Structure.of(operator.in_structure())
+
+        def function(vector):
+            solution = solve(operator, vector)
+            if jtu.tree_structure(solution) == structure.treedef:
+                solution = jtu.tree_map(jnp.asarray, solution)
+            _check_solution(solution, structure)
+            return solution
+
+        # Random normal entries: no A of a simple structure makes zero of them.
+        probe = np.random.default_rng(0).standard_normal(structure.size)
+        probe = structure.unravel(jnp.asarray(probe / max(np.linalg.norm(probe), 1)))
+        # What `solve` closes over may be traced: here it is known, within the map not.
+        function = eqx.filter_closure_convert(function, operator.out_structure())
+        return cls(operator, function, two_norm(operator.mv(probe)))
+
+    def solve(self, vector: PyTree[Array]) -> PyTree[Array]:
+        """Zero for zero, of which iterations may make NaN."""
+        solution = self.function(vector)
+        zeros = jtu.tree_map(jnp.zeros_like, solution)
+        return tree_where(is_zero(vector), zeros, solution)
+
+
+class FunctionState(eqx.Module):
+    """A and A^T; the first is what is solved with, its conjugate if `conjugated`."""
+
+    systems: tuple[_System, _System]
+    conjugated: bool = eqx.field(static=True, default=False)
+
+
+class FunctionSolver(lx.AbstractLinearSolver[FunctionState]):
+    """Solves by a function of yours, `solve(A, b) -> x`, and looks at what it returns.
+
+    The function need not be differentiable: derivatives are those of the solution, of
+    every order, and solve with A and Aᵀ by the same function. It may call into another
+    library by `jax.pure_callback`, whose `vmap_method` is then what several right-hand
+    sides take.
+
+    The result is `successful` if
+
+        |b − A x| ≤ atol + rtol |b|,
+
+    for least squares also if |Aᴴr| ≤ rtol ‖A‖ |r|, where r = b − A x and ‖A‖ is an
+    estimate from below, or if Aᴴr is the rounding of r; otherwise `stagnation`, or
+    `singular` if x is not finite. Where the solution of minimum norm is meant (a wide A,
+    or `well_posed=False`), the function is called once more, with Aᵀ and the conjugate of
+    x, to tell by the same `rtol` whether x is in the row space of A. The condition number
+    of A is not looked at. For b = 0 the solution is zero.
+
+    `stats["residual_norm"]` is |b − A x|. Takes no `options`.
+
+    **Arguments:**
+
+    - `solve`: takes a `lineax.AbstractLinearOperator` A and a vector b of its
+        `out_structure()`, and returns x of its `in_structure()`: arrays that JAX can
+        trace. A is the operator of the call or its transpose; of a sparse one it is a
+        [`pseudojvp.SparseLinearOperator`][] with `A.data`, `A.sparsity.row` and
+        `A.sparsity.col`. What it closes over is a constant.
+    - `rtol`: `≥ 0`, relative tolerance of the look at b − A x. Defaults to `None`, the
+        square root of eps: 1.5e-8, or 3.5e-4 in float32.
+    - `atol`: `≥ 0`, absolute tolerance, in the units of b; of derivatives it is zero.
+        Defaults to `0.0`.
+    - `well_posed`: whether A may be taken to have full rank. If `False`, `solve` has to
+        return A†b for A of any rank. Defaults to `True`.
+
+    Cost: one call of `solve` and one product with A for a square A of full rank; up to
+    two calls and four products for others.
+
+    **Raises:** `TypeError` if `solve` is no function, `ValueError` at trace time if what
+    it returns is not of the structure of x, for an option or a negative tolerance.
+    """
+
+    solve: Callable[[lx.AbstractLinearOperator, Any], Any]
+    rtol: Real[ArrayLike, ""] | None = None
+    atol: Real[ArrayLike, ""] = 0.0
+    well_posed: bool = True
+
+    def __check_init__(self):
+        if not is_function(self.solve):
+            raise TypeError(
+                f"`FunctionSolver(solve=...)` got {self.solve!r}. Pass a function "
+                "`solve(A, b)` that returns x."
+            )
+        check_tolerances(self, rtol=self.rtol, atol=self.atol)
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> FunctionState:
+        check_options(self, options)
+        operator = lx.linearise(operator)
+        transposed = _System.create(operator.transpose(), self.solve)
+        return FunctionState((_System.create(operator, self.solve), transposed))
+
+    def compute(
+        self, state: FunctionState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        check_options(self, options)
+        if state.conjugated:
+            plain = FunctionState(state.systems)
+            solution, result, stats = self.compute(plain, tree_conj(vector), options)
+            return tree_conj(solution), result, stats
+        system, transposed = state.systems
+        structure = Structure.of(system.operator.in_structure())
+        if min(structure.size, system.operator.out_size()) == 0:
+            zeros = jtu.tree_map(jnp.zeros_like, structure.as_tree())
+            return zeros, lx.RESULTS.successful, {"residual_norm": two_norm(vector)}
+        solution = system.solve(vector)
+        residual = tree_sub(vector, system.operator.mv(solution))
+        met = self._met(system, transposed, vector, solution, residual)
+        norm = two_norm(residual)
+        results = lx.RESULTS
+        result = results.where(met, results.successful, results.stagnation)
+        result = results.where(jnp.isfinite(norm), result, results.singular)
+        return solution, result, {"residual_norm": norm}
+
+    def _met(self, system, transposed, vector, solution, residual) -> Bool[Array, ""]:
+        """Whether x is A⁻¹b or A†b, as far as products with A and Aᵀ tell."""
+        rows, cols = system.operator.out_size(), system.operator.in_size()
+        b, x, r = map(two_norm, (vector, solution, residual))
+        eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jtu.tree_leaves(vector))
+        rtol = jnp.asarray(eps**0.5 if self.rtol is None else self.rtol, b.dtype)
+        met = r <= jnp.asarray(self.atol, b.dtype) + rtol * b
+        # What follows of r and x over their sizes: nothing over- or underflows.
+        if not (self.well_posed and rows <= cols):
+            unit, scaled = _scaled(tree_conj(residual))
+            slope = two_norm(transposed.operator.mv(scaled))
+            rounding = jnp.minimum(10 * eps * (system.size * x + b), rtol * b)
+            met = met | (slope <= system.size * (jnp.maximum(rtol * r, rounding) / unit))
+        if not (self.well_posed and rows >= cols):
+            _, scaled = _scaled(tree_conj(solution))
+            scaled = tree_scale(power_of_two(system.size), scaled)
+            image = transposed.operator.mv(transposed.solve(scaled))
+            # x = Aᴴy for some y.
+            met = met & (two_norm(tree_sub(scaled, image)) <= rtol * two_norm(scaled))
+        return met
+
+    def for_derivative(self) -> "FunctionSolver":
+        """That of tangents and cotangents, whose units are not those of b."""
+        return dataclasses.replace(self, atol=0.0)
+
+    def transpose(self, state: FunctionState, options: dict[str, Any]):
+        system, transposed = state.systems
+        return FunctionState((transposed, system), state.conjugated), options
+
+    def conj(self, state: FunctionState, options: dict[str, Any]):
+        return FunctionState(state.systems, not state.conjugated), options
+
+    def assume_full_rank(self) -> bool:
+        return self.well_posed
+
+
+def is_function(solver: Any) -> bool:
+    """Whether it is what `FunctionSolver` takes: no solver, and no class of solvers."""
+    return callable(solver) and not isinstance(solver, lx.AbstractLinearSolver | type)
+
+
+def _scaled(vector: PyTree[Array]) -> tuple[Real[Array, ""], PyTree[Array]]:
+    """A power of two near the largest entry, and the vector over it."""
+    unit = power_of_two(vector)
+    return unit, jtu.tree_map(lambda leaf: leaf / unit.astype(leaf.dtype), vector)
+
+
+def _check_solution(solution: Any, structure: Structure) -> None:
+    leaves = jtu.tree_leaves(solution)
+    arrays = all(isinstance(leaf, jax.Array) for leaf in leaves)
+    if not arrays or Structure.of(solution) != structure:
+        told = Structure.of(solution).as_tree() if arrays else solution
+        raise ValueError(
+            f"`solve(A, b)` of `FunctionSolver` returned {told}. Return x alone, of the "
+            f"structure of `A.in_structure()`: {structure.as_tree()}."
+        )
