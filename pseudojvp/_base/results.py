@@ -1,6 +1,8 @@
+import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Integer, PyTree
 
 from .tree import one_or_nan
 
@@ -14,3 +16,15 @@ def nan_after_failure(result: lx.RESULTS, tree: PyTree[Array]) -> PyTree[Array]:
 
 def first_failure(first: lx.RESULTS, second: lx.RESULTS) -> lx.RESULTS:
     return lx.RESULTS.where(first == lx.RESULTS.successful, second, first)
+
+
+@jax.custom_batching.custom_vmap
+def worst_of_batch(code: Integer[Array, ""]) -> Integer[Array, ""]:
+    """The largest code under `jax.vmap`: zero of none, of which Equinox finds none."""
+    return code
+
+
+@worst_of_batch.def_vmap
+def _(size: int, batched: list[bool], code: Integer[Array, " size"]):
+    del size, batched
+    return worst_of_batch(jnp.max(code, axis=0, initial=0)), False

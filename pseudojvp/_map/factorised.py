@@ -67,6 +67,8 @@ class Factorised(eqx.Module):
             operator, constant = over_reals(mixed), over_reals(lx.linearise(constant))
         own = Normal(solver.inner_solver) if type(solver) is lx.Normal else solver
         own = counterpart(own)
+        if isinstance(own, lx.Diagonal) and operator.in_size() == 0:
+            own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
         if isinstance(state, Unset):
             solver, state = own, own.init(constant, options)
         elif own is not solver and _is_state(state, own, constant, options):

@@ -116,9 +116,9 @@ def _batch(arguments, dims, *, face: str):
     )
     if face != "matrix" and d_first is None:  # the same matrices, more vectors
         second = jnp.moveaxis(second, d_second, 1)
+        count = second.shape[2]
         out = matrix_product_p.bind(first, lax.collapse(second, 1, 3), face=face)
-        batch, count, length = out.shape
-        return out.reshape(batch, size, count // size, length), 1
+        return out.reshape(out.shape[0], size, count, out.shape[2]), 1
 
     def enlarged(array, dim):
         """The batch axis in front, within b."""
@@ -129,7 +129,8 @@ def _batch(arguments, dims, *, face: str):
     out = matrix_product_p.bind(
         enlarged(first, d_first), enlarged(second, d_second), face=face
     )
-    return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
+    batch = first.shape[1 if d_first == 0 else 0]
+    return out.reshape(size, batch, *out.shape[1:]), 0
 
 
 matrix_product_p = create_faces(

@@ -51,6 +51,8 @@ def matrix_of(operator: lx.AbstractLinearOperator) -> Inexact[Array, "rows cols"
         )
     if not has_functions(operator):
         matrix = jnp.asarray(operator.as_matrix())
+    elif in_structure.size == 0:  # lineax makes none of no tridiagonals (lineax 0.1.1)
+        matrix = jnp.zeros((out_structure.size, 0), in_structure.dtype)
     elif len({*in_structure.dtypes, *out_structure.dtypes}) == 1:
         # XLA fails on the transposed layout that an FFT leaves (jaxlib 0.10.2).
         matrix = lax.optimization_barrier(operator.as_matrix())

@@ -123,7 +123,7 @@ def _batch(arguments, dims, *, treedef, face):
         return jax.lax.collapse(array, 1, 3)
 
     out = bind(enlarged(first, d_first), enlarged(second, d_second), *leaves)
-    batch = out.shape[1] // size
+    batch = first.shape[1 if d_first is None or d_first > 1 else 2]
     return out.reshape(out.shape[0], size, batch, *out.shape[2:]), 1
 
 

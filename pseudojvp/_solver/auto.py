@@ -131,7 +131,7 @@ def default_solver(
     # A single entry is diagonal in name only, and its solver should tell the rank.
     single = well_posed is False and operator.in_size() <= 1
     if square and lx.is_diagonal(operator) and not single and not options:
-        return lx.Diagonal(well_posed=well_posed is True)
+        return lx.Diagonal(well_posed=well_posed is True or operator.in_size() == 0)
     if well_posed is False:
         if iterative:
             return MINRES() if square and is_hermitian(operator) else LSMR()

@@ -14,6 +14,7 @@ import optimistix as optx
 from jaxtyping import PyTree
 
 from .._base.host import raise_if
+from .._base.results import worst_of_batch
 
 
 def result_of(
@@ -38,7 +39,7 @@ def raise_if_failed(fit: PyTree) -> PyTree:
     code, successful = _code(fit.result), _code(optx.RESULTS.successful)
     if not isinstance(code, jax.core.Tracer) and np.all(np.asarray(code) == successful):
         return fit  # as it is: a compiled check would copy all of the data
-    failed, worst = code != successful, jnp.max(code)  # of a batch, one message
+    failed, worst = code != successful, worst_of_batch(jnp.max(code))  # one message
     one = jnp.ones((), jnp.float32)
     one = raise_if(one, jnp.any(failed), worst, _Messages())
     told = fit.theta, fit.coefficients, fit.residual, fit.cost
