@@ -2,7 +2,7 @@ from typing import Any
 
 import equinox as eqx
 import lineax as lx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import Frame, split
 from .._base.checks import check_solver
@@ -17,7 +17,7 @@ class _Inverse(eqx.Module):
     arrays: list[Array]
     rest: Frame
 
-    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
+    def __call__(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
         return self.rest.filled(self.arrays).solve(vector)
 
 
