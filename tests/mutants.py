@@ -47,7 +47,6 @@ _RULE = [
     "failures",
     "known_failures",
     "nonfinite",
-    "small",
     "large_batch",
 ]
 _FITS = ["varpro_residual", "varpro_dependence", "varpro", "varpro_failures"]

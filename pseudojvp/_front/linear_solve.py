@@ -34,9 +34,9 @@ def linear_solve(
         `operator.out_structure()`. Integers become floats. Real leaves beside complex
         ones, of b or x, are solved for over the reals.
     - `solver`: any `lineax.AbstractLinearSolver`, of this library, of lineax or your
-        own. One of lineax's that has a counterpart here runs as that, unless a `state`
-        of theirs is given. Defaults to `AutoLinearSolver(well_posed=True)`, for square
-        nonsingular A.
+        own. One of lineax's that has a counterpart here (all but `LSMR`, `Diagonal`, and
+        `GMRES` with `max_steps`) runs as that, unless a `state` of theirs is given.
+        Defaults to `AutoLinearSolver(well_posed=True)`, for square nonsingular A.
     - `options`: a dictionary of run-time options of the solver (`"preconditioner"`,
         `"y0"`). Defaults to none. An unknown one is an error.
     - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
