@@ -1,6 +1,7 @@
 """Vectors with leaves of several dtypes, and of 16 bits."""
 
 import jax
+import jax.experimental.sparse as jsparse
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -155,6 +156,21 @@ def test_fronts_return_sixteen_bits(dtype):
     for got, want in pairs:
         error = np.abs(np.asarray(got, float) - want).max()
         assert error <= eps * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [None, pj.SparseLU(), pj.LU(), pj.GMRES()],
+    ids=["auto", "SparseLU", "LU", "GMRES"],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sparse_matrix_of_sixteen_bits(dtype, solver):
+    matrix = jsparse.BCOO.fromdense(jnp.asarray(_matrix("lower"), dtype))
+    x = pj.sparse_solve(matrix, jnp.ones(6, dtype), solver)
+    assert x.dtype == jnp.dtype(dtype)
+    want = np.linalg.solve(np.asarray(matrix.todense(), float), np.ones(6))
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(x, float), want, atol=eps * abs(want).max())
 
 
 def test_function_of_sixteen_bits_is_solved_to_its_tolerance():

@@ -53,7 +53,14 @@ def tree_where(
 def at_least_single(tree: Tree) -> Tree:
     """With leaves of 16 bits in 32: there is no LAPACK for them."""
     return jtu.tree_map(
-        lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize == 2 else leaf, tree
+        lambda leaf: leaf.astype(jnp.float32) if _is_half(leaf) else leaf, tree
+    )
+
+
+def _is_half(leaf) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return (
+        dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
     )
 
 

@@ -5,7 +5,9 @@ and came out, the NaN of a derivative that failed, and the message of an error.
 """
 
 import dataclasses
+import functools as ft
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +25,8 @@ from .._base.structure import Structure
 from .._base.tree import all_finite, nan_unless, tree_sub
 from .._kernel.norms import two_norm
 from .._operator.adjoint import is_complex
-from .._operator.matrix import has_functions
-from .._solver import Normal
+from .._operator.matrix import functions_in
+from .._solver import AbstractKrylovSolver, FunctionSolver, Neumann, Normal
 from .rows import Blocks, Problem
 from .traits import factorises, Traits, traits_of
 
@@ -33,6 +35,15 @@ _RESULTS = lx.RESULTS
 _CONJUGATES = (
     "got an operator that is not linear over the complex numbers: A(i v) is not i A v. "
     "Let it take real and imaginary part of x as two real leaves, or use `LSMR()`."
+)
+_MULTIPLYING = (
+    AbstractKrylovSolver,
+    FunctionSolver,
+    Neumann,
+    lx.BiCGStab,
+    lx.CG,
+    lx.GMRES,
+    lx.LSMR,
 )
 _UNKNOWN = "failed. Try another solver."
 # A failure is told to the host as one integer: the code of the result, and below it the
@@ -80,7 +91,7 @@ class Guard(eqx.Module):
             (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
         )
         number = _number(stats)
-        linear = None if self.derivative else _is_complex_linear(problem)
+        linear = _is_complex_linear(problem)
         if linear is not None:
             result = _RESULTS.where(linear, result, _RESULTS.breakdown)
             number = jnp.where(linear, number.astype(float), jnp.inf)
@@ -144,24 +155,31 @@ def _image(problem: Problem, out: Blocks):
 
 
 def _is_complex_linear(problem: Problem) -> Bool[Array, ""] | None:
-    """Whether A(i v) is i A v; `None` if that is known, or the solver does not mind.
+    """Whether A(i v) is i A v for each function in A; `None` if that is no question.
 
-    One that reads a function as a matrix would never see a conjugate in it.
+    A solver that reads a function as a matrix would never see a conjugate in it. One that
+    multiplies alone is right, or says that it stagnates.
     """
-    operator = problem.operator
-    structure = Structure.of(operator.in_structure())
-    sees = not factorises(problem.solver)
-    if sees or structure.size == 0 or not is_complex(operator):
+    solver = problem.solver
+    inner = solver.inner_solver if isinstance(solver, Normal) else solver
+    functions = [part for part in functions_in(problem.operator) if is_complex(part)]
+    if isinstance(inner, _MULTIPLYING) or not functions:
         return None
-    if not has_functions(operator):
-        return None
+    return ft.reduce(operator.and_, map(_turns, functions))
+
+
+def _turns(function: lx.AbstractLinearOperator) -> Bool[Array, ""]:
+    structure = Structure.of(function.in_structure())
     probe = np.random.default_rng(0).standard_normal(structure.size)
     vector = structure.unravel(jnp.asarray(probe, structure.dtype))
     turn = lambda tree: jtu.tree_map(lambda leaf: jnp.array(1j, leaf.dtype) * leaf, tree)
-    image = operator.mv(vector)
-    difference = two_norm(tree_sub(operator.mv(turn(vector)), turn(image)))
-    # Not so for NaN, which is told as such.
-    return ~(difference > structure.eps**0.5 * two_norm(image))
+    image = turn(function.mv(vector))
+    change = tree_sub(function.mv(turn(vector)), image)
+    linear = jnp.array(True)
+    for difference, leaf in zip(*map(jtu.tree_leaves, (change, image)), strict=True):
+        # Not so for NaN, which is told as such.
+        linear &= ~(two_norm(difference) > structure.eps**0.5 * two_norm(leaf))
+    return linear
 
 
 def _with(one: Float[Array, ""], leaf: Array) -> Array:

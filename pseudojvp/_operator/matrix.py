@@ -1,5 +1,7 @@
 """Operators as matrices of flat vectors."""
 
+from typing import Any
+
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
@@ -10,10 +12,16 @@ from jaxtyping import Array, Inexact
 from .._base.structure import Structure
 from .._base.tree import at_least_single
 from .over_reals import mixes
-from .sparse import untagged
+from .sparse import SparseLinearOperator, untagged
 
 
 _FUNCTIONS = lx.FunctionLinearOperator | lx.JacobianLinearOperator
+_STORED = (
+    lx.MatrixLinearOperator
+    | lx.DiagonalLinearOperator
+    | lx.TridiagonalLinearOperator
+    | SparseLinearOperator
+)
 _TAGS = {
     lx.symmetric_tag: lx.is_symmetric,
     lx.diagonal_tag: lx.is_diagonal,
@@ -26,10 +34,14 @@ _TAGS = {
 }
 
 
-def has_functions(operator: lx.AbstractLinearOperator) -> bool:
-    """Whether it is a function, or made of one."""
+def functions_in(operator: lx.AbstractLinearOperator) -> list[Any]:
+    """The operators that are functions, of which it is made."""
     parts = jtu.tree_leaves(operator, is_leaf=lambda part: isinstance(part, _FUNCTIONS))
-    return any(isinstance(part, _FUNCTIONS) for part in parts)
+    return [part for part in parts if isinstance(part, _FUNCTIONS)]
+
+
+def has_functions(operator: lx.AbstractLinearOperator) -> bool:
+    return len(functions_in(operator)) > 0
 
 
 def is_narrow(operator: lx.AbstractLinearOperator) -> bool:
@@ -77,8 +89,7 @@ def as_dense(operator: lx.AbstractLinearOperator) -> lx.MatrixLinearOperator:
 
 def widened(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     """A stored matrix of 16 bits in 32, and any other operator as it is."""
-    stored = lx.MatrixLinearOperator | lx.DiagonalLinearOperator
-    if isinstance(untagged(operator), stored | lx.TridiagonalLinearOperator):
+    if isinstance(untagged(operator), _STORED):
         return at_least_single(operator)
     return operator
 

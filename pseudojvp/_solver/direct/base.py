@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact, PyTree, Real
 from ..._base.checks import check_options, check_square
 from ..._base.order import after_in_batch
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
-from ..._operator.matrix import as_dense, has_functions, is_narrow, matrix_of
+from ..._operator.matrix import as_dense, has_functions, is_narrow, matrix_of, widened
 from ..._operator.sparse import SparseLinearOperator, untagged
 from ..._operator.tags import advice
 from ..factorisation import AbstractFactorisation
@@ -59,6 +59,7 @@ class AbstractDirectSolver(AbstractFactorisation[DirectState]):
         check_options(self, options)
         check_square(self, operator, sizes_alone=True)
         structures = structures_of(operator)
+        operator = widened(operator)
         if has_functions(operator) or is_narrow(operator):
             operator = as_dense(operator)  # once for factors and estimate
         factors = self.factorise(operator)

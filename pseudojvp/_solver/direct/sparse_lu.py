@@ -6,6 +6,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact, Int
 
 from ..._base.checks import check_options, check_square
+from ..._base.tree import at_least_single
 from ..._kernel.condition import full_rank_result
 from ..._kernel.superlu import solve_sparse
 from ..._operator.sparse import SparseLinearOperator, untagged
@@ -78,11 +79,12 @@ class SparseLU(lx.AbstractLinearSolver[SparseLUState]):
         if size == 0:
             one = jnp.ones((), jnp.finfo(vector.dtype).dtype)
             return vector, lx.RESULTS.successful, {"reciprocal_condition": one}
+        data, wide = at_least_single((state.data, vector))
         solution, estimate = solve_sparse(
-            state.row, state.col, state.data, vector, transposed=state.transposed
+            state.row, state.col, data, wide, transposed=state.transposed
         )
         return (
-            solution,
+            solution.astype(vector.dtype),
             full_rank_result(estimate, size, size),
             {"reciprocal_condition": estimate},
         )
