@@ -228,6 +228,10 @@ def test_gradient_of_a_batch_of_roots_beside_arguments_that_are_integers():
     assert_right(roots, truth, at, compiled=eqx.filter_jit)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__[:2] >= (0, 12),
+    reason="an error of JAX: the program of one precision gets buffers of the other",
+)
 @pytest.mark.default("LU*")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [LU, pj.PivotedQR(), pj.LSMR()], ids=repr)
