@@ -1,6 +1,5 @@
 """Real unknowns of complex data, and the other way round: linear over the reals alone."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -194,88 +193,6 @@ def test_preconditioner_and_first_guess_are_taken():
 def test_state_of_a_dense_solver_alone_is_refused():
     with pytest.raises(ValueError, match="of real leaves beside complex ones"):
         pj.QR().init(_real_to_complex(MATRIX), {})
-
-
-def _with_conjugate():
-    first, second = _random(7, 5, 5), _random(8, 5, 5)
-    mv = lambda x: first @ x + second @ jnp.conj(x)
-    return lx.FunctionLinearOperator(mv, jax.ShapeDtypeStruct((5,), complex)), mv
-
-
-CONJUGATING = {"LU": pj.LU(), "Normal(LU)": pj.Normal(pj.LU())} | {
-    name: SOLVERS[name] for name in ("QR", "PivotedQR", "SVD", "LSMR", "Normal(CG)")
-}
-
-
-@pytest.mark.default("LU", "LSMR")
-@pytest.mark.ci("*")
-@pytest.mark.parametrize("name", CONJUGATING)
-def test_conjugate_in_a_complex_function_is_told_or_solved(name):
-    operator, mv = _with_conjugate()
-    vector = jnp.asarray(_random(9, 5))
-    solution = pj.linear_solve(operator, vector, CONJUGATING[name], throw=False)
-    if name in ("LSMR", "Normal(CG)"):
-        np.testing.assert_allclose(mv(solution.value), vector, atol=1e-8)
-    else:
-        assert solution.result == lx.RESULTS.breakdown
-
-
-def test_conjugate_in_one_of_several_leaves_or_functions_is_told():
-    first, second = _random(13, 5, 5), _random(14, 5, 5)
-    structure = jax.ShapeDtypeStruct((5,), complex)
-
-    def mv(x):  # leaves of other units
-        told = first[2:] @ x + second[2:] @ jnp.conj(x)
-        return {"a": 1e10 * (first[:2] @ x), "b": told}
-
-    parts = lx.FunctionLinearOperator(mv, structure)
-    diagonal = lx.FunctionLinearOperator(
-        lambda x: first[0] * jnp.conj(x), structure, lx.diagonal_tag
-    )
-    one = jnp.ones(5, complex)
-    for operator in (parts, diagonal, diagonal @ diagonal):
-        vector = {"a": one[:2], "b": one[2:]} if operator is parts else one
-        solver = pj.QR() if operator is parts else pj.AutoLinearSolver(True)
-        solution = pj.linear_solve(operator, vector, solver, throw=False)
-        assert solution.result == lx.RESULTS.breakdown
-    state = lx.LU().init(_with_conjugate()[0], {})
-    solution = pj.linear_solve(
-        _with_conjugate()[0], one, lx.LU(), state=state, throw=False
-    )
-    assert solution.result == lx.RESULTS.breakdown
-
-
-def test_conjugate_in_an_implicit_derivative_is_told():
-    _, mv = _with_conjugate()
-    root = jnp.asarray(_random(15, 5))
-
-    def function(inputs):
-        del inputs
-        return root, None
-
-    def rewrite(root, _, inputs):
-        return mv(root) - inputs[0]
-
-    def solve(theta):
-        adjoint = pj.PseudoinverseAdjoint(throw=False)
-        return adjoint.apply(function, rewrite, (theta,), frozenset())[0]
-
-    _, tangent = jax.jvp(solve, (mv(root),), (jnp.ones(5, complex),))
-    assert not jnp.isfinite(tangent).any()
-
-
-def test_error_of_a_conjugate_says_what_to_do():
-    with pytest.raises(eqx.EquinoxRuntimeError, match="not linear over the complex"):
-        pj.linear_solve(_with_conjugate()[0], jnp.ones(5, complex), pj.LU())
-
-
-def test_linear_function_of_complex_vectors_is_as_before():
-    square = _random(10, 5, 5)
-    structure = jax.ShapeDtypeStruct((5,), complex)
-    operator = lx.FunctionLinearOperator(lambda x: square @ x, structure)
-    vector = _random(11, 5)
-    value = pj.linear_solve(operator, vector, pj.LU()).value
-    np.testing.assert_allclose(value, np.linalg.solve(square, vector), rtol=1e-10)
 
 
 @pytest.mark.default("PivotedQR")
