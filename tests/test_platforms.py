@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from exported_cases import CASES
+from exported_cases import CASES, MATRIX, VECTOR
+
+import pseudojvp as pj
 
 
 @pytest.mark.default("*-LU", "tpu-PivotedQR", "tpu-CG")
@@ -15,3 +17,10 @@ def test_gradients_of_a_batch_are_lowered_for_another_platform(platform, name):
     gradient = jax.jit(jax.vmap(jax.grad(CASES[name].value)))
     traced = gradient.trace(jnp.ones((2, 3, 3)), jnp.ones((2, 3)))
     assert "func.func" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_program_that_raises_is_not_lowered_for_another_platform_and_says_so(platform):
+    traced = jax.jit(lambda a, b: pj.linear_solve(a, b).value).trace(MATRIX, VECTOR)
+    with pytest.raises(NotImplementedError, match="Pass `throw=False`"):
+        traced.lower(lowering_platforms=(platform,))

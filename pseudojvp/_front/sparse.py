@@ -200,7 +200,8 @@ def _solve_columns(
 def _nonzero(damp: Real[Array, ""], throw: bool) -> Real[Array, ""]:
     """`damp`; for zero an error, or NaN, which fails the solve and its derivatives."""
     if throw:
-        damp = raise_if(damp, damp == 0, 0, [_ZERO_DAMP])
+        one = raise_if((damp == 0).astype(jnp.int32), ("", _ZERO_DAMP))
+        damp = damp * one.astype(damp.dtype)
     return damp * one_or_nan(damp != 0).astype(damp.dtype)
 
 

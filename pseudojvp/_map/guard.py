@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PyTree
 
 from .._base.host import raise_if
-from .._base.results import nan_after_failure, worst_of_batch
+from .._base.results import nan_after_failure
 from .._base.structure import Structure
 from .._base.tree import all_finite, nan_unless, tree_sub
 from .._kernel.norms import two_norm
@@ -117,9 +117,8 @@ class Guard(eqx.Module):
         The message is made on the host, where a solve has failed. Only a scalar goes
         through the branch: no array is held back, copied or gathered for it.
         """
-        one, told = jnp.ones((), jnp.float32), worst_of_batch(told)
         messages = _Messages.of(problem, stats, derivative=self.derivative)
-        one = raise_if(one, told != 0, told, messages)
+        one = raise_if(told, messages)
         return jtu.tree_map(lambda leaf: _with(one, leaf), tree)
 
 

@@ -14,7 +14,6 @@ import optimistix as optx
 from jaxtyping import PyTree
 
 from .._base.host import raise_if
-from .._base.results import worst_of_batch
 
 
 def result_of(
@@ -39,9 +38,7 @@ def raise_if_failed(fit: PyTree) -> PyTree:
     code, successful = _code(fit.result), _code(optx.RESULTS.successful)
     if not isinstance(code, jax.core.Tracer) and np.all(np.asarray(code) == successful):
         return fit  # as it is: a compiled check would copy all of the data
-    failed, worst = code != successful, worst_of_batch(jnp.max(code))  # one message
-    one = jnp.ones((), jnp.float32)
-    one = raise_if(one, jnp.any(failed), worst, _Messages())
+    one = raise_if(jnp.max(code), _Messages())  # one message
     told = fit.theta, fit.coefficients, fit.residual, fit.cost
     told = jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), told)
     return eqx.tree_at(

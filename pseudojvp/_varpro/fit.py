@@ -376,7 +376,8 @@ def _check_scale(x_scale, theta0, throw: bool):
     if not throw and isinstance(scale, jax.core.Tracer):
         return jnp.where(scale > 0, scale, jnp.nan)  # and so is the result
     message = "`varpro(x_scale=...)` got a number that is not positive."
-    return raise_if(scale, jnp.any(~(scale > 0)), 0, [message])
+    one = raise_if(jnp.any(~(scale > 0)).astype(jnp.int32), ("", message))
+    return scale * one.astype(scale.dtype)
 
 
 def _check_counts(data: Array, coefficients: int, parameters: int) -> None:
