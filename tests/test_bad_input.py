@@ -238,6 +238,14 @@ def test_negative_tolerance_is_refused_by_name(solver, name, value):
         solver(**tolerances)
 
 
+@pytest.mark.untyped
+@pytest.mark.parametrize("solver", [pj.LSMR, pj.Neumann], ids=["LSMR", "Neumann"])
+@pytest.mark.parametrize("value", ["1e-3", 1e-3j])
+def test_tolerance_that_is_no_real_number_is_refused(solver, value):
+    with pytest.raises(TypeError, match=r"rtol=\.\.\.\)` got .*real numbers"):
+        solver(rtol=value)
+
+
 def test_cg_without_any_stopping_rule_is_refused():
     with pytest.raises(ValueError, match=r"never stop.*max_steps"):
         pj.CG(rtol=0, atol=0)

@@ -94,6 +94,28 @@ def test_error_of_a_conjugate_says_what_to_do():
         pj.linear_solve(_with_conjugate()[0], jnp.ones(5, complex), pj.LU())
 
 
+def test_factors_of_a_conjugating_function_tell_of_it():
+    factorised = pj.factorise(_with_conjugate()[0], pj.LU(), throw=False)
+    assert factorised.result == lx.RESULTS.breakdown
+    projected = pj.project(
+        _with_conjugate()[0], jnp.ones(5, complex), pj.LU(), throw=False
+    )
+    assert np.isnan(projected.projection.real).all()
+    assert np.isnan(projected.projection.imag).all()
+
+
+def test_error_of_a_fit_with_a_conjugating_basis_says_so():
+    def basis(theta, times):
+        decay = jnp.exp(-theta * times).astype(complex)
+        mv = lambda c: decay * c[0] + jnp.conj(c[0])
+        return lx.FunctionLinearOperator(mv, jax.ShapeDtypeStruct((1,), complex))
+
+    times = jnp.linspace(0.0, 1.0, 8)
+    data = jnp.exp(-2 * times).astype(complex)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="basis conjugates"):
+        pj.varpro(basis, data, jnp.array(1.0), times)
+
+
 def test_linear_function_of_complex_vectors_is_as_before():
     square = _random(10, 5, 5)
     structure = jax.ShapeDtypeStruct((5,), complex)

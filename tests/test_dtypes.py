@@ -132,6 +132,16 @@ def test_sixteen_bits_are_solved_for_in_thirty_two(name, dtype):
     np.testing.assert_allclose(got, want, atol=2 * eps * abs(want).max())
 
 
+@pytest.mark.parametrize(
+    "solver", [lx.GMRES(0.1, 0.1, max_steps=9), lx.LSMR(0.1, 0.1)], ids=["GMRES", "LSMR"]
+)
+def test_solver_of_lineax_without_sixteen_bits_is_refused_by_name(solver):
+    ones = jnp.ones(2, jnp.bfloat16)
+    name = type(solver).__name__
+    with pytest.raises(TypeError, match=f"16 bits. Use `pseudojvp.{name}`"):
+        pj.linear_solve(lx.DiagonalLinearOperator(ones), ones, solver)
+
+
 def test_rank_of_a_matrix_of_sixteen_bits():
     left, right = np.random.default_rng(3).standard_normal((2, 60, 5))
     matrix = jnp.asarray(left @ right.T, jnp.float16)

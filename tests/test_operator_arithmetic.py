@@ -197,6 +197,13 @@ def test_error_for_a_multiple_of_unknown_sign_says_which_tag_to_add(solver):
         jax.jit(_solve(solver))(2.0)
 
 
+def test_error_for_a_complex_product_asks_for_the_hermitian_tag():
+    operator = lx.MatrixLinearOperator(jnp.eye(2, dtype=complex), pj.hermitian_tag)
+    product = operator @ operator
+    with pytest.raises(ValueError, match=r"Arithmetic.*pseudojvp\.hermitian_tag\)` has"):
+        pj.linear_solve(product, jnp.ones(2, complex), pj.MINRES())
+
+
 def test_error_for_a_product_says_which_tag_to_add():
     operator = _dense(_DEFINITE) @ _dense(_DEFINITE)
     with pytest.raises(ValueError, match="ComposedLinearOperator.*symmetric_tag"):

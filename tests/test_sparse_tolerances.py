@@ -112,13 +112,16 @@ def test_tolerances_of_a_function_are_those_of_the_look_at_its_residual():
         ),
         (lambda A, b: pj.sparse_solve(A, b, rtol=-1.0), r"sparse_solve\(rtol=...\)"),
         (lambda A, b: pj.sparse_lstsq(A, b, atol=-1), r"sparse_lstsq\(atol=...\)"),
-        (lambda A, b: pj.sparse_solve(A, b, rtol=np.nan), "not negative"),
-        (lambda A, b: pj.sparse_solve(A, b, rtol=np.ones(2)), "real scalar"),
-        (lambda A, b: pj.sparse_solve(A, b, rtol=1j), "real scalar"),
+        (lambda A, b: pj.sparse_solve(A, b, rtol=np.nan), "non-negative"),
+        (lambda A, b: pj.sparse_solve(A, b, rtol=np.array(-1.0)), "non-negative"),
+        (lambda A, b: pj.sparse_solve(A, b, rtol=jnp.array(-1.0)), "non-negative"),
+        (lambda A, b: pj.sparse_solve(A, b, rtol=np.ones(2)), "Pass a scalar"),
+        (lambda A, b: pj.sparse_solve(A, b, rtol=1j), "real numbers"),
+        (lambda A, b: pj.sparse_solve(A, b, rtol="1e-3"), "real numbers"),
     ],
 )
 def test_bad_tolerances_are_named(call, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, TypeError), match=match):
         call(scipy.sparse.csr_array(_GENERAL), np.ones(40))
 
 

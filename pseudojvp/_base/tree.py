@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar
 
 
 Tree = TypeVar("Tree")
@@ -87,8 +87,16 @@ def one_or_nan(predicate: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
 def nan_unless(predicate: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:
     nan = one_or_nan(predicate)
     return jtu.tree_map(
-        lambda leaf: jnp.where(predicate, leaf, nan.astype(leaf.dtype)), tree
+        lambda leaf: jnp.where(predicate, leaf, in_each_part(nan, leaf.dtype)), tree
     )
+
+
+def in_each_part(real: Float[Array, "*batch"], dtype) -> Inexact[Array, "*batch"]:
+    """As an array of that dtype, of which a complex one has it in both parts."""
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        return real.astype(dtype)
+    real = real.astype(jnp.finfo(dtype).dtype)
+    return jax.lax.complex(real, real)
 
 
 def stop_gradient(tree: PyTree) -> PyTree:

@@ -26,6 +26,7 @@ from .._solver import (
     TransposePair,
 )
 from .._solver.auto import default_solver
+from .._solver.options import check_tolerances
 
 
 _ZERO_DAMP = (
@@ -207,14 +208,11 @@ def _nonzero(damp: Real[Array, ""], throw: bool) -> Real[Array, ""]:
 
 def _tolerances(caller: str, **given: Any) -> dict[str, Any]:
     """Those that were given."""
+    check_tolerances(caller, **given)
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        negative = isinstance(value, int | float) and not value >= 0
-        if negative or jnp.ndim(value) != 0 or jnp.iscomplexobj(value):
-            raise ValueError(
-                f"`{caller}({name}=...)` got {value!r}. Pass a real scalar that is not "
-                "negative."
-            )
+        if jnp.ndim(value) != 0:
+            raise ValueError(f"`{caller}({name}=...)` got {value}. Pass a scalar.")
     return given
 
 

@@ -12,11 +12,12 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
 from .._base.checks import check_options, check_vector
-from .._base.tree import stop_gradient, tree_neg, tree_sub
+from .._base.tree import in_each_part, stop_gradient, tree_neg, tree_sub
+from .._operator.matrix import is_narrow
 from .._operator.over_reals import aids_over_reals, joined, mixes, over_reals, parted
 from .._solver import AbstractFactorisation, Identity, Normal
 from .._solver.counterpart import counterpart
-from .guard import Guard
+from .guard import Guard, is_complex_linear
 from .primitive import bind
 from .rows import Blocks, Problem
 
@@ -67,6 +68,12 @@ class Factorised(eqx.Module):
             operator, constant = over_reals(mixed), over_reals(lx.linearise(constant))
         own = Normal(solver.inner_solver) if type(solver) is lx.Normal else solver
         own = counterpart(own)
+        if isinstance(own, lx.GMRES | lx.LSMR) and is_narrow(operator):
+            name = type(own).__name__
+            raise TypeError(
+                f"`lineax.{name}` cannot be used with vectors of 16 bits. Use "
+                f"`pseudojvp.{name}`, which computes in float32."
+            )
         if isinstance(own, lx.Diagonal) and operator.in_size() == 0:
             own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
         if isinstance(state, Unset):
@@ -100,7 +107,13 @@ class Factorised(eqx.Module):
         lineax) has not done so yet, and says `successful`.
         """
         told = self._told()
-        return lx.RESULTS.successful if told is None else told[0].result(told[1])
+        if told is None:
+            return lx.RESULTS.successful
+        linear = is_complex_linear(self._problem)
+        result = told[0].result(told[1])
+        if linear is None:
+            return result
+        return lx.RESULTS.where(linear, result, lx.RESULTS.breakdown)
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -223,7 +236,7 @@ def _hung(tree: PyTree[Array], solution: PyTree[Array]) -> PyTree[Array]:
     leaves = jtu.tree_leaves(solution)
     zeros = [jnp.sum(0 * leaf.real).astype(jnp.float32) for leaf in leaves]
     zero = sum(zeros, jnp.zeros((), jnp.float32))
-    return jtu.tree_map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
+    return jtu.tree_map(lambda leaf: leaf + in_each_part(zero, leaf.dtype), tree)
 
 
 @compiled

@@ -91,7 +91,7 @@ class Guard(eqx.Module):
             (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
         )
         number = _number(stats)
-        linear = _is_complex_linear(problem)
+        linear = is_complex_linear(problem)
         if linear is not None:
             result = _RESULTS.where(linear, result, _RESULTS.breakdown)
             number = jnp.where(linear, number.astype(float), jnp.inf)
@@ -153,7 +153,7 @@ def _image(problem: Problem, out: Blocks):
     return None if solution is None else problem.operator.mv(solution)
 
 
-def _is_complex_linear(problem: Problem) -> Bool[Array, ""] | None:
+def is_complex_linear(problem: Problem) -> Bool[Array, ""] | None:
     """Whether A(i v) is i A v for each function in A; `None` if that is no question.
 
     A solver that reads a function as a matrix would never see a conjugate in it. One that

@@ -80,7 +80,7 @@ def advice(operator: lx.AbstractLinearOperator, tag: str) -> str:
         return ""
     return (
         f" Arithmetic of operators drops tags, as in this `{type(operator).__name__}`: "
-        f"`lineax.TaggedLinearOperator(operator, {tag})` has it again."
+        f"if this one holds, `lineax.TaggedLinearOperator(operator, {tag})` has it again."
     )
 
 

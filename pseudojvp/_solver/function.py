@@ -109,7 +109,7 @@ class FunctionSolver(lx.AbstractLinearSolver[FunctionState]):
                 f"`FunctionSolver(solve=...)` got {self.solve!r}. Pass a function "
                 "`solve(A, b)` that returns x."
             )
-        check_tolerances(self, rtol=self.rtol, atol=self.atol)
+        check_tolerances(type(self).__name__, rtol=self.rtol, atol=self.atol)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

@@ -99,7 +99,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
                 f"`Neumann(num_terms=...)` got {self.num_terms}. The series has "
                 "`num_terms + 1` terms, so it must be at least zero."
             )
-        check_tolerances(self, rtol=self.rtol, atol=self.atol)
+        check_tolerances(type(self).__name__, rtol=self.rtol, atol=self.atol)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

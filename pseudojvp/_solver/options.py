@@ -1,8 +1,12 @@
 """What the iterative solvers are given beside the operator."""
 
+from numbers import Real
 from typing import Any
 
+import jax
+import jax.core
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._base.structure import Structure
@@ -55,10 +59,18 @@ def resolve_y0(
     return y0
 
 
-def check_tolerances(solver: lx.AbstractLinearSolver, **tolerances) -> None:
+def check_tolerances(caller: str, **tolerances: Any) -> None:
+    """That they are `None`, or real and not negative where that is known."""
     for name, value in tolerances.items():
-        if isinstance(value, int | float) and not value >= 0:
+        if value is None:
+            continue
+        number = isinstance(value, Real | np.ndarray | jax.Array)
+        if not number or not np.isrealobj(value):
+            raise TypeError(
+                f"`{caller}({name}=...)` got {value!r}. Tolerances must be real numbers."
+            )
+        known = not isinstance(value, jax.core.Tracer)
+        if known and not np.all(np.asarray(value) >= 0):
             raise ValueError(
-                f"`{type(solver).__name__}({name}=...)` got {value}. Tolerances must be "
-                "non-negative."
+                f"`{caller}({name}=...)` got {value}. Tolerances must be non-negative."
             )

@@ -125,7 +125,7 @@ class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
 
     def __check_init__(self):
         tolerances = {"rtol": self.rtol, "derivative_rtol": self.derivative_rtol}
-        check_tolerances(self, atol=self.atol, **tolerances)
+        check_tolerances(type(self).__name__, atol=self.atol, **tolerances)
         for name in ("max_steps", "progress"):
             value = getattr(self, name)
             if value is not None and value < 0:

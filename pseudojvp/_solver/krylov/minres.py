@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
-from ..._operator.adjoint import is_hermitian
+from ..._operator.adjoint import is_complex, is_hermitian
 from ..._operator.tags import advice
 from ..options import resolve_preconditioner
 from .iteration import (
@@ -175,11 +175,13 @@ class MINRES(AbstractKrylovSolver):
         check_options(self, options, OPTIONS)
         check_square(self, operator)
         if not is_hermitian(operator):
+            real = not is_complex(operator)
+            tag = "lineax.symmetric_tag" if real else "pseudojvp.hermitian_tag"
             raise ValueError(
                 "`MINRES()` may only be used for symmetric or Hermitian operators, and "
                 "`operator` is tagged as neither. Tag it with `lineax.symmetric_tag` (if "
                 "complex, with `pseudojvp.hermitian_tag`), or use `GMRES()` or `LSMR()`."
-                + advice(operator, "lineax.symmetric_tag")
+                + advice(operator, tag)
             )
         return KrylovState.create(operator)
 
