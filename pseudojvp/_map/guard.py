@@ -26,7 +26,7 @@ from .._base.tree import all_finite, nan_unless, tree_sub
 from .._kernel.norms import two_norm
 from .._operator.adjoint import is_complex
 from .._operator.matrix import functions_in
-from .._solver import AbstractKrylovSolver, FunctionSolver, Neumann, Normal
+from .._solver import Normal
 from .rows import Blocks, Problem
 from .traits import factorises, Traits, traits_of
 
@@ -35,15 +35,6 @@ _RESULTS = lx.RESULTS
 _CONJUGATES = (
     "got an operator that is not linear over the complex numbers: A(i v) is not i A v. "
     "Let it take real and imaginary part of x as two real leaves, or use `LSMR()`."
-)
-_MULTIPLYING = (
-    AbstractKrylovSolver,
-    FunctionSolver,
-    Neumann,
-    lx.BiCGStab,
-    lx.CG,
-    lx.GMRES,
-    lx.LSMR,
 )
 _UNKNOWN = "failed. Try another solver."
 # A failure is told to the host as one integer: the code of the result, and below it the
@@ -162,7 +153,7 @@ def is_complex_linear(problem: Problem) -> Bool[Array, ""] | None:
     solver = problem.solver
     inner = solver.inner_solver if isinstance(solver, Normal) else solver
     functions = [part for part in functions_in(problem.operator) if is_complex(part)]
-    if isinstance(inner, _MULTIPLYING) or not functions:
+    if traits_of(inner).multiplies or not functions:
         return None
     return ft.reduce(operator.and_, map(_turns, functions))
 

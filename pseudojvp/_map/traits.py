@@ -8,13 +8,11 @@ import lineax as lx
 
 from .._solver import (
     AbstractFactorisation,
-    BiCGStab,
+    AbstractKrylovSolver,
     CG,
     Cholesky,
     CholeskyQR,
     FunctionSolver,
-    GMRES,
-    LSMR,
     MINRES,
     Neumann,
     Normal,
@@ -42,6 +40,7 @@ class Traits(NamedTuple):
     - `projects`: P y takes a product, and no solve, beside the other blocks.
     - `hermitian`: A⁻ᴴ is A⁻¹.
     - `within_row_space`: it is the adjoint of A† there only, so that w is projected.
+    - `multiplies`: it multiplies by A, and does not read its entries.
     - `finds_nonfinite`: it notices a NaN in an entry of A that no solution shows.
     - `breakdown`, `singular`, `stagnation`: what these results mean, and what to do.
     - `limit(rows, cols, dtype)`: reciprocal condition numbers up to it are singular;
@@ -52,6 +51,7 @@ class Traits(NamedTuple):
     projects: bool = False
     hermitian: bool = False
     within_row_space: bool = False
+    multiplies: bool = False
     finds_nonfinite: bool = False
     breakdown: str = "broke down. Try another solver."
     singular: str = (
@@ -109,14 +109,21 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
             advice=f"{_NOT_SQUARED} {_ANY_RANK}",
         ),
     ),
-    (CG, Traits(hermitian=True, finds_nonfinite=True, breakdown=_INDEFINITE)),
-    (lx.CG, Traits(hermitian=True, breakdown=_INDEFINITE)),
-    (MINRES, Traits(hermitian=True, finds_nonfinite=True)),
-    ((BiCGStab, GMRES, LSMR), Traits(finds_nonfinite=True)),
+    (
+        CG,
+        Traits(
+            hermitian=True, multiplies=True, finds_nonfinite=True, breakdown=_INDEFINITE
+        ),
+    ),
+    (lx.CG, Traits(hermitian=True, multiplies=True, breakdown=_INDEFINITE)),
+    (MINRES, Traits(hermitian=True, multiplies=True, finds_nonfinite=True)),
+    (AbstractKrylovSolver, Traits(multiplies=True, finds_nonfinite=True)),
+    ((lx.BiCGStab, lx.GMRES, lx.LSMR), Traits(multiplies=True)),
     ((Cholesky, lx.Cholesky), Traits(hermitian=True)),
     (
         FunctionSolver,
         Traits(
+            multiplies=True,
             finds_nonfinite=True,
             singular="got non-finite values from its function: A is singular, an entry "
             "of it is NaN or Inf, or the function failed.",
@@ -128,6 +135,7 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
     (
         Neumann,
         Traits(
+            multiplies=True,
             within_row_space=True,
             breakdown="diverges: its terms grow. Use a smaller `scale`, or a "
             "preconditioner.",
