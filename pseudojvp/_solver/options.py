@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -65,7 +66,7 @@ def check_tolerances(caller: str, **tolerances: Any) -> None:
         if value is None:
             continue
         number = isinstance(value, Real | np.ndarray | jax.Array)
-        if not number or not np.isrealobj(value):
+        if not number or jnp.iscomplexobj(value):
             raise TypeError(
                 f"`{caller}({name}=...)` got {value!r}. Tolerances must be real numbers."
             )
