@@ -5,7 +5,8 @@
 For each program, of ours and of the peer: the instructions and fusions of the optimised
 program, and the processor seconds to trace, lower and compile it from empty caches, one
 after the other in one process. A program is the gradient of Σ x² with respect to A and b,
-in float64, of a 20 x 20 or 60 x 20 matrix, unless it says otherwise. Those of `varpro`
+in float64, of a 20 x 20 or 60 x 20 matrix, unless it says otherwise. A Hessian product is
+the tangent of that gradient along (A, b). Those of `varpro`
 fit two decaying exponentials to 60 points, beside Levenberg-Marquardt for rates and
 amplitudes together; their gradient is with respect to the data.
 """
@@ -32,6 +33,7 @@ class Program(NamedTuple):
     peer: Callable
     matrix: np.ndarray
     arguments: tuple[int, ...] = (0, 1)  # of the gradient; none for the function itself
+    hessian: bool = False  # its tangent in the place of the gradient
 
 
 class Size(NamedTuple):
@@ -86,8 +88,9 @@ def programs() -> dict[str, Program]:
     positive, triangular = lx.positive_semidefinite_tag, lx.lower_triangular_tag
     tolerances = 1e-8, 1e-8
 
-    def pair(ours, peer, matrix, tags=()):
-        return Program(_solve(pj, ours, tags), _solve(lx, peer, tags), matrix)
+    def pair(ours, peer, matrix, tags=(), **options):
+        functions = _solve(pj, ours, tags), _solve(lx, peer, tags)
+        return Program(*functions, matrix, **options)
 
     times = np.linspace(0, 5, 60)
     lstsq = lambda matrix, vector: pj.lstsq(matrix, vector)[0]
@@ -110,6 +113,16 @@ def programs() -> dict[str, Program]:
         "GMRES": pair(pj.GMRES(*tolerances), lx.GMRES(*tolerances), square),
         "BiCGStab": pair(pj.BiCGStab(*tolerances), lx.BiCGStab(*tolerances), square),
         "LSMR": pair(pj.LSMR(*tolerances), lx.LSMR(*tolerances), tall),
+        "LSMR, Hessian": pair(
+            pj.LSMR(*tolerances), lx.LSMR(*tolerances), tall, hessian=True
+        ),
+        "MINRES / LSMR, Hessian": pair(
+            pj.MINRES(*tolerances),
+            lx.LSMR(*tolerances),
+            definite,
+            lx.symmetric_tag,
+            hessian=True,
+        ),
         "lx.LU": pair(lx.LU(), lx.LU(), square),
         "lx.QR": pair(lx.QR(), lx.QR(), tall),
         "lstsq / SVD, solve": Program(lstsq, _solve(lx, lx.SVD()), tall, ()),
@@ -127,6 +140,9 @@ def size_of(function: Callable, program: Program) -> Size:
     arguments = program.matrix, np.ones(len(program.matrix))
     loss = lambda matrix, vector: jnp.sum(function(matrix, vector) ** 2)
     run = jax.grad(loss, argnums=program.arguments) if program.arguments else function
+    gradient = run
+    if program.hessian:
+        run = lambda *primals: jax.jvp(gradient, primals, primals)[1]
     start = time.process_time()
     compiled = jax.jit(run).lower(*arguments).compile()
     seconds = time.process_time() - start

@@ -26,6 +26,8 @@ MOST = {
     "GMRES": 1560,
     "BiCGStab": 1100,
     "LSMR": 4080,
+    "LSMR, Hessian": 14490,
+    "MINRES / LSMR, Hessian": 18490,
     "lx.LU": 410,
     "lx.QR": 300,
     "lstsq / SVD, solve": 425,

@@ -54,6 +54,20 @@ def test_number_of_solves(name, mode):
     assert got == PINNED["solves"][name][mode]
 
 
+@pytest.mark.parametrize(
+    ("solver", "solves"), [(pj.QR(), 4), (pj.SVD(), 13), (pj.LSMR(), 10)]
+)
+def test_number_of_solves_of_a_hessian_product(solver, solves):
+    def loss(matrix):
+        operator = lx.MatrixLinearOperator(matrix)
+        return jnp.sum(pj.linear_solve(operator, jnp.ones(5), solver).value ** 2)
+
+    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)))
+    product = lambda matrix: jax.jvp(jax.grad(loss), (matrix,), (matrix,))
+    jaxpr = jax.make_jaxpr(product)(matrix)
+    assert count_primitive("linear_solve", jaxpr.jaxpr) == solves
+
+
 class Counted(Pinv):
     """Counts how often it is traced."""
 

@@ -127,12 +127,20 @@ class _Rule:
         self.guard = guard
         self.traits = traits_of(problem.solver)
 
-    def solve(self, rhs: Blocks, wanted: Blocks, *, of_primal: bool = True) -> Blocks:
+    def solve(
+        self,
+        rhs: Blocks,
+        wanted: Blocks,
+        *,
+        of_primal: bool = True,
+        in_row_space: bool = False,
+    ) -> Blocks:
         """The map, for a tangent or a cotangent."""
         if all(block is None for block in rhs):
             return Blocks()
         guard = self.guard.for_derivative(of_primal=of_primal)
-        return bind(self.problem.for_derivative(), rhs, wanted, guard)[0]
+        problem = self.problem.for_derivative(in_row_space)
+        return bind(problem, rhs, wanted, guard)[0]
 
     def by_operator(self, t_operator, rhs: Blocks, t_rhs: Blocks, wanted: Blocks):
         """Value and tangent with respect to the operator, and the vectors."""
@@ -161,16 +169,16 @@ class _Rule:
                 t_w = self._project(t_w)
             u = z = None
             if wanted.domain and x is not None:
-                u = self._adjoint_solve(x)
+                u = self._adjoint_solve(x, in_row_space=True)
                 z = t_adjoint(u)
             # Before and after, so that neither tangents nor cotangents are solved for
             # before u is there: see `_base/order.py`.
             t_v, t_w = after_in_batch(u, (t_v, t_w))
+            if rhs.domain is not None and not problem.in_row_space:
+                more = self._outside_row_space(t_forward, rhs.domain)
+                t_v, t_w = tree_add(t_v, more.codomain), tree_add(t_w, more.domain)
             t_r, t_x = self._with_null_part(t_v, t_w, z, wanted)
             t_r, t_x = after_in_batch(u, (t_r, t_x))
-            if rhs.domain is not None:
-                more = self._outside_row_space(t_forward, rhs.domain, wanted)
-                t_r, t_x = tree_add(t_r, more.codomain), tree_add(t_x, more.domain)
         if wanted.projection:
             t_p = self._of_projection(
                 t_forward, t_adjoint, rhs.projection, p, t_rhs.projection
@@ -187,20 +195,20 @@ class _Rule:
         t_r, t_x, projected = self.solve(rhs, wanted._replace(projection=projects))
         return t_r, tree_add(t_x, tree_sub(z, projected))
 
-    def _adjoint_solve(self, vector):
+    def _adjoint_solve(self, vector, *, in_row_space: bool = False):
         """A†^H w."""
-        return self.solve(Blocks(domain=vector), Blocks(True, False, False)).codomain
+        rhs, wanted = Blocks(domain=vector), Blocks(True, False, False)
+        return self.solve(rhs, wanted, in_row_space=in_row_space).codomain
 
     def _project(self, vector):
         """P y."""
         rhs, wanted = Blocks(projection=vector), Blocks(False, False, True)
         return self.solve(rhs, wanted).projection
 
-    def _outside_row_space(self, t_forward, w, wanted: Blocks) -> Blocks:
-        """M† M†(A'(I − P) w, 0), the last term of (4)."""
+    def _outside_row_space(self, t_forward, w) -> Blocks:
+        """M†(A'(I − P) w, 0), of the last term of (4)."""
         rhs = Blocks(t_forward(tree_sub(w, self._project(w))))
-        both = Blocks(True, True, False)
-        return self.solve(self.solve(rhs, both), wanted._replace(projection=False))
+        return self.solve(rhs, Blocks(True, True, False))
 
     def _of_projection(self, t_forward, t_adjoint, y, p, t_y):
         """Equation (5)."""

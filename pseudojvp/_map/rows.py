@@ -51,6 +51,7 @@ class Problem(eqx.Module):
 
     - `from_adjoint`: the map is that of B = A^H. A wide A of full rank is entered from
         this side, so that B always has independent columns.
+    - `in_row_space`: w is in the row space of A whatever the numbers, for it is A†b.
     """
 
     operator: lx.AbstractLinearOperator
@@ -58,6 +59,7 @@ class Problem(eqx.Module):
     options: dict[str, Any]
     solver: lx.AbstractLinearSolver
     from_adjoint: bool = eqx.field(static=True)
+    in_row_space: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def create(cls, operator, state, options, solver) -> "Problem":
@@ -70,11 +72,13 @@ class Problem(eqx.Module):
         from_adjoint = wide and solver.assume_full_rank()
         return cls(operator, state, options, solver, from_adjoint)
 
-    def for_derivative(self) -> "Problem":
+    def for_derivative(self, in_row_space: bool = False) -> "Problem":
         """Without a first guess, and with the tolerance for derivatives."""
         options = {key: val for key, val in self.options.items() if key != "y0"}
         solver = _for_derivative(self.solver)
-        return Problem(self.operator, self.state, options, solver, self.from_adjoint)
+        return Problem(
+            self.operator, self.state, options, solver, self.from_adjoint, in_row_space
+        )
 
     @property
     def _square(self) -> bool:
