@@ -49,6 +49,7 @@ TARGETS = (
     Target("10,000 problems of 32 x 8: gradient", 1),
     Target("tall 2000 x 100: solve", 3, *_LX_QR),
     Target("tall 2000 x 100: solve", 1.4, "torch", "lstsq"),
+    Target("square 200 x 200: solve", 0.9, "jax", "solve"),
     Target(
         "convolution 2006 x 2000, matrix-free: gradient", 1.5, "lineax", "Normal(CG())"
     ),
@@ -68,7 +69,7 @@ def table(results: Results) -> str:
 
 def _shapes(rows: list[Row]) -> list[str]:
     ratios = [row.of("lineax")[0].over(row.ours[0]) for row in rows]
-    return _worst("single solves and gradients of any shape", 0.95, ratios)
+    return _worst("single solves and gradients of any shape", 0.97, ratios)
 
 
 def _pairs(job: str, asked: float, pairs: list[Pair]) -> list[str]:

@@ -32,9 +32,9 @@ MOST = {
     "lx.QR": 300,
     "lstsq / SVD, solve": 425,
     "lstsq / jnp.linalg.lstsq": 625,
-    "varpro": 1460,
-    "varpro and statistics": 2210,
-    "gradient of varpro": 2630,
+    "varpro": 1440,
+    "varpro and statistics": 2190,
+    "gradient of varpro": 2600,
 }
 
 

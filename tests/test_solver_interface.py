@@ -12,6 +12,8 @@ import pytest
 from checks import jit
 
 import pseudojvp as pj
+from pseudojvp._map.traits import has_traits
+from pseudojvp._solver import AbstractFactorisation
 
 
 SIZE = 3
@@ -33,6 +35,18 @@ _ANY_SHAPE = {
     "Normal(Auto)": pj.Normal(pj.AutoLinearSolver(well_posed=True)),
     "Auto(None)": pj.AutoLinearSolver(well_posed=None),
 }
+
+
+def test_every_solver_has_traits_or_factorises():
+    """One that was forgotten would be slower, or miss a NaN, without a word."""
+    around_others = {pj.AutoLinearSolver, pj.SparseLU}
+    every = {
+        value
+        for value in vars(pj).values()
+        if isinstance(value, type) and issubclass(value, lx.AbstractLinearSolver)
+    }
+    for solver in every - around_others:
+        assert issubclass(solver, AbstractFactorisation) or has_traits(solver), solver
 
 
 def _setting(case, dtype):

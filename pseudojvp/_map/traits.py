@@ -149,6 +149,11 @@ def traits_of(solver: lx.AbstractLinearSolver) -> Traits:
     return next((row for kind, row in _TRAITS if isinstance(solver, kind)), Traits())
 
 
+def has_traits(solver: type[lx.AbstractLinearSolver]) -> bool:
+    """Whether a class of solvers is in the table."""
+    return any(issubclass(solver, kind) for kind, _ in _TRAITS)
+
+
 def factorises(solver: lx.AbstractLinearSolver) -> bool:
     """Whether what the state says of A holds for each solve with it."""
     inner = solver.inner_solver if isinstance(solver, Normal) else solver

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Inexact, Real
 
-from .._base.order import after
+from .._base.order import after_in_batch
 from .._kernel.products import matmul
 from .model import Observations
 
@@ -57,7 +57,7 @@ def _factor(
     """L, by the Cholesky factorisation of Y Yᴴ where that has the digits."""
 
     def by_qr(earlier, stacked):
-        return jnp.linalg.qr(after(earlier, stacked).conj().T, mode="r").conj().T
+        return jnp.linalg.qr(after_in_batch(earlier, stacked).conj().T, mode="r").conj().T
 
     if jnp.finfo(stacked.dtype).eps > _LARGEST_LOSS:  # never enough in single precision
         return by_qr(None, stacked)
@@ -65,7 +65,7 @@ def _factor(
     lower = jnp.linalg.cholesky(gram)
     sound = _has_the_digits(gram[:rows, :rows], lower[:rows, :rows], weights, rank)
     # Under `vmap` both are computed, one after the other.
-    ordered = after(sound.astype(jnp.float32), lower)
+    ordered = after_in_batch(sound.astype(jnp.float32), lower)
     return lax.cond(sound, lambda lower, _: lower, by_qr, ordered, stacked)
 
 

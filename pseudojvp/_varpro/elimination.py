@@ -25,7 +25,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
-from .._base.order import after
+from .._base.order import after_in_batch
 from .._map.factorised import Factorised
 from .._map.rows import Blocks
 from .dependence import groups_of, moved_columns
@@ -258,7 +258,7 @@ def _residual_of_many(factors: Factors, a, b, c) -> Inexact[Array, "m k"]:
     """
 
     def by_map(b, c):
-        (r, _), *_ = factors.apply(after(c, b), coefficients=False)
+        (r, _), *_ = factors.apply(after_in_batch(c, b), coefficients=False)
         return b - (b - r)  # in the order of b, which the other branch then has as well
 
     size = jnp.sqrt(squared_norm(a) * squared_norm(c))

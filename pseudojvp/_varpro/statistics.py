@@ -12,7 +12,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
-from .._base.order import after, after_in_batch
+from .._base.order import after_in_batch
 from .._base.tree import all_finite, at_least_single
 from .compression import compress
 from .elimination import Eliminated, Factors, unit_directions
@@ -157,7 +157,7 @@ def errors_of(fit, context) -> Errors:
     columns = at_least_single((fit.residual, fit.coefficients))
     r, c = (x.reshape(len(x), -1) for x in columns)
     # Each `after` here is for the order of the library calls of many fits.
-    theta = theta if reduced is observations else after(reduced, theta)
+    theta = theta if reduced is observations else after_in_batch(reduced, theta)
     if reduced is observations:
         factors = Factors.create(phi, observations, elimination.solver, r.dtype)
         at = Eliminated(r, c, fit.rank, lx.RESULTS.successful, factors)
@@ -168,7 +168,9 @@ def errors_of(fit, context) -> Errors:
     theta_covariance, theta_rank = _gram_inverse_of_theta(jacobian)
     if reduced is not observations:
         at = Eliminated(r, c, fit.rank, at.result, at.factors)
-        gain = _gain(elimination, after(theta_covariance, theta), args, observations, at)
+        gain = _gain(
+            elimination, after_in_batch(theta_covariance, theta), args, observations, at
+        )
     of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
     rank = r.shape[1] * fit.rank if jnp.ndim(fit.rank) == 0 else jnp.sum(fit.rank)
     freedom = of_datum * _count(observations) - ways * rank - theta_rank
