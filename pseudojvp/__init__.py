@@ -9,7 +9,12 @@ from ._front.project import project as project
 from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
-from ._operator import damped as damped, SparseLinearOperator as SparseLinearOperator
+from ._operator import (
+    damped as damped,
+    gauss_newton_operator as gauss_newton_operator,
+    hessian_operator as hessian_operator,
+    SparseLinearOperator as SparseLinearOperator,
+)
 from ._operator.adjoint import hermitian_tag as hermitian_tag
 from ._preconditioner import (
     amg as amg,

@@ -3,5 +3,9 @@ from .as_operator import (
     Matrix as Matrix,
     SparseMatrix as SparseMatrix,
 )
+from .curvature import (
+    gauss_newton_operator as gauss_newton_operator,
+    hessian_operator as hessian_operator,
+)
 from .damped import damped as damped
 from .sparse import SparseLinearOperator as SparseLinearOperator

@@ -1,0 +1,158 @@
+"""Matrices of second derivatives as operators: products alone, on trees of parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, PyTree, Real, Scalar
+
+from .._base.inexact import as_inexact
+from .._base.structure import Structure
+from .._base.tree import tree_scale
+
+
+class _Scaled(eqx.Module):
+    damping: Array
+
+    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
+        return tree_scale(self.damping, vector)
+
+
+def hessian_operator(
+    fn: Callable[[Any], Scalar],
+    x: PyTree[Array],
+    *,
+    damping: Real[Array, ""] | float | None = None,
+    tags: object = lx.symmetric_tag,
+) -> lx.AbstractLinearOperator:
+    """Returns ∇²f(x) + λI, the Hessian of a scalar function, as an operator.
+
+    A solve with it is an inverse-Hessian-vector product: of implicit differentiation, of
+    Newton's method, of influence functions. `MINRES()` takes any Hessian, `CG()` one that
+    is tagged positive definite, `LSMR()` needs no tag.
+
+    **Arguments:**
+
+    - `fn`: f, from the parameters to a real scalar, twice differentiable. What it closes
+        over is a number of the operator too.
+    - `x`: the point, a pytree of real floating-point arrays; vectors are trees like it.
+    - `damping`: λ, a real scalar in the units of ∇²f. Defaults to `None`, for none.
+    - `tags`: what holds of ∇²f(x) + λI beside its symmetry, such as
+        `lineax.positive_semidefinite_tag` at a minimum. Nobody checks it: `CG` says
+        `breakdown` where it meets a direction of the other sign.
+
+    **Returns:** an operator from the space of x to itself. Cost: a product takes a
+    gradient of f and its tangent, some four to six evaluations of f; no matrix is made,
+    unless a direct solver asks for it by as many products as there are parameters.
+
+    **Derivatives:** with respect to `x`, `damping` and what `fn` closes over, of every
+    order.
+
+    **Raises:** `TypeError` at trace time for a parameter that is no real floating-point
+    array, `ValueError` if f is no real scalar, or `damping` none.
+
+    **Sources:** Pearlmutter, *Fast exact multiplication by the Hessian*, Neural
+    Computation 6 (1994).
+    """
+    x = _parameters(x, "hessian_operator")
+    _check_scalar(fn, x, "hessian_operator(fn=...)")
+    gradient = jax.grad(fn)
+    tags = frozenset(tags) if isinstance(tags, set | frozenset | tuple | list) else {tags}
+    tags = frozenset(tags) | {lx.symmetric_tag}
+    hessian = lx.JacobianLinearOperator(lambda x, _: gradient(x), x, tags=tags)
+    return _damped(hessian, damping, tags, "hessian_operator")
+
+
+def gauss_newton_operator(
+    model: Callable[[Any], PyTree[Array]],
+    loss: Callable[[Any], Scalar],
+    x: PyTree[Array],
+    *,
+    damping: Real[Array, ""] | float | None = None,
+) -> lx.AbstractLinearOperator:
+    """Returns JᵀHJ + λI, the Gauss–Newton matrix of loss(model(x)), as an operator.
+
+    J is the Jacobian of the model at x and H the Hessian of the loss at model(x). For a
+    loss that is convex it is positive semidefinite, whatever the model, and tagged so: it
+    is what takes the place of ∇²f where that is indefinite, as for networks. Of a
+    log-likelihood of an exponential family in its natural parameters (squares,
+    cross-entropy of logits) it is Fisher's matrix.
+
+    **Arguments:**
+
+    - `model`: from the parameters to a pytree of real arrays, the predictions.
+    - `loss`: from the predictions to a real scalar, convex.
+    - `x`: the point, a pytree of real floating-point arrays; vectors are trees like it.
+    - `damping`: λ, a real scalar in the units of JᵀHJ, positive for `CG()`. Defaults to
+        `None`, for none; then the operator may be singular.
+
+    **Returns:** an operator from the space of x to itself. Cost: a product takes a
+    tangent and a cotangent of the model, some four evaluations of it, and little of the
+    loss.
+
+    **Derivatives:** with respect to `x`, `damping` and what `model` and `loss` close
+    over, of every order.
+
+    **Raises:** as [`pseudojvp.hessian_operator`][].
+
+    **Sources:** Schraudolph, *Fast curvature matrix-vector products for second-order
+    gradient descent*, Neural Computation 14 (2002); Martens, *New insights and
+    perspectives on the natural gradient method*, JMLR 21 (2020), section 8.
+    """
+    x = _parameters(x, "gauss_newton_operator")
+    predictions = model(x)
+    _check_scalar(loss, predictions, "gauss_newton_operator(loss=...)")
+    gradient = jax.grad(loss)
+    jacobian = lx.JacobianLinearOperator(lambda x, _: model(x), x)
+    hessian = lx.JacobianLinearOperator(
+        lambda z, _: gradient(z), predictions, tags=lx.symmetric_tag
+    )
+    product = jacobian.transpose() @ hessian @ jacobian
+    tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
+    return _damped(product, damping, tags, "gauss_newton_operator")
+
+
+def _damped(operator, damping, tags: frozenset[object], caller: str):
+    if damping is not None:
+        damping = as_inexact(damping, f"{caller}(damping=...)")
+        if damping.shape != () or jnp.iscomplexobj(damping):
+            raise ValueError(
+                f"`{caller}(damping=...)` got an array of shape {damping.shape} and "
+                f"dtype {damping.dtype}. Pass a real scalar."
+            )
+        structure = operator.in_structure()
+        operator = operator + lx.FunctionLinearOperator(
+            _Scaled(damping), structure, lx.diagonal_tag, closure_convert=False
+        )
+    return lx.TaggedLinearOperator(operator, tags)
+
+
+def _parameters(x: PyTree[Any], caller: str) -> PyTree[Array]:
+    leaves = jtu.tree_leaves(x)
+    if len(leaves) == 0:
+        raise ValueError(f"`{caller}(x=...)` got {x!r}, a tree without arrays.")
+    for leaf in leaves:
+        number = isinstance(leaf, float | np.ndarray | np.generic | jax.Array)
+        if not number or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"`{caller}(x=...)` got {leaf!r} among the parameters. Pass a pytree of "
+                "real floating-point arrays; `equinox.partition(model, "
+                "equinox.is_inexact_array)` takes those of a model."
+            )
+    return jtu.tree_map(lambda leaf: as_inexact(leaf, f"{caller}(x=...)"), x)
+
+
+def _check_scalar(fn: Callable, x: PyTree[Array], name: str) -> None:
+    structure = jax.eval_shape(fn, x)
+    leaves = jtu.tree_leaves(structure)
+    real = len(leaves) == 1 and jnp.issubdtype(leaves[0].dtype, jnp.floating)
+    if not real or leaves[0].shape != ():
+        raise ValueError(
+            f"`{name}` returns {Structure.of(structure).as_tree() if leaves else None}. "
+            "It has to return a real scalar."
+        )
