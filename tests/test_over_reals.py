@@ -212,6 +212,52 @@ def test_some_rows_of_a_fourier_transform(name):
     np.testing.assert_allclose(cotangent, want, atol=1e-12)
 
 
+_TIMES = jnp.linspace(0.0, 2.0, 20)
+
+
+def _decays(theta, _):
+    return lx.MatrixLinearOperator(jnp.exp(-jnp.outer(_TIMES, theta)))
+
+
+def _real_part(theta, _):
+    decay = jnp.exp(-theta[0] * _TIMES)
+    structure = jax.ShapeDtypeStruct((1,), complex)
+    return lx.FunctionLinearOperator(lambda c: decay * c[0].real, structure)
+
+
+def _fit(basis, data, **options):
+    return pj.varpro(basis, data, jnp.array([0.8, 2.0]), **options)
+
+
+def _residual(basis, data, **options):
+    return pj.projected_residual(basis, data, **options)(jnp.array([0.8, 2.0]))
+
+
+@pytest.mark.parametrize("fit", [_fit, _residual])
+def test_basis_that_would_lose_an_imaginary_part_is_refused(fit):
+    data = jnp.exp(-_TIMES)
+    with pytest.raises(ValueError, match="real vectors, but `data` is complex"):
+        fit(_decays, data.astype(complex))
+    with pytest.raises(ValueError, match="real vectors, but `offset` is complex"):
+        fit(_decays, data, offset=lambda theta, _: data.astype(complex))
+    with pytest.raises(ValueError, match="from complex coefficients to real data"):
+        fit(_real_part, data)
+
+
+def test_complex_data_count_twice_for_real_coefficients():
+    def basis(theta, _):
+        angle = theta * jnp.arange(2.0)
+        mv = lambda c: jax.lax.complex(
+            c[0] * jnp.cos(angle), c[0] * jnp.sin(angle) + c[1]
+        )
+        return lx.FunctionLinearOperator(mv, jax.ShapeDtypeStruct((2,), float))
+
+    data = jnp.asarray(3 * np.exp(0.5j * np.arange(2)) + 2j)
+    fit = pj.varpro(basis, data, jnp.array(0.4))
+    np.testing.assert_allclose(fit.theta, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(fit.coefficients, [3.0, 2.0], rtol=1e-6)
+
+
 def test_operator_of_real_coefficients_fits_complex_data():
     times = np.linspace(0, 4, 30)
     rng = np.random.default_rng(0)

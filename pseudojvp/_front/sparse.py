@@ -137,7 +137,8 @@ def sparse_lstsq(
     - `solver`: any solver of rectangular operators that [`pseudojvp.linear_solve`][]
         takes, or a function `solve(A, b)` that returns A†b, which becomes a
         [`pseudojvp.FunctionSolver`][]; it gets the operator [A; damp I] where `damp` is
-        given, and (b, zeros). Defaults to `None`, the choice of
+        given, and (b, zeros); and the transpose of that with one vector of the size of
+        x. Defaults to `None`, the choice of
         `AutoLinearSolver(well_posed=False)` without `damp`, which has no use for
         `options`; with it `LSMR(well_posed=True)`.
     - `damp`: a real scalar in the units of A; differentiable. It takes [A; damp I] to

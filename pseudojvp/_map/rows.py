@@ -22,7 +22,7 @@ from .._base.checks import check_options
 from .._base.order import Steps
 from .._base.results import first_failure
 from .._base.tree import tree_add, tree_conj, tree_neg, tree_sub
-from .._operator.adjoint import adjoint
+from .._operator.adjoint import adjoint, transpose_of
 from .._solver import (
     AbstractKrylovSolver,
     AutoLinearSolver,
@@ -361,12 +361,12 @@ def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
     if isinstance(solver, lx.Normal):
         # Its `transpose` conjugates the inner state, wrongly for LU (lineax 0.1.1).
         _, options = solver.transpose(problem.state, options)
-        state = solver.init(problem.operator.transpose(), options)
+        state = solver.init(transpose_of(problem.operator), options)
     else:
         state, options = solver.transpose(problem.state, options)
 
     def transpose_mv(vector):  # built where it is called: not every operator has one
-        return problem.operator.transpose().mv(vector)
+        return transpose_of(problem.operator).mv(vector)
 
     vector = tree_conj(vector)
     solution, result, solve.stats = solver.compute(state, vector, options)

@@ -28,6 +28,7 @@ from jaxtyping import Array, Inexact, PyTree
 from .._base.tree import tree_conj
 from .._kernel.faces import create_faces
 from .._kernel.products import matmul
+from .._operator.adjoint import transpose_of
 from .._operator.sparse import untagged
 
 
@@ -41,7 +42,7 @@ def tangent_products(
     tangent = lx.linearise(lx.TangentLinearOperator(operator, t_operator))
 
     def adjoint_mv(vector: PyTree[Array]) -> PyTree[Array]:
-        return tree_conj(tangent.transpose().mv(tree_conj(vector)))
+        return tree_conj(transpose_of(tangent).mv(tree_conj(vector)))
 
     return tangent.mv, adjoint_mv
 

@@ -1,5 +1,6 @@
 import copyreg
 
+import jax
 import jax.numpy as jnp
 import lineax as lx
 
@@ -26,8 +27,14 @@ def is_complex(operator: lx.AbstractLinearOperator) -> bool:
     return Structure.of(spaces).is_complex
 
 
+def transpose_of(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """Aᵀ. lineax promotes leaves of several dtypes to ask whether it is symmetric."""
+    with jax.numpy_dtype_promotion("standard"):
+        return operator.transpose()
+
+
 def adjoint(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
-    transpose = operator.transpose()
+    transpose = transpose_of(operator)
     return lx.conj(transpose) if is_complex(operator) else transpose
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -52,7 +53,8 @@ class Divided(lx.AbstractLinearOperator):
 
 def _register(function, with_result):
     def rule(divided: Divided):
-        return with_result(divided, function(divided.operator))
+        with jax.numpy_dtype_promotion("standard"):  # for leaves of several dtypes
+            return with_result(divided, function(divided.operator))
 
     function.register(Divided, rule)
 

@@ -83,8 +83,13 @@ def matrix_of(operator: lx.AbstractLinearOperator) -> Inexact[Array, "rows cols"
 
 def as_dense(operator: lx.AbstractLinearOperator) -> lx.MatrixLinearOperator:
     """The operator as its matrix, with the tags that hold."""
-    tags = frozenset(tag for tag, holds in _TAGS.items() if holds(operator))
-    return lx.MatrixLinearOperator(matrix_of(operator), tags)
+    return lx.MatrixLinearOperator(matrix_of(operator), tags_of(operator))
+
+
+def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:
+    """Those of lineax that hold, by the operator's tags or its class."""
+    with jax.numpy_dtype_promotion("standard"):  # for leaves of several dtypes
+        return frozenset(tag for tag, holds in _TAGS.items() if holds(operator))
 
 
 def widened(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:

@@ -14,6 +14,7 @@ from .._base.checks import check_options
 from .._base.structure import Structure
 from .._base.tree import is_zero, tree_conj, tree_scale, tree_sub, tree_where
 from .._kernel.norms import power_of_two, two_norm
+from .._operator.adjoint import transpose_of
 from .options import check_tolerances
 
 
@@ -116,7 +117,7 @@ class FunctionSolver(lx.AbstractLinearSolver[FunctionState]):
     ) -> FunctionState:
         check_options(self, options)
         operator = lx.linearise(operator)
-        transposed = _System.create(operator.transpose(), self.solve)
+        transposed = _System.create(transpose_of(operator), self.solve)
         return FunctionState((_System.create(operator, self.solve), transposed))
 
     def compute(

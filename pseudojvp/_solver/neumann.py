@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Integer, Num, PyTree, Real
 from .._base.checks import check_options, check_square
 from .._base.structure import Structure
 from .._base.tree import all_finite, promoting, tree_add, tree_sub
-from .._operator.adjoint import is_complex
+from .._operator.adjoint import is_complex, transpose_of
 from .options import check_tolerances, resolve_preconditioner
 
 
@@ -251,7 +251,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         return results.where(final.met, results.successful, out)
 
     def transpose(self, state: NeumannState, options: dict[str, Any]):
-        return self._map(state, options, lambda operator: operator.transpose())
+        return self._map(state, options, transpose_of)
 
     def conj(self, state: NeumannState, options: dict[str, Any]):
         return self._map(state, options, lx.conj)

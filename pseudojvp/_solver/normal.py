@@ -11,7 +11,7 @@ from .._base.checks import check_options
 from .._base.tree import tree_scale
 from .._kernel.norms import power_of_two
 from .._kernel.products import gram
-from .._operator.adjoint import adjoint
+from .._operator.adjoint import adjoint, transpose_of
 from .._operator.divided import Divided, unit_of_products
 from .._operator.matrix import matrix_of
 from .._operator.stored_adjoint import StoredAdjoint
@@ -210,7 +210,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         inner, _ = self.inner_solver.transpose(state.inner, inner_options)
         transposed = NormalState(
             inner,
-            state.operator.transpose(),
+            transpose_of(state.operator),
             lx.conj(state.operator),
             state.unit,
             eqxi.Static(not tall),
@@ -227,7 +227,7 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
         conjugated = NormalState(
             inner,
             lx.conj(state.operator),
-            state.operator.transpose(),
+            transpose_of(state.operator),
             state.unit,
             state.tall,
             state.structures,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._base.structure import Structure
+from .._operator.multiples import with_true_dtypes
 
 
 def resolve_preconditioner(
@@ -44,7 +45,7 @@ def resolve_preconditioner(
             f"{given[1].as_tree()}. It approximates the inverse, so it must map "
             f"{in_structure.as_tree()} to {out_structure.as_tree()}."
         )
-    return lx.linearise(preconditioner)
+    return lx.linearise(with_true_dtypes(preconditioner))
 
 
 def resolve_y0(

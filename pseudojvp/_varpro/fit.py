@@ -21,7 +21,13 @@ from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR, SVD
 from .elimination import Elimination
 from .failure import raise_if_failed, result_of
-from .model import check_shapes, has_real_coefficients, Observations, size_of
+from .model import (
+    check_shapes,
+    common_dtype,
+    has_real_coefficients,
+    Observations,
+    size_of,
+)
 from .optimise import optimise, Settings
 from .progress import EvaluationLine
 from .real import squared_norm
@@ -270,7 +276,7 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
     phi, shift = eqx.filter_eval_shape(elimination.model_at, theta0, args)
     check_shapes(phi, shift, observations.data, elimination.caller)
     coefficients = size_of(phi)[1]
-    _check_counts(observations.data, coefficients, flat.size)
+    _check_counts(phi, shift, observations.data, flat.size)
     if scale is None:
         scale = jnp.where(flat == 0, 1, jnp.abs(flat))
     flat, scale = lax.stop_gradient((flat, scale))
@@ -380,9 +386,12 @@ def _check_scale(x_scale, theta0, throw: bool):
     return scale * one.astype(scale.dtype)
 
 
-def _check_counts(data: Array, coefficients: int, parameters: int) -> None:
-    (m, k), n = data.shape, coefficients
-    if m * k < n * k + parameters:
+def _check_counts(phi, shift, data: Array, parameters: int) -> None:
+    (m, k), n = data.shape, size_of(phi)[1]
+    of_datum = ways = 1
+    if jnp.issubdtype(common_dtype(phi, shift, data), jnp.complexfloating):
+        of_datum, ways = 2, 1 if has_real_coefficients(phi) else 2
+    if of_datum * m * k < ways * n * k + parameters:
         raise ValueError(
             f"`varpro` got {m * k} data for {n * k} coefficients and {parameters} "
             "nonlinear parameters. Use more data than unknowns."

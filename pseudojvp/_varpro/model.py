@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Inexact, PyTree, Real
 
 from .._kernel.products import adjoint_matmul, matmul
 from .._operator.adjoint import adjoint
+from .._operator.multiples import with_true_dtypes
 
 
 class Observations(eqx.Module):
@@ -87,7 +88,7 @@ class SeparableModel(eqx.Module):
                     f"{structures[0]} to {structures[1]}. Return one between plain "
                     "vectors, of shapes (n,) and (m,)."
                 )
-            return phi
+            return with_true_dtypes(phi)
         if not eqx.is_inexact_array(phi) or phi.ndim != 2:
             shape = getattr(phi, "shape", None)
             dtype = getattr(phi, "dtype", type(phi).__name__)
@@ -155,7 +156,9 @@ def check_shapes(phi, shift, data, caller: str) -> None:
             f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}. Return "
             "at least one column; without coefficients, use `optimistix.least_squares`."
         )
-    if rows <= cols:
+    _check_fields(phi, shift, data, caller)
+    of_datum = 2 if has_real_coefficients(phi) else 1
+    if of_datum * rows <= cols:
         raise ValueError(
             f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}: "
             f"{cols} coefficients fit {rows} data whatever the parameters. Use more data "
@@ -166,6 +169,31 @@ def check_shapes(phi, shift, data, caller: str) -> None:
             f"`{caller}(offset=...)` returned an array of shape {shift.shape}. Return "
             f"one of shape {(rows,)} or of the shape of `data`, {data.shape}."
         )
+
+
+def _check_fields(phi, shift, data, caller: str) -> None:
+    """Raises where the numbers of an operator are not those of what it has to fit."""
+    if not isinstance(phi, lx.AbstractLinearOperator):
+        return
+    structures = phi.in_structure(), phi.out_structure()
+    from_complex, to_complex = (jnp.iscomplexobj(s) for s in structures)
+    if from_complex and not to_complex:
+        raise ValueError(
+            f"`{caller}(basis=...)` returned an operator from complex coefficients to "
+            "real data. Return one of real coefficients, with real and imaginary part of "
+            "each as two: [Re Φ, −Im Φ]."
+        )
+    given = [name for name, x in (("data", data), ("offset", shift)) if _is_complex(x)]
+    if given and not to_complex:
+        raise ValueError(
+            f"`{caller}(basis=...)` returned an operator between real vectors, but "
+            f"`{given[0]}` is complex. Return one between complex vectors, one from real "
+            "coefficients to complex data, or an array."
+        )
+
+
+def _is_complex(array) -> bool:
+    return array is not None and jnp.iscomplexobj(array)
 
 
 def of_dtype(vector: Any, structure: jax.ShapeDtypeStruct) -> Any:

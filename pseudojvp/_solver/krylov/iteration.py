@@ -26,6 +26,7 @@ from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import promoting, tree_conj
 from ..._kernel.norms import power_of_two
+from ..._operator.adjoint import transpose_of
 from ..._operator.matrix import widened
 from ..options import check_tolerances, resolve_y0
 
@@ -156,7 +157,7 @@ class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
         return derivative_solver(self)
 
     def transpose(self, state: Any, options: dict[str, Any]):
-        transform = lambda operator: operator.transpose()
+        transform = transpose_of
         return self._map(state, options, transform)
 
     def conj(self, state: Any, options: dict[str, Any]):
@@ -312,7 +313,7 @@ def flat_mv(operator: lx.AbstractLinearOperator) -> Callable[[Array], Array]:
 
 def flat_adjoint_mv(operator: lx.AbstractLinearOperator) -> Callable[[Array], Array]:
     def product(flat):  # not every operator has a transpose
-        return tree_conj(flat_mv(operator.transpose())(tree_conj(flat)))
+        return tree_conj(flat_mv(transpose_of(operator))(tree_conj(flat)))
 
     return product
 
