@@ -41,6 +41,12 @@ class Reflectors(eqx.Module):
         r = self.rows[:, : self.taus.size].mT  # the solve reads no more than R of it
         return jsl.solve_triangular(r, columns, trans="C" if adjoint else "N")
 
+    def q_sign(self) -> Inexact[Array, ""]:
+        """det Q of a square Q: H_i is unitary, and det H_i = −tau_i / conj(tau_i)."""
+        turns = self.taus != 0
+        taus = jnp.where(turns, self.taus, 1)
+        return jnp.prod(jnp.where(turns, -taus / taus.conj(), 1))
+
     def mv(self, vector: Inexact[Array, " short"]) -> Inexact[Array, " long"]:
         """Q c."""
         return _apply_q(self.rows, self.taus, vector[None])[0]

@@ -62,6 +62,41 @@ def solve_sparse(
     )
 
 
+def sparse_slogdet(
+    row: Int[Array, " nse"],
+    col: Int[Array, " nse"],
+    data: Inexact[Array, " nse"],
+    size: int,
+) -> tuple[Inexact[Array, ""], Real[Array, ""]]:
+    """Returns sign and log |.| of the determinant of A, n × n, by the factors of a solve.
+
+    0 and −inf for a singular A, NaN for one that is not finite.
+    """
+    import_late("scipy.sparse.linalg")
+    shapes = (
+        jax.ShapeDtypeStruct((), data.dtype),
+        jax.ShapeDtypeStruct((), jnp.finfo(data.dtype).dtype),
+    )
+    row = called_on_host(row, _NOT_EXPORTED)
+    matrix = row, col, data, jnp.array(size)
+    return jax.pure_callback(_slogdet_on_host, shapes, *matrix, vmap_method="expand_dims")
+
+
+def _slogdet_on_host(row, col, data, size):
+    size = int(np.ravel(size)[0])
+    arrays = tuple(map(np.asarray, (row, col, data)))
+    batch = np.broadcast_shapes(*(array.shape[:-1] for array in arrays))
+    arrays = [np.broadcast_to(a, (*batch, a.shape[-1])) for a in arrays]
+    dtype = arrays[-1].dtype
+    sign, logabsdet = np.empty(batch, dtype), np.empty(batch, np.finfo(dtype).dtype)
+    with np.errstate(all="ignore"):
+        for index in np.ndindex(batch):
+            row, col, data = (array[index] for array in arrays)
+            lu = _kept.factorised(row, col, data, size)
+            sign[index], logabsdet[index] = lu.slogdet
+    return sign, logabsdet
+
+
 def _solve_on_host(row, col, data, vector, transposed: bool):
     matrices = tuple(map(np.asarray, (row, col, data)))
     vector = np.asarray(vector)
@@ -102,7 +137,8 @@ class _Factorisation:
         self.lu, self.estimate, self.nbytes = None, 0.0, _BYTES_OF_ANY
         present = (row < size) & (col < size)
         row, col, data = row[present], col[present], data[present]
-        if not np.all(np.isfinite(data)):
+        self.finite = bool(np.all(np.isfinite(data)))
+        if not self.finite:
             return
         self.rows = _powers_of_two(row, data, size)
         data = data * self.rows[row]
@@ -152,6 +188,22 @@ class _Factorisation:
         solved = np.where(error <= _ALLOWED * len(columns), solved, np.nan)
         return last[:, None] * solved
 
+    @ft.cached_property
+    def slogdet(self):
+        """Of A = R⁻¹ E C⁻¹, where E = P L U Q and L has a unit diagonal.
+
+        SciPy keeps L and U as matrices from then on: the memory of the factors again.
+        """
+        if self.lu is None:
+            return (0.0, -np.inf) if self.finite else (np.nan, np.nan)
+        pivots, parities = (
+            self.lu.U.diagonal(),
+            map(_parity, (self.lu.perm_r, self.lu.perm_c)),
+        )
+        sign = np.prod(pivots / np.abs(pivots)) * np.prod(list(parities))
+        scale = np.sum(np.log(self.rows)) + np.sum(np.log(self.cols))
+        return sign, np.sum(np.log(np.abs(pivots))) - scale
+
     def _reciprocal_condition(self, lu) -> float:
         """As `condition.reciprocal_condition`, of E."""
         size = self.matrix.shape[0]
@@ -162,6 +214,15 @@ class _Factorisation:
         inverse_norm = np.linalg.norm(lu.solve(vectors.astype(self.matrix.dtype)))
         estimate = 1 / (largest * inverse_norm * math.sqrt(size / vectors.shape[1]))
         return float(estimate) if np.isfinite(estimate) else 0.0
+
+
+def _parity(permutation) -> int:
+    """The sign of a permutation, by its cycles."""
+    graph, sparse = map(import_late, ("scipy.sparse.csgraph", "scipy.sparse"))
+    size = len(permutation)
+    steps = sparse.coo_array((np.ones(size), (np.arange(size), permutation)))
+    cycles, _ = graph.connected_components(steps, directed=False)
+    return 1 - 2 * ((size - cycles) % 2)
 
 
 def _powers_of_two(index, data, size: int):

@@ -15,8 +15,9 @@ from .._base.checks import check_options, check_vector
 from .._base.tree import in_each_part, stop_gradient, tree_neg, tree_sub
 from .._operator.matrix import is_narrow
 from .._operator.over_reals import aids_over_reals, joined, mixes, over_reals, parted
-from .._solver import AbstractFactorisation, Identity, Normal
+from .._solver import AbstractFactorisation, Identity, Normal, Slogdet
 from .._solver.counterpart import counterpart
+from .determinant import slogdet
 from .guard import Guard, is_complex_linear
 from .primitive import bind
 from .rows import Blocks, Problem
@@ -170,6 +171,10 @@ class Factorised(eqx.Module):
         """
         return _project(self, vector)
 
+    def slogdet(self) -> Slogdet:
+        """Returns the sign of det A and log |det A|, as [`pseudojvp.slogdet`][]."""
+        return _slogdet(self)
+
     def blocks(
         self, rhs: Blocks, wanted: Blocks
     ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
@@ -270,6 +275,16 @@ def _to_codomain(factorised: Factorised, vector):
         return out.domain
     out, *_ = factorised.blocks(Blocks(domain=vector), Blocks(True, False, False))
     return out.codomain
+
+
+@compiled
+def _slogdet(factorised: Factorised) -> Slogdet:
+    throw = factorised._guard.throw
+
+    def part(operator, solver, state) -> Factorised:
+        return Factorised.create(operator, solver, state=state, throw=throw)[0]
+
+    return slogdet(factorised._problem, factorised._guard, part)
 
 
 @compiled

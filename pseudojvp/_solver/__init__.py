@@ -6,7 +6,11 @@ from .direct.sparse_lu import SparseLU as SparseLU
 from .direct.sparse_triangular import SparseTriangular as SparseTriangular
 from .direct.triangular import Triangular as Triangular
 from .direct.tridiagonal import Tridiagonal as Tridiagonal
-from .factorisation import AbstractFactorisation as AbstractFactorisation
+from .factorisation import (
+    AbstractByParts as AbstractByParts,
+    AbstractFactorisation as AbstractFactorisation,
+    Slogdet as Slogdet,
+)
 from .function import FunctionSolver as FunctionSolver, is_function as is_function
 from .krylov.bicgstab import BiCGStab as BiCGStab
 from .krylov.cg import CG as CG

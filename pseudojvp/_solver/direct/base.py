@@ -10,11 +10,13 @@ from jaxtyping import Array, Inexact, PyTree, Real
 
 from ..._base.checks import check_options, check_square
 from ..._base.order import after_in_batch
+from ..._base.structure import Structure
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
+from ..._kernel.determinant import of_product
 from ..._operator.matrix import as_dense, has_functions, is_narrow, matrix_of, widened
 from ..._operator.sparse import SparseLinearOperator, untagged
 from ..._operator.tags import advice
-from ..factorisation import AbstractFactorisation
+from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, structures_of, swapped
 
 
@@ -109,6 +111,14 @@ def check_tagged(
             f"and `operator` is not tagged as such. Tag it with {named}, or use `LU()`."
             + advice(operator, f"lineax.{tags[0]}")
         )
+
+
+def slogdet_of_diagonal(operator: lx.AbstractLinearOperator) -> Slogdet:
+    """That of a triangular A: no other entry is read, and none has a derivative."""
+    if lx.has_unit_diagonal(operator):
+        dtype = Structure.of(operator.in_structure()).dtype
+        return Slogdet(*of_product(jnp.ones(0, dtype)))
+    return Slogdet(*of_product(lx.diagonal(widened(operator))))
 
 
 def _columns(operator: lx.AbstractLinearOperator):

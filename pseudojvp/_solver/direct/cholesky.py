@@ -1,10 +1,13 @@
 import equinox.internal as eqxi
+import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
+from ..._kernel.determinant import of_product
 from ..._operator.matrix import matrix_of
-from .base import AbstractDirectSolver, check_tagged
+from ..factorisation import Slogdet
+from .base import AbstractDirectSolver, check_tagged, DirectState
 
 
 class Cholesky(AbstractDirectSolver):
@@ -36,6 +39,13 @@ class Cholesky(AbstractDirectSolver):
         matrix = matrix_of(operator)
         factor = jsl.cholesky(-matrix if negative else matrix)
         return (factor, eqxi.Static(negative))
+
+    def slogdet(self, state: DirectState) -> Slogdet:
+        factor, negative = state.factors
+        pivots = jnp.diagonal(factor)
+        _, logabsdet = of_product(pivots)
+        sign = -1 if negative.value and pivots.size % 2 else 1
+        return Slogdet(jnp.array(sign, pivots.dtype), 2 * logabsdet)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

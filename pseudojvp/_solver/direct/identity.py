@@ -1,9 +1,12 @@
 from typing import Any
 
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from ..factorisation import AbstractFactorisation
+from ..._base.structure import Structure
+from ..._kernel.determinant import of_product
+from ..factorisation import AbstractFactorisation, Slogdet
 
 
 class Identity(AbstractFactorisation[lx.AbstractLinearOperator]):
@@ -27,6 +30,10 @@ class Identity(AbstractFactorisation[lx.AbstractLinearOperator]):
 
     def stats(self, state: lx.AbstractLinearOperator) -> dict[str, Any]:
         return {}
+
+    def slogdet(self, state: lx.AbstractLinearOperator) -> Slogdet:
+        dtype = Structure.of(state.in_structure()).dtype
+        return Slogdet(*of_product(jnp.ones(0, dtype)))
 
     def transpose(self, state: lx.AbstractLinearOperator, options: dict[str, Any]):
         return state.transpose(), options

@@ -13,9 +13,11 @@ from ..._kernel.condition import (
     PROBES,
     probes,
 )
+from ..._kernel.determinant import of_product, parity
 from ..._kernel.products import matmul
 from ..._operator.matrix import matrix_of
-from .base import AbstractDirectSolver
+from ..factorisation import Slogdet
+from .base import AbstractDirectSolver, DirectState
 
 
 _LARGEST_ERROR = 1e4  # backward, in multiples of eps
@@ -67,6 +69,11 @@ class LU(AbstractDirectSolver):
         error = jnp.linalg.norm(image - vectors)
         near = error <= _LARGEST_ERROR * eps * largest * inverse
         return jnp.where(near, estimate_of(largest, inverse, vectors.shape), 0)
+
+    def slogdet(self, state: DirectState) -> Slogdet:
+        lu, permutation = state.factors
+        sign, logabsdet = of_product(jnp.diagonal(lu))
+        return Slogdet(sign * parity(permutation).astype(sign.dtype), logabsdet)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +9,10 @@ from jaxtyping import Array, Inexact, Int
 from ..._base.checks import check_options, check_square
 from ..._base.tree import at_least_single
 from ..._kernel.condition import full_rank_result
-from ..._kernel.superlu import solve_sparse
+from ..._kernel.determinant import of_product
+from ..._kernel.superlu import solve_sparse, sparse_slogdet
 from ..._operator.sparse import SparseLinearOperator, untagged
+from ..factorisation import Slogdet
 
 
 class SparseLUState(eqx.Module):
@@ -19,6 +22,7 @@ class SparseLUState(eqx.Module):
     col: Int[Array, " nse"]
     data: Inexact[Array, " nse"]
     transposed: bool = eqx.field(static=True)
+    size: int = eqx.field(static=True)
 
 
 class SparseLU(lx.AbstractLinearSolver[SparseLUState]):
@@ -69,7 +73,8 @@ class SparseLU(lx.AbstractLinearSolver[SparseLUState]):
                 f"`{type(sparse).__name__}`. Use `LU()`."
             )
         sparsity = sparse.sparsity
-        return SparseLUState(sparsity.row, sparsity.col, sparse.data, transposed=False)
+        entries = sparsity.row, sparsity.col, sparse.data
+        return SparseLUState(*entries, transposed=False, size=sparsity.shape[0])
 
     def compute(
         self, state: SparseLUState, vector: Inexact[Array, " n"], options: dict[str, Any]
@@ -90,12 +95,16 @@ class SparseLU(lx.AbstractLinearSolver[SparseLUState]):
         )
 
     def transpose(self, state: SparseLUState, options: dict[str, Any]):
-        transposed = not state.transposed
-        return SparseLUState(state.row, state.col, state.data, transposed), options
+        return dataclasses.replace(state, transposed=not state.transposed), options
 
     def conj(self, state: SparseLUState, options: dict[str, Any]):
-        entries = state.row, state.col, state.data.conj()
-        return SparseLUState(*entries, state.transposed), options
+        return dataclasses.replace(state, data=state.data.conj()), options
+
+    def slogdet(self, state: SparseLUState) -> Slogdet:
+        if state.size == 0:
+            return Slogdet(*of_product(at_least_single(jnp.ones(0, state.data.dtype))))
+        data = at_least_single(state.data)
+        return Slogdet(*sparse_slogdet(state.row, state.col, data, state.size))
 
     def assume_full_rank(self) -> bool:
         return True

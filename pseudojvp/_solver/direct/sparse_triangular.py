@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -7,10 +9,11 @@ from jaxtyping import Array, Inexact, PyTree
 
 from ..._kernel.substitution import Substitution
 from ..._operator.sparse import SparseLinearOperator, untagged
-from .base import AbstractDirectSolver, check_tagged
+from ..factorisation import AbstractByParts, Slogdet
+from .base import AbstractDirectSolver, check_tagged, DirectState, slogdet_of_diagonal
 
 
-class SparseTriangular(AbstractDirectSolver):
+class SparseTriangular(AbstractDirectSolver, AbstractByParts[DirectState]):
     """Solves sparse triangular systems by substitution, without a dense matrix.
 
     A must be a [`pseudojvp.SparseLinearOperator`][], seen to be triangular from its
@@ -59,6 +62,14 @@ class SparseTriangular(AbstractDirectSolver):
         scaled = sparse.data / diagonal.at[sparsity.col].get(mode="clip")
         inverse = sparsity.triangle.substitution(scaled)
         return _Substituted(inverse, diagonal)
+
+    def slogdet_by_parts(
+        self,
+        operator: lx.AbstractLinearOperator,
+        state: DirectState,
+        factorised: Callable,
+    ) -> Slogdet:
+        return slogdet_of_diagonal(operator)
 
     def solve_columns(
         self,

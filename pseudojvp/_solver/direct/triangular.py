@@ -1,13 +1,16 @@
+from collections.abc import Callable
+
 import equinox.internal as eqxi
 import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
 from ..._operator.matrix import matrix_of
-from .base import AbstractDirectSolver, check_tagged
+from ..factorisation import AbstractByParts, Slogdet
+from .base import AbstractDirectSolver, check_tagged, DirectState, slogdet_of_diagonal
 
 
-class Triangular(AbstractDirectSolver):
+class Triangular(AbstractDirectSolver, AbstractByParts[DirectState]):
     """Solves triangular systems by substitution.
 
     A must be tagged lower or upper triangular. `stats["reciprocal_condition"]`
@@ -33,6 +36,14 @@ class Triangular(AbstractDirectSolver):
         unit = lx.has_unit_diagonal(operator)
         matrix = matrix_of(operator)
         return (matrix, eqxi.Static(lower), eqxi.Static(unit))
+
+    def slogdet_by_parts(
+        self,
+        operator: lx.AbstractLinearOperator,
+        state: DirectState,
+        factorised: Callable,
+    ) -> Slogdet:
+        return slogdet_of_diagonal(operator)
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -1,12 +1,17 @@
+from collections.abc import Callable
+
 import jax.lax.linalg as jll
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from .base import AbstractDirectSolver, check_tagged
+from ..._kernel.determinant import of_tridiagonal
+from ..._operator.matrix import widened
+from ..factorisation import AbstractByParts, Slogdet
+from .base import AbstractDirectSolver, check_tagged, DirectState
 
 
-class Tridiagonal(AbstractDirectSolver):
+class Tridiagonal(AbstractDirectSolver, AbstractByParts[DirectState]):
     """Solves tridiagonal systems by Gaussian elimination with partial pivoting.
 
     A must be tagged tridiagonal. `stats["reciprocal_condition"]` is an estimate of the
@@ -29,6 +34,14 @@ class Tridiagonal(AbstractDirectSolver):
         tagged = lx.is_tridiagonal(operator)
         check_tagged(self, operator, tagged, "tridiagonal", "tridiagonal_tag")
         return lx.tridiagonal(operator)
+
+    def slogdet_by_parts(
+        self,
+        operator: lx.AbstractLinearOperator,
+        state: DirectState,
+        factorised: Callable,
+    ) -> Slogdet:
+        return Slogdet(*of_tridiagonal(*lx.tridiagonal(widened(operator))))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool

@@ -9,16 +9,18 @@ from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 
 from ..._base.checks import check_options
 from ..._base.order import after_in_batch
+from ..._base.tree import one_or_nan
 from ..._kernel.condition import (
     reciprocal_condition,
     resolve_rcond,
 )
+from ..._kernel.determinant import of_product, sign_of
 from ..._kernel.householder import Reflectors
 from ..._kernel.norms import power_of_two
 from ..._kernel.pivoting import pivoted_columns
 from ..._kernel.products import adjoint_matmul, matmul
 from ..._operator.matrix import rounding_of_rank
-from ..factorisation import AbstractFactorisation
+from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -198,6 +200,21 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
 
     def stats(self, state: PivotedQRState) -> dict[str, Any]:
         return {"rank": state.rank}
+
+    def slogdet(self, state: PivotedQRState) -> Slogdet:
+        pivots = jnp.diagonal(state.t_adjoint).conj()
+        size = len(pivots)
+        pivots = jnp.where(jnp.arange(size) < state.rank, pivots, 1)
+        sign, logabsdet = of_product(pivots)
+        logabsdet = logabsdet * one_or_nan(state.reciprocal_condition > 0).astype(
+            logabsdet.dtype
+        )
+        one = jnp.ones_like(sign)
+        if state.outer is not None:
+            return Slogdet(one, logabsdet)
+        sign = sign * sign_of(matmul(state.inner, state.z.conj().T))
+        sign = jnp.where(state.rank == size, sign, one)
+        return Slogdet(sign.conj() if state.wide.value else sign, logabsdet)
 
     def transpose(self, state: PivotedQRState, options: dict[str, Any]):
         return transposed(state), options

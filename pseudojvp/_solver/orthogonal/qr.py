@@ -2,14 +2,16 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree, Real
 
 from ..._base.checks import check_options
 from ..._base.order import after_in_batch
 from ..._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
+from ..._kernel.determinant import of_product
 from ..._kernel.householder import Reflectors
-from ..factorisation import AbstractFactorisation
+from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, long_side_first, structures_of, transposed
 
 
@@ -92,6 +94,15 @@ class QR(AbstractFactorisation[QRState]):
 
     def stats(self, state: QRState) -> dict[str, Any]:
         return {"reciprocal_condition": state.reciprocal_condition}
+
+    def slogdet(self, state: QRState) -> Slogdet:
+        reflectors = state.reflectors
+        sign, logabsdet = of_product(jnp.diagonal(reflectors.r))
+        short, long = reflectors.rows.shape
+        if short != long:
+            return Slogdet(jnp.ones_like(sign), logabsdet)
+        sign = sign * reflectors.q_sign()
+        return Slogdet(sign.conj() if state.wide.value else sign, logabsdet)
 
     def transpose(self, state: QRState, options: dict[str, Any]):
         return transposed(state), options

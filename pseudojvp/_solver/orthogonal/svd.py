@@ -10,9 +10,10 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
 from ..._base.checks import check_options
 from ..._base.tree import one_or_nan
 from ..._kernel.condition import resolve_rcond
+from ..._kernel.determinant import of_product, sign_of
 from ..._kernel.products import adjoint_matmul, matmul
 from ..._operator.matrix import matrix_of, rounding_of_rank
-from ..factorisation import AbstractFactorisation
+from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, structures_of, swapped
 
 
@@ -115,6 +116,18 @@ class SVD(AbstractFactorisation[SVDState]):
 
     def stats(self, state: SVDState) -> dict[str, Any]:
         return {"rank": state.rank}
+
+    def slogdet(self, state: SVDState) -> Slogdet:
+        values, kept = state.singular_values, state.kept
+        # A NaN is no value to leave out.
+        kept = kept | jnp.isnan(values)
+        _, logabsdet = of_product(jnp.where(kept, values, 1))
+        sign = jnp.ones((), state.u.dtype)
+        if state.u.shape[0] == state.vh.shape[1]:
+            sign = jnp.where(
+                state.rank == len(values), sign_of(matmul(state.u, state.vh)), sign
+            )
+        return Slogdet(sign, logabsdet)
 
     def transpose(self, state: SVDState, options: dict[str, Any]):
         transposed = SVDState.of(
