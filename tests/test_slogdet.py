@@ -101,7 +101,6 @@ def test_determinant_to_second_order(name, field):
     check(function, lambda p: jnp.linalg.slogdet(matrix(kind, field, p)))
 
 
-@pytest.mark.default("complex-wide-deficient-PivotedQR")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", PSEUDO)
 @FIELDS

@@ -18,6 +18,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer
 
 from .._base.host import raise_if
+from .._base.order import after_in_batch
 from .._base.results import worst_of_batch
 from .._base.structure import Structure
 from .._base.tree import nan_unless, promoting
@@ -59,7 +60,7 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
         told = _of_factors(problem, guard)
     if told is None:
         raise TypeError(
-            f"`slogdet` got the solver `{type(solver).__name__}`, which has no factors "
+            f"`slogdet` got the solver `{type(solver).__name__}()`, which has no factors "
             f"that tell the determinant. Pass {_KNOWN}; for an operator without a matrix "
             "estimate it, as the page on determinants shows."
         )
@@ -69,7 +70,7 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
         return told
     failed = worst_of_batch(failed.astype(jnp.int32)) != 0
     message = (
-        f"The determinant with `{type(solver).__name__}` of an operator of shape "
+        f"The determinant with `{type(solver).__name__}()` of an operator of shape "
         f"{operator.out_size(), operator.in_size()} is NaN: an entry of A is non-finite "
         "(NaN or Inf), or A is not definite, as `Cholesky()` needs. Use `LU()` for an "
         "indefinite A."
@@ -106,7 +107,9 @@ def _(primals, tangents):
     told = _of_factors(problem, guard)
     if told is None:
         return None, None
-    trace = _trace(problem, t_problem.operator, guard).astype(told.sign.dtype)
+    # The sign may take a call of LAPACK, and the solves wait for it: `_base/order.py`.
+    inverse = _Inverse(problem, guard, told)
+    trace = _trace(problem, t_problem.operator, inverse).astype(told.sign.dtype)
     t_sign: Any = None
     if jnp.iscomplexobj(trace):
         turn = 1j * trace.imag.astype(trace.dtype)
@@ -123,12 +126,13 @@ def _has_inverse(problem: Problem) -> Bool[Array, ""]:
     return square
 
 
-def _trace(problem: Problem, t_operator, guard: Guard) -> Inexact[Array, ""]:
+def _trace(
+    problem: Problem, t_operator: lx.AbstractLinearOperator, inverse: "_Inverse"
+) -> Inexact[Array, ""]:
     """tr(A† A'), by (A†)ᴴ in whole: one application of the factors."""
     operator = problem.operator
     rows = Structure.of(operator.out_structure())
     cols = Structure.of(operator.in_structure())
-    inverse = _Inverse(problem, guard)
     if rows.size == 0 or cols.size == 0:
         return jnp.zeros((), cols.dtype)
     t_bare = untagged(t_operator)
@@ -162,9 +166,10 @@ def _units(structure: Structure, start=0, count: int | None = None):
 class _Inverse:
     """(A†)ᴴ, and what of it is asked for, by solves along the short side of A."""
 
-    def __init__(self, problem: Problem, guard: Guard):
+    def __init__(self, problem: Problem, guard: Guard, earlier: Slogdet):
         self._problem = problem.for_derivative()
         self._guard = guard.for_derivative(of_primal=False)
+        self._earlier = earlier
         operator = problem.operator
         self._rows = Structure.of(operator.out_structure())
         self._cols = Structure.of(operator.in_structure())
@@ -219,4 +224,5 @@ class _Inverse:
         return lax.scan(add, start, jnp.arange(0, count, _CHUNK, dtype=col.dtype))[0]
 
     def _bind(self, rhs: Blocks, wanted: Blocks) -> Blocks:
+        rhs = Blocks(*after_in_batch(self._earlier, rhs))
         return bind(self._problem, rhs, wanted, self._guard)[0]

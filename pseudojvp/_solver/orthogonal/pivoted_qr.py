@@ -212,7 +212,8 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
         one = jnp.ones_like(sign)
         if state.outer is not None:
             return Slogdet(one, logabsdet)
-        sign = sign * sign_of(matmul(state.inner, state.z.conj().T))
+        unitary = matmul(state.inner, state.z.conj().T)
+        sign = sign * sign_of(after_in_batch(state.reciprocal_condition, unitary))
         sign = jnp.where(state.rank == size, sign, one)
         return Slogdet(sign.conj() if state.wide.value else sign, logabsdet)
 
