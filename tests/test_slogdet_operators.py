@@ -77,6 +77,14 @@ def test_operator_over_the_reals_has_the_determinant_of_real_and_imaginary_parts
     check(pj.slogdet(operator), np.array([[4.0, 1, 0], [3, 1, -2], [0, 2, 1]]))
 
 
+def test_operator_with_a_conjugate_has_no_determinant():
+    space = jax.ShapeDtypeStruct((2,), complex)
+    operator = lx.FunctionLinearOperator(jnp.conj, space)
+    assert np.all(np.isnan(pj.slogdet(operator, throw=False)))
+    with pytest.raises(RuntimeError, match="not linear over the complex numbers"):
+        pj.slogdet(operator)
+
+
 def test_derivative_of_a_triangular_matrix_is_that_of_its_diagonal():
     def logabsdet(matrix):
         operator = lx.MatrixLinearOperator(matrix, lx.lower_triangular_tag)

@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Inexact, Integer
 
 from .._base.host import raise_if
 from .._base.order import after_in_batch
-from .._base.results import worst_of_batch
 from .._base.structure import Structure
 from .._base.tree import nan_unless, promoting
 from .._kernel.determinant import of_product
@@ -33,7 +32,7 @@ from .._solver import (
     SparseLU,
     SVD,
 )
-from .guard import Guard
+from .guard import Guard, is_complex_linear
 from .primitive import bind
 from .rows import Blocks, Problem
 from .tangents import tangent_products
@@ -46,6 +45,13 @@ _KNOWN = (
     "`LU()`, `Cholesky()`, `QR()`, `Triangular()`, `Tridiagonal()`, `SparseLU()`, "
     "`SparseTriangular()`, `lineax.Diagonal()`, `PivotedQR()` or `SVD()`"
 )
+
+
+_NAN = (
+    "is NaN: an entry of A is non-finite (NaN or Inf), or A is not definite, as "
+    "`Cholesky()` needs. Use `LU()` for an indefinite A."
+)
+_CONJUGATES = "is none: A is not linear over the complex numbers, A(i v) is not i A v."
 
 
 def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
@@ -64,18 +70,19 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
             f"that tell the determinant. Pass {_KNOWN}; for an operator without a matrix "
             "estimate it, as the page on determinants shows."
         )
-    failed = jnp.isnan(told.logabsdet)
-    told = told._replace(sign=nan_unless(~failed, told.sign))
-    if not guard.throw:
-        return told
-    failed = worst_of_batch(failed.astype(jnp.int32)) != 0
-    message = (
-        f"The determinant with `{type(solver).__name__}()` of an operator of shape "
-        f"{operator.out_size(), operator.in_size()} is NaN: an entry of A is non-finite "
-        "(NaN or Inf), or A is not definite, as `Cholesky()` needs. Use `LU()` for an "
-        "indefinite A."
-    )
-    return told._replace(logabsdet=raise_if(told.logabsdet, failed, 0, [message]))
+    linear = is_complex_linear(problem)
+    linear = jnp.array(True) if linear is None else linear
+    sound = linear & ~jnp.isnan(told.logabsdet)
+    sign, logabsdet = nan_unless(sound, told)
+    if guard.throw:
+        subject = (
+            f"The determinant with `{type(solver).__name__}()` of an operator of shape "
+            f"{operator.out_size(), operator.in_size()}"
+        )
+        failure = jnp.where(sound, 0, jnp.where(linear, 1, 2))
+        one = raise_if(failure, ("", f"{subject} {_NAN}", f"{subject} {_CONJUGATES}"))
+        logabsdet = logabsdet * one.astype(logabsdet.dtype)
+    return Slogdet(sign, logabsdet)
 
 
 def _of_diagonal(solver: lx.Diagonal, operator: lx.AbstractLinearOperator) -> Slogdet:
