@@ -2,6 +2,7 @@ from importlib.metadata import version as _version
 
 from ._front.adjoint import PseudoinverseAdjoint as PseudoinverseAdjoint
 from ._front.factorise import factorise as factorise
+from ._front.inverse import InverseLinearOperator as InverseLinearOperator
 from ._front.invert import invert as invert
 from ._front.linear_solve import linear_solve as linear_solve
 from ._front.lstsq import lstsq as lstsq, pinv as pinv

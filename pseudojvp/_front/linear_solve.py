@@ -43,7 +43,8 @@ def linear_solve(
         to computing it.
     - `throw`: whether a failed solve raises at run time, in the primal and in its
         derivatives. If `False`, nothing raises: `result` of the returned solution says
-        what happened, and a failed derivative is NaN. Defaults to `True`.
+        what happened, `value` is what the solver has (the last iterate, a partial sum),
+        and a failed derivative is NaN. Defaults to `True`.
 
     **Returns:** a `lineax.Solution`: `value` (x, a pytree as `operator.in_structure()`),
     `result` (compare with `lineax.RESULTS.successful`), `stats` and `state`.

@@ -205,6 +205,17 @@ class Factorised(eqx.Module):
         (r, x, _), result, stats = self.blocks(Blocks(vector), wanted)
         return x, r, result, stats
 
+    def apply_adjoint(
+        self, vector: PyTree[Array]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        """Returns A†ᴴw, the result and the solver's stats."""
+        if self._problem.from_adjoint:
+            out, result, stats = self.blocks(Blocks(vector), Blocks(False, True, False))
+            return out.domain, result, stats
+        rhs, wanted = Blocks(domain=vector), Blocks(True, False, False)
+        out, result, stats = self.blocks(rhs, wanted)
+        return out.codomain, result, stats
+
     def _told(self):
         """The factorisation and its state, if the solver is one."""
         solver, state = self._problem.solver, self._problem.state
@@ -265,16 +276,7 @@ def _residual(factorised: Factorised, vector):
 @compiled
 def _adjoint_solve(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.in_structure(), "adjoint_solve")
-    return _to_codomain(factorised.nan_if_failed(), vector)
-
-
-def _to_codomain(factorised: Factorised, vector):
-    """A†ᴴw."""
-    if factorised._problem.from_adjoint:
-        out, *_ = factorised.blocks(Blocks(vector), Blocks(False, True, False))
-        return out.domain
-    out, *_ = factorised.blocks(Blocks(domain=vector), Blocks(True, False, False))
-    return out.codomain
+    return factorised.nan_if_failed().apply_adjoint(vector)[0]
 
 
 @compiled
@@ -292,7 +294,7 @@ def _gram_inverse(factorised: Factorised, vector):
     vector = check_vector(vector, factorised.operator.in_structure(), "gram_inverse")
     factorised = factorised.nan_if_failed()
     if factorised._problem.from_adjoint:  # A†A†ᴴ
-        x, *_ = factorised.apply(_to_codomain(factorised, vector))
+        x, *_ = factorised.apply(factorised.apply_adjoint(vector)[0])
         return x
     out, *_ = factorised.blocks(Blocks(domain=vector), Blocks(False, True, False))
     return tree_neg(out.domain)

@@ -28,7 +28,7 @@ from .._operator.adjoint import is_complex
 from .._operator.matrix import functions_in
 from .._solver import Normal
 from .rows import Blocks, Problem
-from .traits import factorises, Traits, traits_of
+from .traits import factorises, TERM, Traits, traits_of
 
 
 _RESULTS = lx.RESULTS
@@ -81,7 +81,7 @@ class Guard(eqx.Module):
         result = _RESULTS.where(
             (result == _RESULTS.successful) & ~sound, _RESULTS.singular, result
         )
-        number = _number(stats)
+        number = _number(stats, traits_of(problem.solver))
         linear = is_complex_linear(problem)
         if linear is not None:
             result = _RESULTS.where(linear, result, _RESULTS.breakdown)
@@ -189,9 +189,9 @@ def _result(code: Integer[Array, ""], like: lx.RESULTS) -> lx.RESULTS:
     return jtu.tree_unflatten(jtu.tree_structure(like), [code.astype(old.dtype)])
 
 
-def _number(stats: dict[str, Any]) -> Array:
+def _number(stats: dict[str, Any], traits: Traits) -> Array:
     """What a message may tell beside the result."""
-    numbers = (_scalar(stats, name) for name in ("reciprocal_condition", "rank"))
+    numbers = (_scalar(stats, name) for name in traits.numbers)
     return next((number for number in numbers if number is not None), jnp.array(0))
 
 
@@ -241,7 +241,8 @@ class _Messages(Sequence[str]):
                 return f"{self.subject} {self._estimate(number)}"
             if self.traits.pivots and number > 0:  # none if not finite
                 return f"{self.subject} {self._pivots(int(number))}"
-        return f"{self.subject} {_meanings(self.traits).get(code, _UNKNOWN)}"
+        meaning = _meanings(self.traits).get(code, _UNKNOWN)
+        return f"{self.subject} {meaning.replace(TERM, _term(number))}"
 
     def _estimate(self, estimate: float) -> str:
         traits = self.traits
@@ -256,6 +257,12 @@ class _Messages(Sequence[str]):
             f"found rank {rank} of {self.full_rank}, but its pivots do not reveal the "
             "rank, or the solution overflows. Use `SVD()` in the former case."
         )
+
+
+def _term(index: float) -> str:
+    """That at which a series ended, if it is known."""
+    known = 0 < index < math.inf
+    return f", and term {index:.0f} is above the first or not finite" if known else ""
 
 
 def _meanings(traits: Traits) -> dict[int, str]:

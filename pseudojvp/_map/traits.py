@@ -22,6 +22,7 @@ from .._solver import (
 )
 
 
+TERM = "{term}"  # where a message names it
 _ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
 _NOT_SQUARED = "`QR()` does not square the condition number."
 
@@ -45,6 +46,7 @@ class Traits(NamedTuple):
     - `breakdown`, `singular`, `stagnation`: what these results mean, and what to do.
     - `limit(rows, cols, dtype)`: reciprocal condition numbers up to it are singular;
         `whose` they are, what a `zero` means, and `advice`.
+    - `numbers`: the statistics of which the first that is there goes into a message.
     - `pivots`: the statistic `rank` is of pivots that need not reveal it.
     """
 
@@ -67,6 +69,7 @@ class Traits(NamedTuple):
     zero: str = "is zero, or an entry is non-finite (NaN or Inf)"
     advice: str = _ANY_RANK
     pivots: bool = False
+    numbers: tuple[str, ...] = ("reciprocal_condition", "rank")
 
 
 _INDEFINITE = (
@@ -137,7 +140,8 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
         Traits(
             multiplies=True,
             within_row_space=True,
-            breakdown="diverges: its terms grow. Use a smaller `scale`, or a "
+            numbers=("num_steps",),
+            breakdown=f"diverges: its terms grow{TERM}. Use a smaller `scale`, or a "
             "preconditioner.",
         ),
     ),
