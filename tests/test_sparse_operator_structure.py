@@ -196,6 +196,20 @@ def test_batched_bcoo_is_an_error():
         pj.SparseLinearOperator(matrix)
 
 
+@pytest.mark.parametrize(
+    ("shape", "n_dense", "message"),
+    [
+        ((3,), 0, r"BCOO of shape \(3,\) with 1 axes. .* `matrix.reshape\(1, -1\)`"),
+        ((2, 2, 2), 0, r"with 3 axes. A matrix has shape \(rows, cols\)"),
+        ((2, 2), 1, r"1 dense dimensions. .*`BCOO.fromdense\(matrix\)`"),
+    ],
+)
+def test_bcoo_that_is_no_matrix_is_an_error_that_says_why(shape, n_dense, message):
+    matrix = jsparse.BCOO.fromdense(jnp.ones(shape), n_dense=n_dense)
+    with pytest.raises(ValueError, match=message):
+        pj.linear_solve(matrix, np.ones(shape[0]))
+
+
 def test_data_that_do_not_fit_the_sparsity_are_an_error():
     with pytest.raises(ValueError, match="data of shape \\(3,\\) for 9 entries"):
         pj.SparseLinearOperator((np.ones(3), _square().sparsity))
@@ -217,9 +231,10 @@ def test_tag_that_the_indices_contradict_is_an_error(tag):
         pj.SparseLinearOperator(entries, tag)
 
 
-def test_unit_diagonal_that_is_not_stored_is_an_error():
+def test_unit_diagonal_that_is_not_stored_is_an_error_unless_triangular():
+    off_diagonal = np.ones(2), np.array([0, 1]), np.array([1, 0]), (2, 2)
     with pytest.raises(ValueError, match="does not store each entry of its diagonal"):
-        pj.SparseLinearOperator(_banded(0), lx.unit_diagonal_tag)
+        pj.SparseLinearOperator(off_diagonal, lx.unit_diagonal_tag)
 
 
 def test_vector_of_another_shape_is_an_error():

@@ -15,7 +15,17 @@ from .._base.checks import check_options, check_vector
 from .._base.tree import in_each_part, stop_gradient, tree_neg, tree_sub
 from .._operator.matrix import is_narrow
 from .._operator.over_reals import aids_over_reals, joined, mixes, over_reals, parted
-from .._solver import AbstractFactorisation, Identity, Normal, Slogdet
+from .._operator.unit_diagonal import is_unit_triangular, without_diagonal
+from .._solver import (
+    AbstractFactorisation,
+    AutoLinearSolver,
+    Identity,
+    Normal,
+    Slogdet,
+    SparseTriangular,
+    Triangular,
+    Tridiagonal,
+)
 from .._solver.counterpart import counterpart
 from .determinant import slogdet
 from .guard import Guard, is_complex_linear
@@ -75,6 +85,8 @@ class Factorised(eqx.Module):
                 f"`lineax.{name}` cannot be used with vectors of 16 bits. Use "
                 f"`pseudojvp.{name}`, which computes in float32."
             )
+        if is_unit_triangular(operator) and _skips_diagonal(own, operator):
+            operator, constant = map(without_diagonal, (operator, constant))
         if isinstance(own, lx.Diagonal) and operator.in_size() == 0:
             own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
         if isinstance(state, Unset):
@@ -222,6 +234,13 @@ class Factorised(eqx.Module):
         if isinstance(solver, Normal):
             solver, state = solver.inner_solver, state.inner
         return (solver, state) if isinstance(solver, AbstractFactorisation) else None
+
+
+def _skips_diagonal(solver, operator) -> bool:
+    """Whether the solver, or the one that it picks, reads no diagonal of ones."""
+    if isinstance(solver, AutoLinearSolver):
+        solver = solver.select_solver(operator)
+    return isinstance(solver, Triangular | SparseTriangular | Tridiagonal)
 
 
 def _is_state(state, solver, operator, options) -> bool:

@@ -46,6 +46,9 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
     Multiples (`2.0 * A`, `A / 2.0`, `-A`) are sparse again and keep the tags that hold
     for them, of definiteness where the sign of the number is known: not if it is traced.
 
+    A triangular matrix with `lineax.unit_diagonal_tag` need not store its diagonal: the
+    ones that are missing are appended to the entries, unless the indices are traced.
+
     The fields are `data`, in the order given, and `sparsity`, with `row`, `col` and
     `shape`.
 
@@ -58,8 +61,8 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
     **Raises:** `TypeError` for a `matrix` of another type, a dense one among them;
     `ValueError` for shapes that do not match, for indices out of range, and for a tag
     that the indices contradict: an entry outside of a diagonal, tridiagonal or
-    triangular matrix, or none on a unit diagonal. If the indices are traced, those out
-    of range make the operator NaN.
+    triangular matrix, or none on the unit diagonal of one that is not triangular. If the
+    indices are traced, those out of range make the operator NaN.
     """
 
     data: Inexact[Array, " nse"]
@@ -82,8 +85,10 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
                 f"`SparseLinearOperator(tags=...)` got {tags!r}. Pass a tag of lineax, "
                 "as `lineax.symmetric_tag`, or a collection of them."
             )
-        self.data = data
         self.tags = frozenset(tags if isinstance(tags, Iterable) else (tags,))
+        if lx.unit_diagonal_tag in self.tags:
+            data, self.sparsity = _with_ones(data, self.sparsity)
+        self.data = data
         _check_tags(self.sparsity, self.tags)
 
     def mv(self, vector: Num[Array | np.ndarray, " cols"]) -> Inexact[Array, " rows"]:
@@ -147,6 +152,22 @@ _BANDS: dict[object, tuple[float, float]] = {  # the most subdiagonals, and supe
     lx.lower_triangular_tag: (math.inf, 0),
     lx.upper_triangular_tag: (0, math.inf),
 }
+
+
+def _with_ones(data, sparsity: Sparsity):
+    """A triangular matrix with the ones of its diagonal that are not stored."""
+    if (
+        sparsity.bandwidths is None
+        or sparsity.full_diagonal
+        or 0 not in sparsity.bandwidths
+    ):
+        return data, sparsity
+    row, col = map(np.asarray, (sparsity.row, sparsity.col))
+    size = min(sparsity.shape)
+    missing = np.setdiff1d(np.arange(size, dtype=row.dtype), row[row == col])
+    row, col = np.append(row, missing), np.append(col, missing)
+    sparsity, _ = create_sparsity(row, col, sparsity.shape, allow_padding=True)
+    return jnp.append(data, jnp.ones(len(missing), data.dtype)), sparsity
 
 
 def _check_tags(sparsity: Sparsity, tags: frozenset[object]) -> None:
@@ -229,12 +250,28 @@ def _known(indices):
 
 
 def _check_unbatched(matrix) -> None:
-    if matrix.n_batch or matrix.n_dense or matrix.ndim != 2:
-        raise ValueError(
-            f"`SparseLinearOperator(matrix=...)` got a {type(matrix).__name__} of shape "
-            f"{matrix.shape} with {matrix.n_batch} batch and {matrix.n_dense} dense "
-            "dimensions. Pass a matrix without; for a batch of matrices use `jax.vmap`."
+    """A BCOO of any number of axes, of which those of a batch come first, dense last."""
+    if matrix.n_batch or matrix.n_dense:
+        instead = (
+            "for a batch of matrices use `jax.vmap`"
+            if matrix.n_batch
+            else "`BCOO.fromdense(matrix)` of a dense one is one"
         )
+        problem = (
+            f"with {matrix.n_batch} batch and {matrix.n_dense} dense dimensions. Pass a "
+            f"matrix without; {instead}."
+        )
+    elif matrix.ndim != 2:
+        problem = (
+            f"with {matrix.ndim} axes. A matrix has shape (rows, cols): reshape it, as "
+            "in `matrix.reshape(1, -1)` for a single row."
+        )
+    else:
+        return
+    raise ValueError(
+        f"`SparseLinearOperator(matrix=...)` got a {type(matrix).__name__} of shape "
+        f"{matrix.shape} {problem}"
+    )
 
 
 def _row_of(indptr, nse: int):

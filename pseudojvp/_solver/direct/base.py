@@ -16,6 +16,7 @@ from ..._kernel.determinant import of_product
 from ..._operator.matrix import as_dense, has_functions, is_narrow, matrix_of, widened
 from ..._operator.sparse import SparseLinearOperator, untagged
 from ..._operator.tags import advice
+from ..._operator.unit_diagonal import is_unit_triangular, without_diagonal
 from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, structures_of, swapped
 
@@ -121,17 +122,31 @@ def slogdet_of_diagonal(operator: lx.AbstractLinearOperator) -> Slogdet:
     return Slogdet(*of_product(lx.diagonal(widened(operator))))
 
 
+def bands_of(operator: lx.AbstractLinearOperator):
+    """The diagonal, that below and that above, of a tridiagonal matrix."""
+    diagonal, lower, upper = lx.tridiagonal(operator)
+    if lx.has_unit_diagonal(operator):
+        diagonal = jnp.ones_like(diagonal)
+    return diagonal, lower, upper
+
+
 def _columns(operator: lx.AbstractLinearOperator):
     """(sizes of the columns, A v, A^H v, dtype), without a matrix if A is sparse."""
-    bare = untagged(operator)
+    unit = is_unit_triangular(operator)
+    bare = untagged(without_diagonal(operator) if unit else operator)
+    if isinstance(bare, SparseLinearOperator) and unit:
+        adjoint_mv = lx.conj(bare.transpose()).mv
+        columns = jnp.maximum(bare.largest_entries(), 1)
+        beside = lambda mv: lambda vector: vector + mv(vector)
+        return columns, beside(bare.mv), beside(adjoint_mv), bare.data.dtype
     if isinstance(bare, SparseLinearOperator):
         adjoint_mv = lx.conj(bare.transpose()).mv
         return bare.largest_entries(), bare.mv, adjoint_mv, bare.data.dtype
     if not lx.is_tridiagonal(operator) or operator.in_size() <= 1:
-        matrix = matrix_of(operator)
+        matrix = matrix_of(bare if unit else operator)
         adjoint_mv = lambda vector: (vector.conj() @ matrix).conj()
         return largest_entries(matrix), lambda v: matrix @ v, adjoint_mv, matrix.dtype
-    diagonal, lower, upper = lx.tridiagonal(operator)
+    diagonal, lower, upper = bands_of(operator)
     columns = jnp.stack([jnp.pad(upper, (1, 0)), diagonal, jnp.pad(lower, (0, 1))])
     mv = lambda vector: _tridiagonal_mv(diagonal, lower, upper, vector)
     bands = diagonal.conj(), upper.conj(), lower.conj()

@@ -21,7 +21,7 @@ class SparseTriangular(AbstractDirectSolver, AbstractByParts[DirectState]):
     condition number of A with its columns scaled; if it is at most `eps * n`, A is
     singular to working precision and the result is `RESULTS.singular`: a zero or a
     missing entry on the diagonal is. With `lineax.unit_diagonal_tag` the diagonal is
-    taken as ones.
+    taken as ones, stored or not, and has no derivative.
 
     Rows that do not depend on each other are solved for at once. Which these are is
     found when the operator is built, if its indices are known there; otherwise the

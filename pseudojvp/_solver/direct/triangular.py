@@ -13,7 +13,8 @@ from .base import AbstractDirectSolver, check_tagged, DirectState, slogdet_of_di
 class Triangular(AbstractDirectSolver, AbstractByParts[DirectState]):
     """Solves triangular systems by substitution.
 
-    A must be tagged lower or upper triangular. `stats["reciprocal_condition"]`
+    A must be tagged lower or upper triangular. With `lineax.unit_diagonal_tag` the
+    diagonal is taken as ones, whatever is stored there. `stats["reciprocal_condition"]`
     is an estimate of the reciprocal condition number of A with its columns scaled; if it
     is at most `eps * n`, A is singular to working precision and the result is
     `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] there.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Inexact, PyTree
 from ..._kernel.determinant import of_tridiagonal
 from ..._operator.matrix import widened
 from ..factorisation import AbstractByParts, Slogdet
-from .base import AbstractDirectSolver, check_tagged, DirectState
+from .base import AbstractDirectSolver, bands_of, check_tagged, DirectState
 
 
 class Tridiagonal(AbstractDirectSolver, AbstractByParts[DirectState]):
@@ -33,7 +33,7 @@ class Tridiagonal(AbstractDirectSolver, AbstractByParts[DirectState]):
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:
         tagged = lx.is_tridiagonal(operator)
         check_tagged(self, operator, tagged, "tridiagonal", "tridiagonal_tag")
-        return lx.tridiagonal(operator)
+        return bands_of(operator)
 
     def slogdet_by_parts(
         self,
@@ -41,7 +41,7 @@ class Tridiagonal(AbstractDirectSolver, AbstractByParts[DirectState]):
         state: DirectState,
         factorised: Callable,
     ) -> Slogdet:
-        return Slogdet(*of_tridiagonal(*lx.tridiagonal(widened(operator))))
+        return Slogdet(*of_tridiagonal(*bands_of(widened(operator))))
 
     def solve_columns(
         self, factors, columns: Inexact[Array, "n k"], transposed: bool
