@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-from checks import assert_close, jit
+from checks import assert_close, count_primitive, jit
 from sparse_cases import random_array
 
 import pseudojvp as pj
@@ -84,6 +84,13 @@ def test_solve_determinant_and_gradient_share_one_factorisation(solver, call):
     gradient = jax.jit(jax.value_and_grad(likelihood, (0, 1)))
     text = gradient.lower(jnp.eye(6), jnp.ones(6)).compile().as_text()
     assert len(re.findall(f'custom_call_target="lapack_d{call}', text)) == 1
+
+
+def test_tangents_of_many_directions_take_one_application_of_the_factors():
+    jacobian = jax.make_jaxpr(jax.jacfwd(logabsdet(pj.LU(), throw=False)))(np.eye(3))
+    # `vprim`: the primitive under the `vmap` over the unit vectors.
+    assert count_primitive("vprim", jacobian.jaxpr) == 1
+    assert count_primitive("linear_solve", jacobian.jaxpr) == 0
 
 
 @pytest.mark.slow
