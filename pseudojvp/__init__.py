@@ -33,6 +33,8 @@ from ._solver import (
     CG as CG,
     Cholesky as Cholesky,
     CholeskyQR as CholeskyQR,
+    FlexibleCG as FlexibleCG,
+    FlexibleGMRES as FlexibleGMRES,
     FunctionSolver as FunctionSolver,
     GMRES as GMRES,
     LSMR as LSMR,

@@ -85,6 +85,10 @@ CASES = {
     "CG": Case(pj.CG(**_TOLERANCES), _DEFINITE),
     "MINRES": Case(pj.MINRES(**_TOLERANCES), _DEFINITE),
     "GMRES": Case(pj.GMRES(**_TOLERANCES), _dense()),
+    "FlexibleCG": Case(pj.FlexibleCG(**_TOLERANCES, preconditioner=jnp.tanh), _DEFINITE),
+    "FlexibleGMRES": Case(
+        pj.FlexibleGMRES(**_TOLERANCES, preconditioner=jnp.tanh), _dense()
+    ),
     "BiCGStab": Case(pj.BiCGStab(**_TOLERANCES), _dense()),
     "LSMR": Case(pj.LSMR(**_TOLERANCES), _dense()),
     "Neumann": Case(pj.Neumann(500, scale=0.15), _dense()),

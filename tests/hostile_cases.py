@@ -61,6 +61,7 @@ class Case(NamedTuple):
 
 _normal = ft.partial(_full_rank, power=2)
 _least_squares = ft.partial(_pseudoinverse, relative_to="projection", power=2)
+_doubled = lambda vector: 2 * vector
 _singular_cg = lambda rtol: pj.CG(rtol, 0.0, well_posed=False)
 # The same solver under another name: one kind of system is enough.
 CASES = {
@@ -193,6 +194,19 @@ CASES = {
         "square",
         _promise,
         *("square-complex128", "square-float32"),
+    ),
+    # As many directions as unknowns; the systems are not for a short memory.
+    "FlexibleCG": Case(
+        lambda rtol: pj.FlexibleCG(rtol, preconditioner=_doubled),
+        "definite",
+        _promise,
+        *("definite-complex128", "definite-float32"),
+    ),
+    "FlexibleGMRES": Case(
+        lambda rtol: pj.FlexibleGMRES(rtol, preconditioner=_doubled),
+        "square",
+        _promise,
+        *("square-float64", "square-complex128"),
     ),
     # Eigenvalues all around zero are not for it.
     "BiCGStab": Case(

@@ -58,6 +58,11 @@ def operator(matrix, tags=()):
     return lx.MatrixLinearOperator(matrix, tags)
 
 
+def compiled(function):
+    """`function` of arguments that need not be arrays, compiled in little time."""
+    return eqx.filter_jit(function, compiler_options=_OPTIONS)
+
+
 @eqx.filter_jit(compiler_options=_OPTIONS)
 def _solve(matrix, vector, solver, tags, options):
     return pj.linear_solve(

@@ -126,6 +126,8 @@ ITERATIVE = [
     square("MINRES", pj.MINRES(TOL, TOL, well_posed=True), tags=PSD),
     Case("MINRES", "deficient", pj.MINRES(TOL, TOL), SQUARE, 2, NSD, tier="slow"),
     square("GMRES", pj.GMRES(TOL, TOL)),
+    square("FlexibleCG", pj.FlexibleCG(TOL, TOL), tags=PSD, tier="slow"),
+    square("FlexibleGMRES", pj.FlexibleGMRES(TOL, TOL), tier="slow"),
     square("BiCGStab", pj.BiCGStab(TOL, TOL)),
     Case("LSMR", "tall", pj.LSMR(TOL, TOL, well_posed=True), TALL, 3),
     *_deficient("LSMR", pj.LSMR(TOL, TOL), tier="slow"),

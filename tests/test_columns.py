@@ -18,6 +18,8 @@ SOLVERS = {
     "LSMR": pj.LSMR(1e-10),
     "GMRES": pj.GMRES(1e-10, restart=6),  # its own arrays are not of the shape of A
     "BiCGStab": pj.BiCGStab(1e-10),
+    "FlexibleCG": pj.FlexibleCG(1e-10, memory=6),
+    "FlexibleGMRES": pj.FlexibleGMRES(1e-10, restart=6),
 }
 _BASIS = krylov.orthonormal(0, False, SIZE, SIZE)
 MATRIX = _BASIS * np.linspace(1, 3, SIZE) @ _BASIS.T

@@ -86,6 +86,8 @@ HALF = {
     "MINRES": (pj.MINRES(), "definite", POSITIVE),
     "GMRES": (pj.GMRES(), "square", ()),
     "BiCGStab": (pj.BiCGStab(), "square", ()),
+    "FlexibleCG": (pj.FlexibleCG(), "definite", POSITIVE),
+    "FlexibleGMRES": (pj.FlexibleGMRES(), "square", ()),
     "LSMR": (pj.LSMR(), "tall", ()),
 }
 

@@ -19,7 +19,13 @@ import pseudojvp as pj
 
 # Their programs are those of other solvers here, or nearly so: in CI only.
 TWINS = ("Auto(True)", "Auto(None)", "Auto(False)", "LSMR(well_posed=True)")
-TWINS += ("lineax.GMRES", "lineax.BiCGStab", "MINRES(well_posed=True)")
+TWINS += (
+    "FlexibleCG",
+    "FlexibleGMRES",
+    "lineax.GMRES",
+    "lineax.BiCGStab",
+    "MINRES(well_posed=True)",
+)
 TWINS += ("Normal(CG(well_posed=False))", "Normal(CG)", "Normal(PivotedQR)", "Normal(QR)")
 # A second program each, of five seconds; of iterative solvers of up to fifteen.
 DIFFERENTIATED = ("QR", "Cholesky")

@@ -20,6 +20,8 @@ MAKE = {
     "LSMR": pj.LSMR,
     "GMRES": pj.GMRES,
     "BiCGStab": pj.BiCGStab,
+    "FlexibleCG": pj.FlexibleCG,
+    "FlexibleGMRES": pj.FlexibleGMRES,
 }
 MATRIX = krylov.hermitian(0, False, np.linspace(1, 9, SIZE))
 VECTOR = krylov.random(1, False, SIZE)

@@ -72,6 +72,10 @@ _FACTORISED = {
     "CG(jacobi)": lambda: (_definite(), _cg(preconditioner=pj.jacobi(_definite()))),
     "MINRES": lambda: (_definite(), pj.MINRES(rtol=1e-12, atol=1e-12)),
     "GMRES": lambda: (_SQUARE, pj.GMRES(rtol=1e-12, atol=1e-12)),
+    "FlexibleCG": lambda: (
+        _definite(),
+        pj.FlexibleCG(1e-12, preconditioner=_definite()),
+    ),
     "BiCGStab": lambda: (_SQUARE, pj.BiCGStab(rtol=1e-12, atol=1e-12)),
     "LSMR": lambda: (_TALL, pj.LSMR(rtol=1e-12, atol=1e-12)),
     "Normal(CG)": lambda: (_TALL, pj.Normal(_cg())),

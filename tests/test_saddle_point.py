@@ -160,6 +160,11 @@ LOOSE = {
     "Normal(CG)": (pj.Normal(pj.CG(1e-2, 0.0, derivative_rtol=1e-12)), ()),
     "MINRES": (pj.MINRES(1e-2, 0.0, well_posed=True, derivative_rtol=1e-12), PSD),
     "GMRES": (pj.GMRES(1e-2, 0.0, restart=6, derivative_rtol=1e-12), PSD),
+    "FlexibleCG": (pj.FlexibleCG(1e-2, 0.0, derivative_rtol=1e-12), PSD),
+    "FlexibleGMRES": (
+        pj.FlexibleGMRES(1e-2, 0.0, restart=6, derivative_rtol=1e-12),
+        PSD,
+    ),
     "BiCGStab": (pj.BiCGStab(1e-2, 0.0, derivative_rtol=1e-12), ()),
     "LSMR": (pj.LSMR(1e-2, 0.0, well_posed=True, derivative_rtol=1e-12), ()),
 }

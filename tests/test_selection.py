@@ -80,7 +80,9 @@ def test_each_label_of_a_problem_is_counted():
 
 @pytest.mark.parametrize("claim", ["jvp", "vjp"])
 def test_each_krylov_solver_has_a_default_case_of(claim, tiers):
-    assert shown_by_default(tiers, claim) >= {"MINRES", "GMRES", "BiCGStab", "LSMR"}
+    assert shown_by_default(tiers, claim) >= {
+        *("MINRES", "GMRES", "BiCGStab", "LSMR", "FlexibleCG", "FlexibleGMRES")
+    }
 
 
 def test_each_class_of_the_rule_has_a_third_derivative_by_default(tiers):

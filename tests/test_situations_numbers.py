@@ -23,6 +23,8 @@ KRYLOV = {
     "MINRES-singular": pj.MINRES,
     "GMRES": pj.GMRES,
     "BiCGStab": pj.BiCGStab,
+    "FlexibleCG": pj.FlexibleCG,
+    "FlexibleGMRES": pj.FlexibleGMRES,
     "LSMR": ft.partial(pj.LSMR, well_posed=True),
     "LSMR-singular": pj.LSMR,
     "Normal(CG)": lambda **tolerances: pj.Normal(pj.CG(**tolerances)),

@@ -120,6 +120,8 @@ _SQUARE = {
     "MINRES(well_posed=True)": (pj.MINRES(well_posed=True), _SYMMETRIC),
     "GMRES": (pj.GMRES(), ()),
     "BiCGStab": (pj.BiCGStab(), ()),
+    "FlexibleCG": (pj.FlexibleCG(preconditioner=jnp.tanh), _PSD),
+    "FlexibleGMRES": (pj.FlexibleGMRES(preconditioner=jnp.tanh), ()),
     "SparseLU": (pj.SparseLU(), ()),
     "SparseTriangular": (pj.SparseTriangular(), _LOWER),
     "SparseTriangular-seen": (pj.SparseTriangular(), ()),

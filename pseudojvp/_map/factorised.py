@@ -21,6 +21,7 @@ from .._solver import (
     AutoLinearSolver,
     Identity,
     Normal,
+    PreconditioningFunction,
     Slogdet,
     SparseTriangular,
     Triangular,
@@ -252,15 +253,15 @@ def _is_state(state, solver, operator, options) -> bool:
 def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
     """The solver with its preconditioner a constant, an error at any other tangent."""
 
-    def is_operator(node):
-        return isinstance(node, lx.AbstractLinearOperator)
+    def is_constant(node):
+        return isinstance(node, lx.AbstractLinearOperator | PreconditioningFunction)
 
     def convert(node):
-        if is_operator(node):
+        if is_constant(node):
             return stop_gradient(node)
         return eqxi.nondifferentiable(node, name="`linear_solve(..., solver=...)`")
 
-    return jtu.tree_map(convert, solver, is_leaf=is_operator)
+    return jtu.tree_map(convert, solver, is_leaf=is_constant)
 
 
 def _hung(tree: PyTree[Array], solution: PyTree[Array]) -> PyTree[Array]:

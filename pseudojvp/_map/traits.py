@@ -12,6 +12,8 @@ from .._solver import (
     CG,
     Cholesky,
     CholeskyQR,
+    FlexibleCG,
+    FlexibleGMRES,
     FunctionSolver,
     MINRES,
     Neumann,
@@ -119,6 +121,29 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
         ),
     ),
     (lx.CG, Traits(hermitian=True, multiplies=True, breakdown=_INDEFINITE)),
+    (
+        FlexibleCG,
+        Traits(
+            hermitian=True,
+            multiplies=True,
+            finds_nonfinite=True,
+            breakdown="broke down: A is not definite, its preconditioner gives zero or "
+            "NaN, or the tolerance is below what rounding allows. Use `LU()` for an "
+            "indefinite A, another preconditioner, or a larger tolerance.",
+        ),
+    ),
+    (
+        FlexibleGMRES,
+        Traits(
+            multiplies=True,
+            finds_nonfinite=True,
+            stagnation="stagnated: its residual does not meet the tolerance. Use another "
+            "preconditioner (`adjoint_preconditioner` is that of gradients), a larger "
+            "tolerance, or a larger `restart`.",
+            singular="gave non-finite values: A is singular, an entry of it is NaN or "
+            "Inf, or the preconditioner returns NaN or Inf.",
+        ),
+    ),
     (MINRES, Traits(hermitian=True, multiplies=True, finds_nonfinite=True)),
     (AbstractKrylovSolver, Traits(multiplies=True, finds_nonfinite=True)),
     ((lx.BiCGStab, lx.GMRES, lx.LSMR), Traits(multiplies=True)),

@@ -14,12 +14,15 @@ from .factorisation import (
 from .function import FunctionSolver as FunctionSolver, is_function as is_function
 from .krylov.bicgstab import BiCGStab as BiCGStab
 from .krylov.cg import CG as CG
+from .krylov.flexible_cg import FlexibleCG as FlexibleCG
+from .krylov.flexible_gmres import FlexibleGMRES as FlexibleGMRES
 from .krylov.gmres import GMRES as GMRES
 from .krylov.iteration import AbstractKrylovSolver as AbstractKrylovSolver
 from .krylov.lsmr import LSMR as LSMR
 from .krylov.minres import MINRES as MINRES
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
+from .options import PreconditioningFunction as PreconditioningFunction
 from .orthogonal.cholesky_qr import (
     CholeskyQR as CholeskyQR,
     smallest_reciprocal_condition as smallest_reciprocal_condition,

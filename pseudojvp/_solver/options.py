@@ -1,8 +1,10 @@
 """What the iterative solvers are given beside the operator."""
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -12,6 +14,36 @@ from jaxtyping import Array, PyTree
 
 from .._base.structure import Structure
 from .._operator.multiples import with_true_dtypes
+
+
+class PreconditioningFunction(eqx.Module):
+    """A preconditioner that is no linear operator; a constant, like those that are."""
+
+    function: Callable
+
+    @classmethod
+    def of(cls, given: Any) -> "PreconditioningFunction":
+        if isinstance(given, PreconditioningFunction):
+            return given
+        if not callable(given) or isinstance(given, type):
+            raise TypeError(
+                f"A flexible solver got a preconditioner of type {type(given).__name__}. "
+                "Pass a function from a vector to a vector, or a linear operator; wrap a "
+                "matrix in `lineax.MatrixLinearOperator`."
+            )
+        return cls(given)
+
+    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
+        return self.function(vector)
+
+
+def as_preconditioner(
+    given: Any,
+) -> lx.AbstractLinearOperator | PreconditioningFunction | None:
+    """For the flexible solvers: a linear operator, or any function."""
+    if given is None or isinstance(given, lx.AbstractLinearOperator):
+        return given
+    return PreconditioningFunction.of(given)
 
 
 def resolve_preconditioner(
@@ -75,4 +107,14 @@ def check_tolerances(caller: str, **tolerances: Any) -> None:
         if known and not np.all(np.asarray(value) >= 0):
             raise ValueError(
                 f"`{caller}({name}=...)` got {value}. Tolerances must be non-negative."
+            )
+
+
+def check_positive(solver: lx.AbstractLinearSolver, *names: str) -> None:
+    for name in names:
+        value = getattr(solver, name)
+        if value < 1:
+            raise ValueError(
+                f"`{type(solver).__name__}({name}=...)` got {value}. Pass a positive "
+                "integer."
             )

@@ -147,17 +147,7 @@ class CG(AbstractKrylovSolver):
     ) -> KrylovState:
         check_options(self, options, OPTIONS)
         check_square(self, operator)
-        negative = lx.is_negative_semidefinite(operator)
-        if not (lx.is_positive_semidefinite(operator) or negative):
-            raise ValueError(
-                "`CG()` may only be used for positive or negative definite linear "
-                "operators, and `operator` is tagged as neither. Tag it with "
-                "`lineax.positive_semidefinite_tag`, or use `Normal(CG(...))`."
-                + advice(operator, "lineax.positive_semidefinite_tag")
-            )
-        state = KrylovState.create(operator)
-        scale = -state.scale if negative else state.scale
-        return dataclasses.replace(state, scale=scale)
+        return definite_state(self, operator)
 
     def compute(
         self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
@@ -290,7 +280,7 @@ class CG(AbstractKrylovSolver):
         norm = length(residual)
         aim = system.goal(cycle)
         met, goal = system.judge(residual, norm)
-        nearly = _nearly(system, iterate.travelled, goal)
+        nearly = nearly_met(system, iterate.travelled, goal)
         if singular is not None:
             floor = 10 * system.eps * (largest * iterate.travelled + system.norm)
             least = jnp.where(singular.projects, floor, singular.rounding)
@@ -327,6 +317,22 @@ class CG(AbstractKrylovSolver):
         return self.well_posed
 
 
+def definite_state(solver: Any, operator: lx.AbstractLinearOperator) -> KrylovState:
+    """With a scale of the sign of A, which has to be told by a tag."""
+    negative = lx.is_negative_semidefinite(operator)
+    if not (lx.is_positive_semidefinite(operator) or negative):
+        name = type(solver).__name__
+        raise ValueError(
+            f"`{name}()` may only be used for positive or negative definite linear "
+            "operators, and `operator` is tagged as neither. Tag it with "
+            f"`lineax.positive_semidefinite_tag`, or use `Normal({name}(...))`."
+            + advice(operator, "lineax.positive_semidefinite_tag")
+        )
+    state = KrylovState.create(operator)
+    scale = -state.scale if negative else state.scale
+    return dataclasses.replace(state, scale=scale)
+
+
 def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
     zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
     cycle = system.start()
@@ -347,7 +353,7 @@ def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
     )
 
 
-def _nearly(system: System, travelled, goal):
+def nearly_met(system: System, travelled, goal):
     """What b − A x may be where its update by recurrence is within the tolerance.
 
     Ten times the tolerance, or the rounding of A x, as long as that is small beside b.

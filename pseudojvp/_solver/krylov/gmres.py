@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real, Scalar
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_where
-from ..options import resolve_preconditioner
+from ..options import check_positive, resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
@@ -40,16 +40,17 @@ class _Arnoldi(eqx.Module):
     beta: Real[Array, ""]  # the residual norm at the beginning of the cycle
     size: Real[Array, ""]  # the largest column of H in this cycle
     index: Integer[Array, ""]
+    moved: Inexact[Array, "restart n"] | None  # Z = P V, where P is not linear
 
     def correction(self) -> Inexact[Array, " n"]:
-        """V y for the y of the smallest residual: T y = −β conj(e) / |e|²."""
+        """V y, or Z y, for the y of the smallest residual: T y = −β conj(e) / |e|²."""
         square = dot(self.e, self.e)
         t = self.e[1:].conj() * (-self.beta.astype(square.dtype) / square)
         y = jsl.solve_triangular(self.triangle, t)
-        return _multiply(y, self.basis[:-1])
+        return _multiply(y, self.basis[:-1] if self.moved is None else self.moved)
 
 
-class _Iterate(eqx.Module):
+class Iterate(eqx.Module):
     solution: Inexact[Array, " n"]  # at the last check
     arnoldi: _Arnoldi
     cycle: Cycle
@@ -123,15 +124,7 @@ class GMRES(AbstractKrylovSolver):
     progress: int = 0
 
     def __check_init__(self):
-        if self.restart < 1:
-            raise ValueError(
-                f"`GMRES(restart=...)` got {self.restart}. Pass a positive integer."
-            )
-        if self.stagnation_iters < 1:
-            raise ValueError(
-                f"`GMRES(stagnation_iters=...)` got {self.stagnation_iters}. Pass a "
-                "positive integer."
-            )
+        check_positive(self, "restart", "stagnation_iters")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -152,87 +145,106 @@ class GMRES(AbstractKrylovSolver):
         final, result, stats = run(
             self,
             system,
-            lambda iterate: self._advance(system, precondition, iterate),
-            _start(system, min(self.restart, max(structure.size, 1))),
+            lambda iterate: advance(system, precondition, iterate, self.stagnation_iters),
+            start(system, self.restart),
         )
         return system.solution(final.solution), result, stats
-
-    def _advance(self, system: System, precondition, iterate: _Iterate) -> _Iterate:
-        cycle, arnoldi, x = iterate.cycle, iterate.arnoldi, iterate.solution
-        due, index = cycle.due, arnoldi.index
-        last = arnoldi.basis[index]
-        direction = lax.cond(
-            eqxi.unvmap_any(due),  # one branch for a whole batch
-            lambda: jnp.where(due, arnoldi.correction(), last),
-            lambda: last,
-        )
-        moved = precondition(direction)
-        x = jnp.where(due, x + moved, x)
-        image = system.mv(jnp.where(due, x, moved))
-
-        # In a check, b − A x and the beginning of a cycle.
-        column, rest = _orthogonalised(arnoldi, image)
-        rest = jnp.where(due, system.vector - image, rest)
-        norm = length(rest)  # or the entry of H below its diagonal
-        checked = cycle.checked(
-            norm,
-            *system.judge(rest, norm),
-            norm,
-            shrink=0.99,
-            patience=self.stagnation_iters,
-            max_steps=system.max_steps,
-        )
-        size = jnp.maximum(arnoldi.size, length(image))
-        limit = 10 * system.eps * size
-        below = jnp.maximum(norm, limit)
-        along = jnp.dot(arnoldi.e, column, precision=lax.Precision.HIGHEST)
-        square = dot(arnoldi.e, arnoldi.e).real
-        # Whether H keeps its rank with this column.
-        usable = (jnp.abs(along) > limit * jnp.sqrt(square)) | (norm > limit)
-        new = jnp.where(usable, over(below, -along), 0)
-        estimate = arnoldi.beta / jnp.sqrt(square + jnp.abs(new) ** 2)
-        goal = jnp.maximum(system.goal(cycle), system.eps * arnoldi.beta)
-        full = index + 1 >= len(arnoldi.triangle)
-        ends = full | (norm <= limit) | ~(estimate > goal)
-        stepped = cycle.stepped(estimate, ends, max_steps=system.max_steps)
-
-        place = jnp.where(due, 0, index + 1)
-        first = jnp.arange(len(arnoldi.e)) == 0
-        diagonal = jnp.where(usable, below, 1).astype(x.dtype)
-        column = column[1:].at[index].set(diagonal)
-        e = arnoldi.e.at[index + 1].set(new)
-        return _Iterate(
-            x,
-            _Arnoldi(
-                basis=arnoldi.basis.at[place].set(over(norm, rest)),
-                triangle=jnp.where(
-                    due,
-                    jnp.eye(len(column), dtype=x.dtype),
-                    arnoldi.triangle.at[:, index].set(column),
-                ),
-                e=jnp.where(due, first.astype(x.dtype), e),
-                beta=jnp.where(due, norm, arnoldi.beta),
-                size=jnp.where(due, 0, size),
-                index=place,
-            ),
-            tree_where(due, checked, stepped),
-        )
 
     def assume_full_rank(self) -> bool:
         return True
 
 
-def _start(system: System, restart: int) -> _Iterate:
+def advance(
+    system: System, precondition: Callable, iterate: Iterate, patience: int
+) -> Iterate:
+    """A check or a step; it keeps Z = P V if the iterate has a place for it."""
+    cycle, arnoldi, x = iterate.cycle, iterate.arnoldi, iterate.solution
+    due, index = cycle.due, arnoldi.index
+    last = arnoldi.basis[index]
+    direction = lax.cond(
+        eqxi.unvmap_any(due),  # one branch for a whole batch
+        lambda: jnp.where(due, arnoldi.correction(), last),
+        lambda: last,
+    )
+    if arnoldi.moved is None:
+        moved = precondition(direction)
+    else:  # the correction is one of P already, which may be dear
+        moved = lax.cond(
+            eqxi.unvmap_all(due),
+            lambda: direction,
+            lambda: jnp.where(due, direction, precondition(direction)),
+        )
+    x = jnp.where(due, x + moved, x)
+    image = system.mv(jnp.where(due, x, moved))
+
+    # In a check, b − A x and the beginning of a cycle.
+    column, rest = _orthogonalised(arnoldi, image)
+    rest = jnp.where(due, system.vector - image, rest)
+    norm = length(rest)  # or the entry of H below its diagonal
+    checked = cycle.checked(
+        norm,
+        *system.judge(rest, norm),
+        norm,
+        shrink=0.99,
+        patience=patience,
+        max_steps=system.max_steps,
+    )
+    size = jnp.maximum(arnoldi.size, length(image))
+    limit = 10 * system.eps * size
+    below = jnp.maximum(norm, limit)
+    along = jnp.dot(arnoldi.e, column, precision=lax.Precision.HIGHEST)
+    square = dot(arnoldi.e, arnoldi.e).real
+    # Whether H keeps its rank with this column.
+    usable = (jnp.abs(along) > limit * jnp.sqrt(square)) | (norm > limit)
+    new = jnp.where(usable, over(below, -along), 0)
+    estimate = arnoldi.beta / jnp.sqrt(square + jnp.abs(new) ** 2)
+    goal = jnp.maximum(system.goal(cycle), system.eps * arnoldi.beta)
+    full = index + 1 >= len(arnoldi.triangle)
+    ends = full | (norm <= limit) | ~(estimate > goal)
+    stepped = cycle.stepped(estimate, ends, max_steps=system.max_steps)
+
+    place = jnp.where(due, 0, index + 1)
+    first = jnp.arange(len(arnoldi.e)) == 0
+    diagonal = jnp.where(usable, below, 1).astype(x.dtype)
+    column = column[1:].at[index].set(diagonal)
+    e = arnoldi.e.at[index + 1].set(new)
+    basis_of_x = arnoldi.moved
+    if basis_of_x is not None:
+        at = jnp.where(due, len(basis_of_x), index)
+        basis_of_x = basis_of_x.at[at].set(moved, mode="drop")
+    return Iterate(
+        x,
+        _Arnoldi(
+            basis=arnoldi.basis.at[place].set(over(norm, rest)),
+            triangle=jnp.where(
+                due,
+                jnp.eye(len(column), dtype=x.dtype),
+                arnoldi.triangle.at[:, index].set(column),
+            ),
+            e=jnp.where(due, first.astype(x.dtype), e),
+            beta=jnp.where(due, norm, arnoldi.beta),
+            size=jnp.where(due, 0, size),
+            index=place,
+            moved=basis_of_x,
+        ),
+        tree_where(due, checked, stepped),
+    )
+
+
+def start(system: System, restart: int, *, flexible: bool = False) -> Iterate:
+    size = system.guess.size
+    restart = min(restart, max(size, 1))
     dtype, zero = system.guess.dtype, jnp.zeros_like(system.norm)
     arnoldi = _Arnoldi(
-        basis=jnp.zeros((restart + 1, system.guess.size), dtype),
+        basis=jnp.zeros((restart + 1, size), dtype),
         triangle=jnp.eye(restart, dtype=dtype),
         e=jnp.ones(restart + 1, dtype),
         beta=zero,
         size=zero,
         index=jnp.array(0),
+        moved=jnp.zeros((restart, size), dtype) if flexible else None,
     )
-    return _Iterate(system.guess, arnoldi, system.start())
+    return Iterate(system.guess, arnoldi, system.start())
 
 
 def _orthogonalised(arnoldi: _Arnoldi, image):

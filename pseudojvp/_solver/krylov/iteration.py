@@ -119,7 +119,7 @@ class AbstractKrylovSolver(lx.AbstractLinearSolver[Any]):
     atol: eqx.AbstractVar[Real[ArrayLike, ""]]
     norm: eqx.AbstractVar[Callable[[PyTree], Scalar] | None]
     max_steps: eqx.AbstractVar[int | None]
-    preconditioner: eqx.AbstractVar[lx.AbstractLinearOperator | None]
+    preconditioner: eqx.AbstractVar[Any]  # an operator, or `None`; of some a function
     derivative_rtol: eqx.AbstractVar[Real[ArrayLike, ""] | None]
     history: eqx.AbstractVar[bool]
     progress: eqx.AbstractVar[int]

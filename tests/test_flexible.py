@@ -1,0 +1,334 @@
+"""What `FlexibleCG` and `FlexibleGMRES` promise with any preconditioner."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import krylov
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.sparse
+
+import pseudojvp as pj
+
+
+SIZE = 8
+RESULTS = lx.RESULTS
+
+both = pytest.mark.parametrize("make", [pj.FlexibleCG, pj.FlexibleGMRES])
+
+
+def bent(vector):
+    """P v = v (1 + 0.3 tanh(10 v / |v|)): near the identity, and not linear."""
+    return vector * (1 + 0.3 * jnp.tanh(10 * vector / jnp.linalg.norm(vector)))
+
+
+def bent_complex(vector):
+    bend = 1 + 0.3 * jnp.tanh(10 * jnp.abs(vector) / jnp.linalg.norm(vector))
+    return vector * bend.astype(vector.dtype)
+
+
+def _residual(matrix, value, vector):
+    return np.linalg.norm(vector - matrix @ value) / np.linalg.norm(vector)
+
+
+def test_preconditioner_that_is_not_linear_takes_at_most_half_more_than_cg():
+    matrix = krylov.hermitian(0, False, np.geomspace(1, 1e4, 50))
+    vector = krylov.random(1, False, 50)
+    _, plain, _, of_cg = krylov.solve(matrix, vector, pj.CG(), krylov.PSD)
+    for memory in (40, 50):  # 196 and 50 steps
+        solver = pj.FlexibleCG(preconditioner=bent, memory=memory)
+        value, successful, _, stats = krylov.solve(matrix, vector, solver, krylov.PSD)
+        assert plain
+        assert successful
+        assert _residual(matrix, value, vector) < 1.1e-10
+        assert stats["num_steps"] <= min(1.5 * 159, 1.5 * of_cg["num_steps"])
+
+
+def _poisson(side):
+    band = scipy.sparse.diags([-1.0, 2.0, -1.0], [-1, 0, 1], shape=(side, side))
+    return scipy.sparse.kronsum(band, band).tocsr()
+
+
+def _two_grid(side):
+    """Damped Jacobi, the coarse grid of half the side exactly, damped Jacobi."""
+    fine = _poisson(side)
+    coarse = side // 2
+    line = np.zeros((side, coarse))
+    for j in range(coarse):
+        line[2 * j : 2 * j + 3, j] = [0.5, 1.0, 0.5][: side - 2 * j]
+    up = np.kron(line, line)
+    inverse = np.linalg.inv(up.T @ (fine @ up))
+    fine = pj.SparseLinearOperator(fine, tags=krylov.PSD)
+
+    def smoothed(x, residual):
+        return x + 0.2 * (residual - fine.mv(x))
+
+    def precondition(residual):
+        x = smoothed(jnp.zeros_like(residual), residual)
+        x = x + up @ (inverse @ (up.T @ (residual - fine.mv(x))))
+        return smoothed(x, residual)
+
+    return fine, precondition
+
+
+@pytest.mark.optimised
+@pytest.mark.default("FlexibleCG")
+@pytest.mark.ci("*")
+@both
+def test_two_grid_takes_at_most_35_steps_of_a_poisson_problem(make):
+    operator, precondition = _two_grid(32)
+    vector = krylov.random(0, False, 32 * 32)
+    solver = make(1e-10, preconditioner=precondition)
+    solution = pj.linear_solve(operator, vector, solver)
+    plain = pj.linear_solve(operator, vector, pj.CG(1e-10))
+    truth = scipy.sparse.linalg.spsolve(_poisson(32).tocsc(), vector)
+    assert krylov.relative_error(solution.value, truth) < 1e-8
+    assert solution.stats["num_steps"] <= 35
+    assert plain.stats["num_steps"] >= 100
+
+
+class Network(eqx.Module):
+    """A preconditioner with numbers of its own."""
+
+    weights: jax.Array
+
+    def __call__(self, vector):
+        return vector + 0.1 * jnp.tanh(self.weights @ vector)
+
+
+def _definite(is_complex):
+    return krylov.hermitian(0, is_complex, np.linspace(1, 4, SIZE))
+
+
+CASES = {
+    "FlexibleCG-real": (pj.FlexibleCG(1e-12, preconditioner=bent), False),
+    "FlexibleCG-complex": (pj.FlexibleCG(1e-12, preconditioner=bent_complex), True),
+    "FlexibleGMRES-real": (pj.FlexibleGMRES(1e-12, preconditioner=bent), False),
+    "FlexibleGMRES-complex": (
+        pj.FlexibleGMRES(
+            1e-12, preconditioner=bent_complex, adjoint_preconditioner=bent_complex
+        ),
+        True,
+    ),
+    "Normal(FlexibleCG)-complex": (
+        pj.Normal(pj.FlexibleCG(1e-13, preconditioner=bent_complex)),
+        True,
+    ),
+}
+
+
+@pytest.mark.default("FlexibleCG-real", "FlexibleGMRES-complex")
+@pytest.mark.shows("jvp", "vjp")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives_to_second_order_are_those_of_the_inverse(name):
+    solver, is_complex = CASES[name]
+    positive = "CG" in name and "Normal" not in name
+    matrix, t_matrix = (
+        (_definite(is_complex), krylov.hermitian(3, is_complex, np.linspace(-1, 1, SIZE)))
+        if positive
+        else (
+            krylov.general(0, is_complex, SIZE),
+            krylov.random(3, is_complex, SIZE, SIZE),
+        )
+    )
+    vector, t_vector, weights = krylov.random(1, is_complex, 3, SIZE)
+    tags = krylov.PSD if positive else ()
+
+    def solve(matrix, vector, inverse=None):
+        if inverse is not None:
+            return inverse(matrix) @ vector
+        return pj.linear_solve(krylov.operator(matrix, tags), vector, solver).value
+
+    def derivatives(function):
+        def tangent(matrix, vector):
+            return jax.jvp(function, (matrix, vector), (t_matrix, t_vector))[1]
+
+        primals = jnp.asarray(matrix), jnp.asarray(vector)
+        second = jax.jvp(tangent, primals, (t_matrix, t_vector))
+        return second, jax.vjp(function, *primals)[1](jnp.asarray(weights))
+
+    got = krylov.compiled(derivatives)(solve)
+    want = krylov.compiled(derivatives)(lambda a, b: solve(a, b, jnp.linalg.inv))
+    for leaf, truth in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        assert krylov.relative_error(leaf, truth) < 1e-8
+
+
+@pytest.mark.default("FlexibleCG")
+@pytest.mark.ci("*")
+@both
+def test_numbers_within_a_preconditioner_have_a_derivative_of_zero(make):
+    matrix, vector = _definite(False), krylov.random(1, False, SIZE)
+    weights = jnp.asarray(krylov.random(2, False, SIZE, SIZE))
+    operator = krylov.operator(matrix, krylov.PSD)
+
+    def total(weights, scale, vector):
+        network = Network(weights)
+        closing = lambda v: scale * network(v)
+        given = pj.linear_solve(operator, vector, make(1e-12, preconditioner=network))
+        options = {"preconditioner": closing}
+        closed = pj.linear_solve(operator, vector, make(1e-12), options=options)
+        return jnp.sum(given.value) + jnp.sum(closed.value)
+
+    grads = jax.jit(jax.grad(total, (0, 1, 2)))(weights, jnp.array(2.0), vector)
+    assert np.all(np.asarray(grads[0]) == 0)
+    assert grads[1] == 0
+    truth = 2 * np.linalg.solve(matrix, np.ones(SIZE))
+    assert krylov.relative_error(grads[2], truth) < 1e-8
+
+
+@pytest.mark.default("FlexibleGMRES")
+@pytest.mark.ci("*")
+@both
+def test_batches_of_vectors_and_matrices_are_each_solved(make):
+    matrices = np.stack([_definite(False), 1e3 * _definite(False)])
+    vectors = krylov.random(1, False, 2, SIZE)
+    solver = make(preconditioner=lambda v: bent(1e-3 * v))
+    values, successful, _ = krylov.solve_all(matrices, vectors, solver, krylov.PSD)
+    assert successful.all()
+    truth = np.linalg.solve(matrices, vectors[..., None])[..., 0]
+    assert krylov.relative_error(values, truth) < 1e-9
+
+
+def test_preconditioner_of_trees_is_called_with_trees():
+    matrix, vector = _definite(False), krylov.random(1, False, SIZE)
+
+    def product(tree):
+        image = matrix @ jnp.concatenate([tree["a"], tree["b"][0]])
+        return {"a": image[:3], "b": (image[3:],)}
+
+    tree = {"a": vector[:3], "b": (vector[3:],)}
+    structure = jax.eval_shape(lambda: tree)
+    operator = lx.FunctionLinearOperator(product, structure, krylov.PSD)
+    halved = lambda tree: jax.tree.map(lambda leaf: jnp.tanh(leaf / 2), tree)
+    solver = pj.FlexibleCG(preconditioner=halved)
+    value = pj.linear_solve(operator, tree, solver).value
+    value = np.concatenate([value["a"], value["b"][0]])
+    assert krylov.relative_error(value, np.linalg.solve(matrix, vector)) < 1e-9
+
+
+@pytest.mark.slow  # seconds of compiling for a claim beside the main ones
+def test_real_leaves_beside_complex_ones_reach_the_preconditioner_as_they_are():
+    matrix = _definite(False)
+
+    def product(pair):
+        return 2 * pair[0], matrix.astype(complex) @ pair[1]
+
+    def precondition(pair):
+        assert jnp.iscomplexobj(pair[1])
+        return jax.tree.map(jnp.copy, pair)
+
+    vector = krylov.random(0, False, SIZE), krylov.random(1, True, SIZE)
+    structure = jax.eval_shape(lambda: vector)
+    with jax.numpy_dtype_promotion("standard"):  # lineax looks at all leaves as one
+        operator = lx.FunctionLinearOperator(product, structure, krylov.PSD)
+    solver = pj.FlexibleCG(preconditioner=precondition)
+    first, second = pj.linear_solve(operator, vector, solver).value
+    assert krylov.relative_error(first, vector[0] / 2) < 1e-9
+    assert krylov.relative_error(second, np.linalg.solve(matrix, vector[1])) < 1e-9
+
+
+@pytest.mark.default("general")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("kind", ["general", "ill-conditioned"])
+def test_flexible_gmres_with_a_matrix_takes_the_steps_of_gmres(kind):
+    values = np.geomspace(1, 1e4 if kind == "ill-conditioned" else 4, SIZE)
+    matrix = krylov.with_values(0, True, SIZE, SIZE, values)
+    near = np.linalg.inv(matrix) @ (
+        np.eye(SIZE) + 0.1 * krylov.random(2, True, SIZE, SIZE)
+    )
+    vector = krylov.random(3, True, SIZE)
+    options = {"preconditioner": krylov.operator(near)}
+    value, successful, _, stats = krylov.solve(
+        matrix, vector, pj.FlexibleGMRES(1e-8), options=options
+    )
+    of_gmres = krylov.solve(matrix, vector, pj.GMRES(1e-8), options=options)
+    assert successful
+    assert stats["num_steps"] == of_gmres[3]["num_steps"]
+    assert krylov.relative_error(value, of_gmres[0]) < 1e-6
+
+
+BAD = {
+    "zero": lambda v: 0 * v,
+    "nan": lambda v: jnp.nan * v,
+    "orthogonal": lambda v: jnp.roll(v, 1).at[::2].multiply(-1),
+    "one-place": lambda v: jnp.where(jnp.arange(SIZE) == 0, v, 0),
+}
+# Of an even size, (v2, -v1, ...) is orthogonal to (v1, v2, ...): a step may not move.
+WANT = {"zero": RESULTS.breakdown, "nan": RESULTS.breakdown}
+
+
+@pytest.mark.default("nan-FlexibleGMRES")
+@pytest.mark.ci("*")
+@both
+@pytest.mark.parametrize("name", BAD)
+def test_successful_is_what_the_true_residual_says(name, make):
+    matrix, vector = _definite(False), krylov.random(1, False, SIZE)
+    solver = make(preconditioner=BAD[name], max_steps=200)
+    value, successful, *_ = krylov.solve(matrix, vector, solver, krylov.PSD)
+    assert not successful or _residual(matrix, value, vector) < 1.1e-10
+    assert not (successful and name in WANT)
+
+
+@pytest.mark.parametrize("name", WANT)
+def test_breakdown_of_flexible_cg_is_told(name):
+    matrix, vector = _definite(False), krylov.random(1, False, SIZE)
+    solver = pj.FlexibleCG(preconditioner=BAD[name])
+    value, _, result, _ = krylov.solve(matrix, vector, solver, krylov.PSD)
+    assert result == WANT[name]
+    assert np.isfinite(value).all()
+
+
+def test_indefinite_operator_of_flexible_cg_is_told():
+    matrix = krylov.hermitian(0, False, np.linspace(-1, 2, SIZE))
+    vector = krylov.random(1, False, SIZE)
+    solver = pj.FlexibleCG(preconditioner=bent)
+    assert krylov.solve(matrix, vector, solver, krylov.PSD)[2] == RESULTS.breakdown
+
+
+def test_negative_definite_operator_is_solved():
+    matrix, vector = -_definite(True), krylov.random(1, True, SIZE)
+    solver = pj.FlexibleCG(preconditioner=bent_complex)
+    tags = lx.negative_semidefinite_tag
+    value, successful, *_ = krylov.solve(matrix, vector, solver, tags)
+    assert successful
+    assert _residual(matrix, value, vector) < 1.1e-10
+
+
+@both
+def test_preconditioner_of_another_space_is_an_error(make):
+    operator = krylov.operator(_definite(False), krylov.PSD)
+    vector = np.ones(SIZE)
+    wrong = {
+        "shape": lambda v: v[:-1],
+        "tree": lambda v: (v, v),
+        "dtype": lambda v: v.astype(jnp.float32),
+    }
+    for function in wrong.values():
+        with pytest.raises(ValueError, match="must return a vector of the structure"):
+            pj.linear_solve(operator, vector, make(preconditioner=function))
+    other = krylov.operator(np.ones((3, 3)))
+    with pytest.raises(ValueError, match="so it must map"):
+        pj.linear_solve(operator, vector, make(preconditioner=other))
+    options = {"preconditioner": wrong["shape"]}
+    with pytest.raises(ValueError, match="must return a vector of the structure"):
+        pj.linear_solve(operator, vector, make(), options=options)
+
+
+@pytest.mark.untyped
+@both
+def test_preconditioner_that_is_no_function_is_an_error(make):
+    for given in (np.eye(SIZE), 1.0, jnp.tanh.__class__):
+        with pytest.raises(TypeError, match="Pass a function from a vector to a vector"):
+            make(preconditioner=given)
+
+
+def test_settings_below_one_are_errors():
+    for name in ("memory", "stabilise_every"):
+        with pytest.raises(ValueError, match="Pass a positive integer"):
+            pj.FlexibleCG(**{name: 0})
+    with pytest.raises(ValueError, match="Pass a positive integer"):
+        pj.FlexibleGMRES(restart=0)
+    with pytest.raises(ValueError, match=r"`FlexibleCG\(\)` may only be used for pos"):
+        pj.linear_solve(np.eye(3), np.ones(3), pj.FlexibleCG())
