@@ -19,6 +19,7 @@ from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
+    derivative_solver,
     dot,
     flat_system,
     KrylovState,
@@ -27,6 +28,7 @@ from .iteration import (
     run,
     System,
 )
+from .lanczos import Tridiagonal
 
 
 _not_well_posed_message = (
@@ -44,6 +46,7 @@ class _Iterate(eqx.Module):
     gamma: Real[Array, ""]  # <M r, r> before the last step; infinite to begin anew
     curvature: Real[Array, ""]  # the largest <p, A p> / |p|^2 so far
     travelled: Real[Array, ""]  # a bound of the length of x
+    tridiagonal: Tridiagonal | None  # if it is kept
     cycle: Cycle
 
 
@@ -89,8 +92,8 @@ class CG(AbstractKrylovSolver):
     - `y0`: first guess of x, a vector of the structure of x. Defaults to zeros. Used by
         the primal solve only.
 
-    `stats["num_steps"]` counts iterations, `stats["max_steps"]` is the field, and with
-    `history` there is `stats["residual_norms"]`.
+    `stats["num_steps"]` counts iterations, `stats["max_steps"]` is the field, with
+    `history` there is `stats["residual_norms"]`, with `lanczos` `stats["lanczos"]`.
 
     **Arguments:**
 
@@ -111,6 +114,12 @@ class CG(AbstractKrylovSolver):
         `stats["residual_norms"]` of shape `(max_steps,)`, NaN at the end; with
         `well_posed=False` those of the run between the projections. Defaults to `False`.
     - `progress`: print a line every so many iterations. Defaults to `0`, never.
+    - `lanczos`: whether to keep the tridiagonal matrix T = VᴴA V of the Lanczos process
+        that CG is, as `stats["lanczos"]`: `"alphas"` of shape `(max_steps,)`, its
+        diagonal, and `"betas"` of shape `(max_steps - 1,)`, what is beside it. Entries
+        beyond the steps taken, or beyond the first cycle, are NaN. V begins with b (with
+        `y0`, b − A y0) over its length; behind a preconditioner P = L Lᴴ, T is of LᴴA L
+        and Lᴴb. Defaults to `False`, at no cost.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without a
     definiteness tag, a preconditioner that is not declared positive definite or of
@@ -132,8 +141,14 @@ class CG(AbstractKrylovSolver):
     derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
+    lanczos: bool = False
 
     def __check_init__(self):
+        if self.lanczos and not self.well_posed:
+            raise ValueError(
+                "`CG(lanczos=True, well_posed=False)` has no tridiagonal matrix of its "
+                "own: it runs three times. Use `MINRES(lanczos=True)` for a singular A."
+            )
         if self.stabilise_every is not None and self.stabilise_every < 1:
             raise ValueError(
                 f"`CG(stabilise_every=...)` got {self.stabilise_every}; it must be "
@@ -181,8 +196,15 @@ class CG(AbstractKrylovSolver):
             if preconditioner is not None:
                 precondition = system.mapped(preconditioner)
             start = _start(system, 0.0 if precondition else 0.5, "y0" in options)
-            flat, result, stats = self._run(system, precondition, None, start)
-            return system.solution(flat), result, stats
+            if self.lanczos:
+                kept = Tridiagonal.start(system.max_steps, system.norm)
+                start = dataclasses.replace(start, tridiagonal=kept)
+            final, result, stats = self._run(system, precondition, None, start)
+            if final.tridiagonal is not None:
+                scale = system.scale  # of A; of P A it is one
+                scale = scale if precondition is None else jnp.sign(scale)
+                stats["lanczos"] = final.tridiagonal.stats(scale)
+            return system.solution(final.solution), result, stats
         if preconditioner is not None or "y0" in options:
             raise ValueError(_not_well_posed_message)
         return self._projected(state, vector, options, source)
@@ -221,9 +243,9 @@ class CG(AbstractKrylovSolver):
             )
             start = _start(system, 0.5, True)
             start = dataclasses.replace(start, travelled=length(singular.offset))
-            flat, new_result, stats = self._run(system, None, singular, start)
+            final, new_result, stats = self._run(system, None, singular, start)
             result = first_failure(result, new_result)
-            carry = (system.solution(flat), result), steps + stats["num_steps"]
+            carry = (system.solution(final.solution), result), steps + stats["num_steps"]
             return carry, stats.get("residual_norms")
 
         passes = jnp.array([False, True] if in_range else [True, False, True])
@@ -241,11 +263,7 @@ class CG(AbstractKrylovSolver):
             lambda iterate: self._advance(system, precondition, singular, iterate),
             start,
         )
-        if self.max_steps is None:
-            results = lx.RESULTS
-            exhausted = result == results.max_steps_reached
-            result = results.where(exhausted, results.singular, result)
-        return final.solution, result, stats
+        return final, result_of(self, result), stats
 
     def _advance(
         self, system: System, precondition, singular: "_Singular | None", iterate
@@ -301,6 +319,10 @@ class CG(AbstractKrylovSolver):
         if self.stabilise_every is not None:
             ends = ends | (lax.rem(cycle.step + 1, self.stabilise_every) == 0)
         stepped = cycle.stepped(norm, ends, broken=~moves, max_steps=system.max_steps)
+        tridiagonal = iterate.tridiagonal
+        if tridiagonal is not None:
+            inverse = product / jnp.where(moves, gamma, 1)
+            tridiagonal = tridiagonal.with_step(cycle.step, inverse, beta, counts=moves)
         kept = jnp.where(finished | cycle.broken, jnp.inf, iterate.gamma)
         return _Iterate(
             solution=x,
@@ -310,11 +332,25 @@ class CG(AbstractKrylovSolver):
             gamma=jnp.where(due, kept, gamma),
             curvature=largest,
             travelled=iterate.travelled + step_size * jnp.sqrt(square),
+            tridiagonal=tridiagonal,
             cycle=tree_where(due, checked, stepped),
         )
 
+    def for_derivative(self) -> "CG":
+        """The solver of tangents and cotangents, which keeps no tridiagonal matrix."""
+        return derivative_solver(dataclasses.replace(self, lanczos=False))
+
     def assume_full_rank(self) -> bool:
         return self.well_posed
+
+
+def result_of(solver: CG, result: lx.RESULTS) -> lx.RESULTS:
+    """That of a run: as in lineax, `singular` after a number of steps nobody chose."""
+    if solver.max_steps is not None:
+        return result
+    results = lx.RESULTS
+    exhausted = result == results.max_steps_reached
+    return results.where(exhausted, results.singular, result)
 
 
 def definite_state(solver: Any, operator: lx.AbstractLinearOperator) -> KrylovState:
@@ -349,6 +385,7 @@ def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
         gamma=jnp.full_like(zero, jnp.inf),
         curvature=zero + curvature,
         travelled=length(system.guess) if guessed else zero,
+        tridiagonal=None,
         cycle=cycle,
     )
 

@@ -17,6 +17,7 @@ from ..options import resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
+    derivative_solver,
     divide,
     dot,
     flat_system,
@@ -28,6 +29,7 @@ from .iteration import (
     run,
     System,
 )
+from .lanczos import Tridiagonal
 
 
 _not_well_posed_message = (
@@ -88,6 +90,7 @@ class _Iterate(eqx.Module):
     null: _Null | None  # if A may be singular
     lanczos: _Lanczos
     rotated: _Rotated
+    tridiagonal: Tridiagonal | None  # if it is kept
     cycle: Cycle
 
 
@@ -122,7 +125,8 @@ class MINRES(AbstractKrylovSolver):
         it wins over the field of that name.
     - `y0`: first guess of x, with the structure of x. Defaults to zeros. Primal only.
 
-    `stats`: `num_steps`, `max_steps`, and with `history` also `residual_norms`.
+    `stats`: `num_steps`, `max_steps`, with `history` also `residual_norms`, and with
+    `lanczos` also `lanczos`.
 
     **Arguments:**
 
@@ -142,6 +146,12 @@ class MINRES(AbstractKrylovSolver):
         `stats["residual_norms"]` of shape `(max_steps,)`, NaN at the end. Defaults to
         `False`.
     - `progress`: print a line every so many steps. Defaults to `0`, never.
+    - `lanczos`: whether to keep the tridiagonal matrix T = VᴴA V of the Lanczos process
+        that MINRES runs, as `stats["lanczos"]`: `"alphas"` of shape `(max_steps,)`, its
+        diagonal, and `"betas"` of shape `(max_steps - 1,)`, what is beside it. Entries
+        beyond the steps taken, or beyond the first cycle, are NaN. V begins with b (with
+        `y0`, b − A y0) over its length; behind a preconditioner P = L Lᴴ, T is of LᴴA L
+        and Lᴴb. Defaults to `False`, at no cost.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without a tag, a
     preconditioner that is not declared positive definite or of another shape, an unknown
@@ -164,6 +174,7 @@ class MINRES(AbstractKrylovSolver):
     derivative_rtol: Real[ArrayLike, ""] | None = None
     history: bool = False
     progress: int = 0
+    lanczos: bool = False
 
     def __check_init__(self):
         if not self.well_posed and self.preconditioner is not None:
@@ -210,6 +221,9 @@ class MINRES(AbstractKrylovSolver):
             lambda iterate: self._advance(system, precondition, iterate),
             self._start(system, 0.0 if precondition else 0.5),
         )
+        if final.tridiagonal is not None:
+            scale = system.scale if precondition is None else jnp.ones_like(system.scale)
+            stats["lanczos"] = final.tridiagonal.stats(scale)
         return system.solution(final.solution), result, stats
 
     def _start(self, system: System, size: float) -> _Iterate:
@@ -221,6 +235,9 @@ class MINRES(AbstractKrylovSolver):
             null=None if self.well_posed else _Null.start(zeros, zero),
             lanczos=_Lanczos(zeros, zeros, zeros, zero),
             rotated=_unrotated(zeros, zero),
+            tridiagonal=(
+                Tridiagonal.start(system.max_steps, zero) if self.lanczos else None
+            ),
             cycle=system.start(),
         )
 
@@ -244,7 +261,13 @@ class MINRES(AbstractKrylovSolver):
         v = q if precondition is None else over(beta, z)
         checked = self._checked(system, iterate, residual, q, v, beta)
         stepped = self._stepped(system, iterate, q, v, alpha, beta)
-        return tree_where(cycle.due, checked, stepped)
+        out = tree_where(cycle.due, checked, stepped)
+        if iterate.tridiagonal is None:
+            return out
+        tridiagonal = iterate.tridiagonal.with_column(
+            cycle.step, alpha, lanczos.beta, counts=~cycle.due, anew=lanczos.beta == 0
+        )
+        return dataclasses.replace(out, tridiagonal=tridiagonal)
 
     def _checked(self, system: System, iterate, residual, q, v, beta) -> _Iterate:
         """r = b − A x; the beginning of a cycle."""
@@ -279,6 +302,7 @@ class MINRES(AbstractKrylovSolver):
             null=null,
             lanczos=_Lanczos(jnp.zeros_like(q), q, v, jnp.zeros_like(beta)),
             rotated=_unrotated(q, beta),
+            tridiagonal=None,
             cycle=cycle,
         )
 
@@ -320,8 +344,13 @@ class MINRES(AbstractKrylovSolver):
             null=null,
             lanczos=_Lanczos(lanczos.q, q, v, beta),
             rotated=rotated,
+            tridiagonal=None,
             cycle=cycle,
         )
+
+    def for_derivative(self) -> "MINRES":
+        """The solver of tangents and cotangents, which keeps no tridiagonal matrix."""
+        return derivative_solver(dataclasses.replace(self, lanczos=False))
 
     def assume_full_rank(self) -> bool:
         return self.well_posed
