@@ -26,7 +26,7 @@ from .._base.tree import all_finite, nan_unless, tree_sub
 from .._kernel.norms import two_norm
 from .._operator.adjoint import is_complex
 from .._operator.matrix import functions_in
-from .._solver import Normal
+from .._solver import Normal, ShiftedSolver
 from .rows import Blocks, Problem
 from .traits import factorises, TERM, Traits, traits_of
 
@@ -287,5 +287,6 @@ def _meanings(traits: Traits) -> dict[int, str]:
 
 
 def _name(solver: lx.AbstractLinearSolver) -> str:
-    inner = f"{_name(solver.inner_solver)}" if isinstance(solver, Normal) else ""
+    wraps = isinstance(solver, Normal | ShiftedSolver)
+    inner = f"{_name(solver.inner_solver)}" if wraps else ""
     return f"{type(solver).__name__}({inner})"

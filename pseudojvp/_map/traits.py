@@ -19,6 +19,7 @@ from .._solver import (
     Neumann,
     Normal,
     PivotedQR,
+    ShiftedSolver,
     smallest_reciprocal_condition,
     SVD,
 )
@@ -175,6 +176,8 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
 
 def traits_of(solver: lx.AbstractLinearSolver) -> Traits:
     """Those of its class; of one that is not in the table, what holds for any."""
+    if isinstance(solver, ShiftedSolver):
+        solver = solver.inner_solver
     return next((row for kind, row in _TRAITS if isinstance(solver, kind)), Traits())
 
 

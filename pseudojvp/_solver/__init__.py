@@ -20,6 +20,7 @@ from .krylov.gmres import GMRES as GMRES
 from .krylov.iteration import AbstractKrylovSolver as AbstractKrylovSolver
 from .krylov.lsmr import LSMR as LSMR
 from .krylov.minres import MINRES as MINRES
+from .krylov.shifted import ShiftedSolver as ShiftedSolver
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
 from .options import PreconditioningFunction as PreconditioningFunction

@@ -38,7 +38,7 @@ _not_well_posed_message = (
 )
 
 
-class _Iterate(eqx.Module):
+class Iterate(eqx.Module):
     solution: Inexact[Array, " n"]
     residual: Inexact[Array, " n"]
     direction: Inexact[Array, " n"]  # p
@@ -195,7 +195,7 @@ class CG(AbstractKrylovSolver):
             precondition = None
             if preconditioner is not None:
                 precondition = system.mapped(preconditioner)
-            start = _start(system, 0.0 if precondition else 0.5, "y0" in options)
+            start = start_of(system, 0.0 if precondition else 0.5, "y0" in options)
             if self.lanczos:
                 kept = Tridiagonal.start(system.max_steps, system.norm)
                 start = dataclasses.replace(start, tridiagonal=kept)
@@ -241,7 +241,7 @@ class CG(AbstractKrylovSolver):
                 # A projection has the scale of what it projects.
                 scale=jnp.where(projects, 1, system.scale),
             )
-            start = _start(system, 0.5, True)
+            start = start_of(system, 0.5, True)
             start = dataclasses.replace(start, travelled=length(singular.offset))
             final, new_result, stats = self._run(system, None, singular, start)
             result = first_failure(result, new_result)
@@ -256,18 +256,18 @@ class CG(AbstractKrylovSolver):
             stats["residual_norms"] = norms[0 if in_range else 1]
         return solution, result, stats
 
-    def _run(self, system: System, precondition, singular, start: "_Iterate"):
+    def _run(self, system: System, precondition, singular, start: "Iterate"):
         final, result, stats = run(
             self,
             system,
-            lambda iterate: self._advance(system, precondition, singular, iterate),
+            lambda iterate: self.advance(system, precondition, singular, iterate),
             start,
         )
         return final, result_of(self, result), stats
 
-    def _advance(
+    def advance(
         self, system: System, precondition, singular: "_Singular | None", iterate
-    ) -> _Iterate:
+    ) -> Iterate:
         cycle, x, r = iterate.cycle, iterate.solution, iterate.residual
         due = cycle.due
         z, gamma = r, cycle.norm**2
@@ -324,7 +324,7 @@ class CG(AbstractKrylovSolver):
             inverse = product / jnp.where(moves, gamma, 1)
             tridiagonal = tridiagonal.with_step(cycle.step, inverse, beta, counts=moves)
         kept = jnp.where(finished | cycle.broken, jnp.inf, iterate.gamma)
-        return _Iterate(
+        return Iterate(
             solution=x,
             residual=residual,
             direction=direction,
@@ -369,7 +369,7 @@ def definite_state(solver: Any, operator: lx.AbstractLinearOperator) -> KrylovSt
     return dataclasses.replace(state, scale=scale)
 
 
-def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
+def start_of(system: System, curvature: float, guessed: bool) -> Iterate:
     zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
     cycle = system.start()
     if not guessed:  # b − A 0 needs no check
@@ -377,7 +377,7 @@ def _start(system: System, curvature: float, guessed: bool) -> _Iterate:
         phase = jnp.where(met, cycle.phase, 0)
         norm = system.norm
         cycle = dataclasses.replace(cycle, norm=norm, goal=goal, phase=phase)
-    return _Iterate(
+    return Iterate(
         solution=system.guess,
         residual=zeros if guessed else system.vector,
         direction=zeros,

@@ -352,13 +352,15 @@ def _loop(
     start: Any,
     observe: Callable,
     max_steps: int,
+    norms: Real[Array, " max_steps"] | None,
 ) -> tuple[Any, Real[Array, " max_steps"] | None]:
     """A while loop; its last value, and the norms of the residuals if they are kept.
 
+    `norms` are those of steps before, if there were some.
+
     `observe` takes what is carried to the number of steps and the norm of the residual.
     """
-    norms = None
-    if solver.history:
+    if solver.history and norms is None:
         norms = jnp.full(max_steps, jnp.nan, observe(start)[1].dtype)
 
     def body(carry):
@@ -372,14 +374,18 @@ def _loop(
             index = jnp.where(step > 0, step - 1, max_steps)
             norms = norms.at[index].set(norm, mode="drop")
         if solver.progress > 0:
-            _report(solver, before, step, norm)
+            report(solver, before, step, norm)
         return iterate, norms
 
     return lax.while_loop(lambda carry: ~carry[0].cycle.done, body, (start, norms))
 
 
 def run(
-    solver: AbstractKrylovSolver, system: System, advance: Callable, start: Any
+    solver: AbstractKrylovSolver,
+    system: System,
+    advance: Callable,
+    start: Any,
+    norms: Real[Array, " max_steps"] | None = None,
 ) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
     """Advances `start` until its `cycle` is done: its last value, result and stats."""
     final, norms = _loop(
@@ -388,6 +394,7 @@ def run(
         start,
         lambda iterate: (iterate.cycle.step, system.unit * iterate.cycle.norm),
         system.max_steps,
+        norms,
     )
     cycle = final.cycle
     stats = {"num_steps": cycle.step, "max_steps": solver.max_steps}
@@ -408,7 +415,7 @@ def _result(solver: AbstractKrylovSolver, cycle: Cycle, max_steps: int) -> lx.RE
     return results.where(cycle.phase == _CONVERGED, results.successful, out)
 
 
-def _report(solver: AbstractKrylovSolver, before, step, norm) -> None:
+def report(solver: AbstractKrylovSolver, before, step, norm) -> None:
     """Prints a line every `solver.progress` steps; of a batch, the worst member."""
     before, step = eqxi.unvmap_max(before), eqxi.unvmap_max(step)
     norm = eqxi.unvmap_max(norm)

@@ -39,7 +39,7 @@ _not_well_posed_message = (
 )
 
 
-class _Lanczos(eqx.Module):
+class Lanczos(eqx.Module):
     """q and v = P q are the last basis vectors, of length one: <q, v> = 1."""
 
     previous: Inexact[Array, " n"]  # the q before
@@ -83,12 +83,12 @@ class _Null(eqx.Module):
         return cls(zeros, zero, zero, zero, zero, zero, zero, false, false, false)
 
 
-class _Iterate(eqx.Module):
+class Iterate(eqx.Module):
     solution: Inexact[Array, " n"]
     ratio: Real[Array, ""]  # |r| over its length in the norm of P
     size: Real[Array, ""]  # the largest |A v| so far: a lower bound of the norm of A
     null: _Null | None  # if A may be singular
-    lanczos: _Lanczos
+    lanczos: Lanczos
     rotated: _Rotated
     tridiagonal: Tridiagonal | None  # if it is kept
     cycle: Cycle
@@ -185,15 +185,7 @@ class MINRES(AbstractKrylovSolver):
     ) -> KrylovState:
         check_options(self, options, OPTIONS)
         check_square(self, operator)
-        if not is_hermitian(operator):
-            real = not is_complex(operator)
-            tag = "lineax.symmetric_tag" if real else "pseudojvp.hermitian_tag"
-            raise ValueError(
-                "`MINRES()` may only be used for symmetric or Hermitian operators, and "
-                "`operator` is tagged as neither. Tag it with `lineax.symmetric_tag` (if "
-                "complex, with `pseudojvp.hermitian_tag`), or use `GMRES()` or `LSMR()`."
-                + advice(operator, tag)
-            )
+        check_hermitian(self, operator)
         return KrylovState.create(operator)
 
     def compute(
@@ -218,22 +210,22 @@ class MINRES(AbstractKrylovSolver):
         final, result, stats = run(
             self,
             system,
-            lambda iterate: self._advance(system, precondition, iterate),
-            self._start(system, 0.0 if precondition else 0.5),
+            lambda iterate: self.advance(system, precondition, iterate),
+            self.start(system, 0.0 if precondition else 0.5),
         )
         if final.tridiagonal is not None:
             scale = system.scale if precondition is None else jnp.ones_like(system.scale)
             stats["lanczos"] = final.tridiagonal.stats(scale)
         return system.solution(final.solution), result, stats
 
-    def _start(self, system: System, size: float) -> _Iterate:
+    def start(self, system: System, size: float) -> Iterate:
         zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
-        return _Iterate(
+        return Iterate(
             solution=system.guess,
             ratio=zero,
             size=zero + size,
             null=None if self.well_posed else _Null.start(zeros, zero),
-            lanczos=_Lanczos(zeros, zeros, zeros, zero),
+            lanczos=Lanczos(zeros, zeros, zeros, zero),
             rotated=_unrotated(zeros, zero),
             tridiagonal=(
                 Tridiagonal.start(system.max_steps, zero) if self.lanczos else None
@@ -241,7 +233,7 @@ class MINRES(AbstractKrylovSolver):
             cycle=system.start(),
         )
 
-    def _advance(self, system: System, precondition, iterate: _Iterate) -> _Iterate:
+    def advance(self, system: System, precondition, iterate: Iterate) -> Iterate:
         cycle, lanczos = iterate.cycle, iterate.lanczos
         image = system.mv(jnp.where(cycle.due, iterate.solution, lanczos.v))
         # The next basis vector; in a check, the first one of a new cycle.
@@ -259,8 +251,8 @@ class MINRES(AbstractKrylovSolver):
             beta = beta * jnp.sqrt(dot(over(beta, y), over(beta, z)).real)
         q = over(beta, y)
         v = q if precondition is None else over(beta, z)
-        checked = self._checked(system, iterate, residual, q, v, beta)
-        stepped = self._stepped(system, iterate, q, v, alpha, beta)
+        checked = self.checked(system, iterate, residual, q, v, beta)
+        stepped = self.stepped(system, iterate, q, v, alpha, beta)
         out = tree_where(cycle.due, checked, stepped)
         if iterate.tridiagonal is None:
             return out
@@ -269,7 +261,7 @@ class MINRES(AbstractKrylovSolver):
         )
         return dataclasses.replace(out, tridiagonal=tridiagonal)
 
-    def _checked(self, system: System, iterate, residual, q, v, beta) -> _Iterate:
+    def checked(self, system: System, iterate, residual, q, v, beta) -> Iterate:
         """r = b − A x; the beginning of a cycle."""
         norm = length(residual)
         met, goal = system.judge(residual, norm)
@@ -295,18 +287,18 @@ class MINRES(AbstractKrylovSolver):
             patience=patience,
             max_steps=system.max_steps,
         )
-        return _Iterate(
+        return Iterate(
             solution=iterate.solution,
             ratio=divide(norm, beta),
             size=iterate.size,
             null=null,
-            lanczos=_Lanczos(jnp.zeros_like(q), q, v, jnp.zeros_like(beta)),
+            lanczos=Lanczos(jnp.zeros_like(q), q, v, jnp.zeros_like(beta)),
             rotated=_unrotated(q, beta),
             tridiagonal=None,
             cycle=cycle,
         )
 
-    def _stepped(self, system: System, iterate, q, v, alpha, beta) -> _Iterate:
+    def stepped(self, system: System, iterate, q, v, alpha, beta) -> Iterate:
         cycle, lanczos, x = iterate.cycle, iterate.lanczos, iterate.solution
         rotated, step_size, root, gamma = _rotate(iterate.rotated, lanczos, alpha, beta)
         size = jnp.sqrt(lanczos.beta**2 + alpha**2 + beta**2)
@@ -337,12 +329,12 @@ class MINRES(AbstractKrylovSolver):
         cycle = cycle.stepped(norm, ends, max_steps=system.max_steps)
         if null is not None:
             cycle = tree_where(finished, iterate.cycle.finished(), cycle)
-        return _Iterate(
+        return Iterate(
             solution=x,
             ratio=iterate.ratio,
             size=size,
             null=null,
-            lanczos=_Lanczos(lanczos.q, q, v, beta),
+            lanczos=Lanczos(lanczos.q, q, v, beta),
             rotated=rotated,
             tridiagonal=None,
             cycle=cycle,
@@ -356,7 +348,20 @@ class MINRES(AbstractKrylovSolver):
         return self.well_posed
 
 
-def _least_squares(system: System, iterate: _Iterate, null: _Null, root, size):
+def check_hermitian(solver: Any, operator: lx.AbstractLinearOperator) -> None:
+    """That a tag says so."""
+    if not is_hermitian(operator):
+        real = not is_complex(operator)
+        tag = "lineax.symmetric_tag" if real else "pseudojvp.hermitian_tag"
+        raise ValueError(
+            f"`{type(solver).__name__}()` may only be used for symmetric or Hermitian "
+            "operators, and `operator` is tagged as neither. Tag it with "
+            "`lineax.symmetric_tag` (if complex, with `pseudojvp.hermitian_tag`), or use "
+            "`GMRES()` or `LSMR()`." + advice(operator, tag)
+        )
+
+
+def _least_squares(system: System, iterate: Iterate, null: _Null, root, size):
     """Whether A r is small, the part of x in the null space is to go, and all is done.
 
     `root` is |A r| / |r| before this step; after a check, that of b − A x. What is no
@@ -374,7 +379,7 @@ def _least_squares(system: System, iterate: _Iterate, null: _Null, root, size):
     return least, small & ~null.dropped, finished
 
 
-def _is_clean(system: System, iterate: _Iterate, null: _Null):
+def _is_clean(system: System, iterate: Iterate, null: _Null):
     """Whether the rounding of a longer x before left too little to matter.
 
     It lies in the null space in any direction, where no residual tells of it.
@@ -384,7 +389,7 @@ def _is_clean(system: System, iterate: _Iterate, null: _Null):
     return rounding <= 10 * jnp.maximum(system.rtol, 10 * system.eps) * size
 
 
-def _next(iterate: _Iterate, null: _Null, alpha, beta, gamma) -> _Null:
+def _next(iterate: Iterate, null: _Null, alpha, beta, gamma) -> _Null:
     """The parts in the null space of the next q and w."""
     lanczos, rotated = iterate.lanczos, iterate.rotated
     delta = rotated.c * rotated.d_bar + rotated.s * alpha
@@ -404,7 +409,7 @@ def _unrotated(q, phi_bar) -> _Rotated:
     return _Rotated(zero - 1, zero, zero, zero, phi_bar, zeros, zeros)
 
 
-def _rotate(rotated: _Rotated, lanczos: _Lanczos, alpha, beta):
+def _rotate(rotated: _Rotated, lanczos: Lanczos, alpha, beta):
     """One more column (β_k, α, β): the step along w, |A r| / |r| before, and γ."""
     c, s = rotated.c, rotated.s
     delta = c * rotated.d_bar + s * alpha

@@ -1,0 +1,133 @@
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, ArrayLike, PyTree
+
+from .._base.call import compiled
+from .._base.inexact import as_inexact
+from .._map.factorised import Factorised
+from .._operator import Matrix
+from .._operator.as_operator import with_known_pattern
+from .._operator.over_reals import joined, mixes, over_reals, parted
+from .._operator.shifted import ShiftedOperator
+from .._solver import CG, MINRES, ShiftedSolver
+from .._solver.counterpart import counterpart
+from .linear_solve import check_system
+
+
+def shifted_solve(
+    operator: lx.AbstractLinearOperator | Matrix,
+    vector: PyTree[ArrayLike],
+    shifts: ArrayLike,
+    solver: lx.AbstractLinearSolver = CG(),
+    *,
+    throw: bool = True,
+) -> lx.Solution:
+    """Returns the solutions x_i of (A + s_i I) x_i = b for all shifts s_i.
+
+    They come from one Krylov space: a step takes one product with A, for all shifts, and
+    each shift moves along until its own residual is small enough. Then b − (A + s_i I)x_i
+    is computed as such, which is one product for each shift, and where it is too large
+    the solver goes on from there, with each shift by itself.
+
+    **Arguments:**
+
+    - `operator`: A, real symmetric or complex Hermitian, and tagged so; a
+        `lineax.AbstractLinearOperator`, an array or a sparse matrix as for
+        [`pseudojvp.linear_solve`][] (of which the latter two have no tags).
+    - `vector`: b; a pytree as `operator.out_structure()`, the same for all shifts. For
+        several b use `jax.vmap`.
+    - `shifts`: real numbers of shape `(shifts,)`, in the units of A.
+    - `solver`: [`pseudojvp.CG`][] where A + s I is positive definite for each shift
+        (negative definite, if A is tagged `lineax.negative_semidefinite_tag`), or
+        [`pseudojvp.MINRES`][] where it may be indefinite; singular too, unless
+        `well_posed=True`. Without preconditioner, as the Krylov space of P (A + s I) is
+        another one for each shift. `stabilise_every` of `CG` counts from the check on.
+        Defaults to `CG()`.
+    - `throw`: whether a failed solve of any shift raises at run time, and in derivatives.
+        If `False`, `result` tells of each. Defaults to `True`.
+
+    **Returns:** a `lineax.Solution` whose `value` is as `operator.in_structure()` with an
+    axis of shifts in front of each leaf. `result` has one entry for each shift: a shift
+    that makes A + s I indefinite is a `breakdown` of `CG`, one that makes it singular the
+    same or what the solver says of such a system. `stats`: `num_steps` for each shift;
+    `num_products`, the columns that A was multiplied with for all shifts together;
+    `max_steps`; with `history` of the solver `residual_norms`, `(shifts, max_steps)`;
+    with `lanczos` the tridiagonal matrix of A itself, from b, of the shared run. `state`
+    is `None`.
+
+    Cost: as many products as the shift takes that takes the most steps, and one for each
+    shift; memory for three vectors a shift (`MINRES`: four).
+
+    **Derivatives:** with respect to A, b and the shifts, of every order. Their right-hand
+    sides differ from shift to shift, so that they do not share a Krylov space: each
+    application is one run for each shift (in one loop, a product with a block of columns
+    a step), one a JVP and one a VJP where `solver` takes A + s I for nonsingular, three
+    and three for `MINRES()`.
+
+    **Raises:** `TypeError` or `ValueError` at trace time for another solver, one with a
+    preconditioner, `CG(well_posed=False)`, an operator that is not square or carries no
+    tag, shifts that are complex or not 1-D, a vector that does not match; a run-time
+    error as `throw` says.
+
+    **Sources:** Jegerlehner, *Krylov space solvers for shifted linear systems* (1996),
+    section 3; van den Eshof & Sleijpen, *Accurate conjugate gradient methods for families
+    of shifted systems*, Appl. Numer. Math. 49 (2004), for CG by Lanczos.
+    """
+    operator = with_known_pattern(operator, "shifted_solve")
+    return _shifted_solve(operator, vector, shifts, solver, throw)
+
+
+@compiled
+def _shifted_solve(operator, vector, shifts, solver, throw) -> lx.Solution:
+    operator, vector = check_system(operator, vector, solver, "shifted_solve")
+    shifts = _check_shifts(shifts)
+    solver = counterpart(solver)
+    if not isinstance(solver, CG | MINRES):
+        raise TypeError(
+            f"`shifted_solve(solver=...)` got {type(solver).__name__}. Pass `CG(...)` or "
+            "`MINRES(...)`, or solve for each shift by `linear_solve`."
+        )
+    solver = ShiftedSolver(solver)
+    mixed = mixes(operator)
+    if mixed:
+        operator, vector = over_reals(operator), parted(vector)
+
+    def one(shift: Array):
+        shifted = ShiftedOperator(operator, shift)
+        factorised, _ = Factorised.create(shifted, solver, throw=throw)
+        value, _, result, stats = factorised.apply(vector)
+        return value, result, stats
+
+    value, result, stats = eqx.filter_vmap(one)(shifts)
+    for name in {"num_products", "lanczos"} & set(stats):  # the same for all
+        stats[name] = jtu.tree_map(_first, stats[name])
+    stats = eqxi.nondifferentiable_backward(stats)
+    value = joined(value) if mixed else value
+    # A state would have a copy of A for each shift.
+    return lx.Solution(value=value, result=result, stats=stats, state=None)
+
+
+def _first(leaf: Array) -> Array:
+    fill = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    return leaf[0] if len(leaf) > 0 else jnp.full(leaf.shape[1:], fill, leaf.dtype)
+
+
+def _check_shifts(shifts: Any) -> Array:
+    shifts = as_inexact(shifts, "shifted_solve(shifts=...)")
+    if jnp.iscomplexobj(shifts):
+        raise TypeError(
+            "`shifted_solve(shifts=...)` got complex numbers: A + s I would not be "
+            "Hermitian. Pass real shifts, or solve for each by `linear_solve` with "
+            "`GMRES()`."
+        )
+    if shifts.ndim != 1:
+        raise ValueError(
+            f"`shifted_solve(shifts=...)` got an array of shape {shifts.shape}. Pass one "
+            "of shape (shifts,); for a batch of them use `jax.vmap`."
+        )
+    return shifts
