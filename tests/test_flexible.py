@@ -94,7 +94,7 @@ class Network(eqx.Module):
     weights: jax.Array
 
     def __call__(self, vector):
-        return vector + 0.1 * jnp.tanh(self.weights @ vector)
+        return vector + 0.1 * jnp.tanh(self.weights @ vector + 1)
 
 
 def _definite(is_complex):
@@ -189,6 +189,27 @@ def test_batches_of_vectors_and_matrices_are_each_solved(make):
     assert successful.all()
     truth = np.linalg.solve(matrices, vectors[..., None])[..., 0]
     assert krylov.relative_error(values, truth) < 1e-9
+
+
+@pytest.mark.slow  # a loop within a loop to compile
+@both
+def test_preconditioner_that_is_an_iteration_with_the_operator_itself(make):
+    matrix = krylov.hermitian(0, False, np.geomspace(1, 1e3, 30))
+    vector = krylov.random(1, False, 30)
+
+    def total(matrix):
+        operator = krylov.operator(matrix, krylov.PSD)
+        few = pj.CG(0.0, 0.0, max_steps=5)
+        inner = lambda v: pj.linear_solve(operator, v, few, throw=False).value
+        solution = pj.linear_solve(operator, vector, make(1e-12, preconditioner=inner))
+        return jnp.sum(solution.value), solution.stats["num_steps"]
+
+    gradient = krylov.compiled(jax.grad(total, has_aux=True))
+    gradient, steps = gradient(jnp.asarray(matrix))
+    adjoint = np.linalg.solve(matrix, np.ones(30))
+    truth = -np.outer(adjoint, np.linalg.solve(matrix, vector))
+    assert krylov.relative_error(gradient, truth) < 1e-8
+    assert steps < 150  # without restarts 30, the number of unknowns
 
 
 def test_preconditioner_of_trees_is_called_with_trees():

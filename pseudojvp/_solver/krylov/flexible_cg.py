@@ -10,7 +10,7 @@ import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree, Real, Scalar
 
 from ..._base.checks import check_options, check_square
-from ..._base.tree import tree_scale, tree_where
+from ..._base.tree import tree_where
 from ..options import as_preconditioner, check_positive, PreconditioningFunction
 from .cg import definite_state, nearly_met
 from .flexible import FlexibleState
@@ -83,8 +83,8 @@ class FlexibleCG(AbstractKrylovSolver):
     - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
     - `preconditioner`, by name: P, near A^-1 up to a factor: a function that JAX can
         trace, such as an `equinox.Module`, or a linear operator. It is called with a
-        residual b − A x in the structure, dtypes and units of b, and returns a vector of
-        the same structure. Defaults to `None`, the identity.
+        residual b − A x over its Euclidean length, in the structure and dtypes of b, and
+        returns a vector of the same structure. Defaults to `None`, the identity.
     - `memory`: to how many of the last directions a new one is made conjugate, positive
         (m_max of Notay). One is enough for a P that is nearly linear. Defaults to `50`.
     - `stabilise_every`: as for [`pseudojvp.CG`][]. Defaults to `50`.
@@ -129,14 +129,10 @@ class FlexibleCG(AbstractKrylovSolver):
         self, state: FlexibleState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         system = flat_system(self, state.scaled, vector, options)
-
-        def precondition(flat):  # in the units of b, for P need not be homogeneous
-            return state.precondition(tree_scale(system.unit, flat))
-
         final, result, stats = run(
             self,
             system,
-            lambda iterate: self._advance(system, precondition, iterate),
+            lambda iterate: self._advance(system, state.precondition, iterate),
             self._start(system),
         )
         return system.solution(final.solution), result, stats
@@ -162,7 +158,7 @@ class FlexibleCG(AbstractKrylovSolver):
         z = lax.cond(
             eqxi.unvmap_all(due),
             lambda: r,
-            lambda: precondition(r),
+            lambda: precondition(over(cycle.norm, r)),  # P need not be homogeneous
         )
         inner = _multiply(iterate.images.conj(), z)
         z = z - _multiply(iterate.inverses.astype(z.dtype) * inner, iterate.directions)
