@@ -7,8 +7,8 @@ from ._front.invert import invert as invert
 from ._front.linear_solve import linear_solve as linear_solve
 from ._front.lstsq import lstsq as lstsq, pinv as pinv
 from ._front.project import project as project
-from ._front.slogdet import slogdet as slogdet
 from ._front.shifted import shifted_solve as shifted_solve
+from ._front.slogdet import slogdet as slogdet
 from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
