@@ -13,10 +13,15 @@ from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
 from ._operator import (
+    BlockDiagonal as BlockDiagonal,
+    Circulant as Circulant,
     damped as damped,
+    Eigh as Eigh,
     gauss_newton_operator as gauss_newton_operator,
     hessian_operator as hessian_operator,
+    Kronecker as Kronecker,
     SparseLinearOperator as SparseLinearOperator,
+    Toeplitz as Toeplitz,
 )
 from ._operator.adjoint import hermitian_tag as hermitian_tag
 from ._preconditioner import (

@@ -62,7 +62,7 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
         told = solver.slogdet_by_parts(operator, problem.state, factorised)
     elif isinstance(solver, lx.Diagonal):
         told = _of_diagonal(solver, operator)
-    elif isinstance(solver, AbstractFactorisation | SparseLU):
+    if told is None and isinstance(solver, AbstractFactorisation | SparseLU):
         told = _of_factors(problem, guard)
     if told is None:
         raise TypeError(

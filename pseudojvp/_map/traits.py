@@ -21,6 +21,7 @@ from .._solver import (
     PivotedQR,
     ShiftedSolver,
     smallest_reciprocal_condition,
+    Structured,
     SVD,
 )
 
@@ -150,6 +151,14 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
     ((lx.BiCGStab, lx.GMRES, lx.LSMR), Traits(multiplies=True)),
     ((Cholesky, lx.Cholesky), Traits(hermitian=True)),
     (
+        Structured,
+        Traits(
+            breakdown="broke down: the vectors of an `Eigh` are not orthonormal, or an "
+            "iterative solver of a part did.",
+            advice="Use `AutoLinearSolver(well_posed=False)`, which takes any rank.",
+        ),
+    ),
+    (
         FunctionSolver,
         Traits(
             multiplies=True,
@@ -188,5 +197,7 @@ def has_traits(solver: type[lx.AbstractLinearSolver]) -> bool:
 
 def factorises(solver: lx.AbstractLinearSolver) -> bool:
     """Whether what the state says of A holds for each solve with it."""
+    if isinstance(solver, Structured):
+        return all(map(factorises, solver.inner_solvers))
     inner = solver.inner_solver if isinstance(solver, Normal) else solver
     return isinstance(inner, AbstractFactorisation)

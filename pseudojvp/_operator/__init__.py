@@ -3,9 +3,14 @@ from .as_operator import (
     Matrix as Matrix,
     SparseMatrix as SparseMatrix,
 )
+from .block_diagonal import BlockDiagonal as BlockDiagonal
+from .circulant import Circulant as Circulant
 from .curvature import (
     gauss_newton_operator as gauss_newton_operator,
     hessian_operator as hessian_operator,
 )
 from .damped import damped as damped
+from .eigh import Eigh as Eigh
+from .kronecker import Kronecker as Kronecker
 from .sparse import SparseLinearOperator as SparseLinearOperator
+from .toeplitz import Toeplitz as Toeplitz

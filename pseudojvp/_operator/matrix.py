@@ -22,7 +22,7 @@ _STORED = (
     | lx.TridiagonalLinearOperator
     | SparseLinearOperator
 )
-_TAGS = {
+TAGS = {
     lx.symmetric_tag: lx.is_symmetric,
     lx.diagonal_tag: lx.is_diagonal,
     lx.lower_triangular_tag: lx.is_lower_triangular,
@@ -89,7 +89,7 @@ def as_dense(operator: lx.AbstractLinearOperator) -> lx.MatrixLinearOperator:
 def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:
     """Those of lineax that hold, by the operator's tags or its class."""
     with jax.numpy_dtype_promotion("standard"):  # for leaves of several dtypes
-        return frozenset(tag for tag, holds in _TAGS.items() if holds(operator))
+        return frozenset(tag for tag, holds in TAGS.items() if holds(operator))
 
 
 def widened(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:

@@ -31,4 +31,5 @@ from .orthogonal.cholesky_qr import (
 from .orthogonal.pivoted_qr import PivotedQR as PivotedQR
 from .orthogonal.qr import QR as QR
 from .orthogonal.svd import SVD as SVD
+from .structured.solver import Structured as Structured
 from .transpose_pair import TransposePair as TransposePair

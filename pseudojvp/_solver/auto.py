@@ -9,6 +9,8 @@ from jaxtyping import Array, PyTree
 from .._base.checks import check_options
 from .._operator.adjoint import is_hermitian
 from .._operator.sparse import SparseLinearOperator, untagged
+from .._operator.toeplitz import Toeplitz
+from .circulant import CirculantPreconditioned
 from .direct.cholesky import Cholesky
 from .direct.lu import LU
 from .direct.sparse_triangular import SparseTriangular
@@ -20,6 +22,7 @@ from .krylov.lsmr import LSMR
 from .krylov.minres import MINRES
 from .orthogonal.pivoted_qr import PivotedQR
 from .orthogonal.qr import QR
+from .structured.solver import is_structured, Structured
 
 
 # Entries of a sparse operator, zeros counted, up to which it is solved as a dense matrix:
@@ -54,6 +57,14 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         the operator for one of full rank.
     - `well_posed=False`: `MINRES` if symmetric or Hermitian, else `LSMR`.
 
+    A [`pseudojvp.Kronecker`][], [`pseudojvp.BlockDiagonal`][], [`pseudojvp.Eigh`][] or
+    [`pseudojvp.Circulant`][] is solved by its parts: each of them as above, or by its
+    eigenvalues, of which those of zero are left out unless `well_posed=True`. The
+    statistics are those of the whole. Tall parts beside wide ones never have full rank:
+    they are an error for `True`, and no assumption otherwise. A
+    [`pseudojvp.Toeplitz`][] of up to a million entries is solved as a dense matrix, a
+    larger one as a sparse matrix of its size, with a circulant preconditioner.
+
     For dense operators the choice is that of `lineax.AutoLinearSolver`, but for pivoted
     QR in the place of the SVD; unlike there, the statistics of the chosen solver
     (`stats["rank"]`, `stats["reciprocal_condition"]`) are passed on, and derivatives take
@@ -62,6 +73,10 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     **Arguments:**
 
     - `well_posed`: `True`, `False` or `None`, as above; no default.
+    - `rcond`: a number without unit, for what may be singular: diagonal entries,
+        eigenvalues and singular values that are at most about `rcond` times the largest
+        count as zero. Of a structured operator it holds for each part alone. Defaults to
+        `None`: `eps` times the larger dimension. Not for `well_posed=True`.
 
     Takes no `options`: for a preconditioner, name the solver.
 
@@ -70,6 +85,7 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     """
 
     well_posed: bool | None
+    rcond: float | None = None
 
     def __check_init__(self):
         if self.well_posed not in (True, False, None):
@@ -77,12 +93,22 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
                 f"`AutoLinearSolver(well_posed=...)` got {self.well_posed!r}. Pass "
                 "`True`, `False` or `None`."
             )
+        if self.rcond is not None and not isinstance(self.rcond, int | float):
+            raise TypeError(
+                f"`AutoLinearSolver(rcond=...)` got a {type(self.rcond).__name__}. Pass "
+                "a Python number, or name a solver, as `PivotedQR(rcond)`."
+            )
+        if self.rcond is not None and self.well_posed is True:
+            raise ValueError(
+                f"`AutoLinearSolver(well_posed=True, rcond={self.rcond})`: there is no "
+                "cutoff where A is taken for nonsingular. Pass `well_posed=False`."
+            )
 
     def select_solver(
         self, operator: lx.AbstractLinearOperator
     ) -> lx.AbstractLinearSolver:
         """Returns the solver that `operator` will be handed to."""
-        return default_solver(operator, self.well_posed)
+        return default_solver(operator, self.well_posed, rcond=self.rcond)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -113,6 +139,7 @@ def default_solver(
     operator: lx.AbstractLinearOperator,
     well_posed: bool | None,
     options: Collection[str] = (),
+    rcond: float | None = None,
 ) -> lx.AbstractLinearSolver:
     """The solver for `operator` where none is named; an iterative one for `options`.
 
@@ -126,16 +153,20 @@ def default_solver(
             "a least-squares problem pass `solver=AutoLinearSolver("
             "well_posed=False)`, or `solver=QR()` if it has full rank."
         )
+    if is_structured(operator) and not options:
+        choose = lambda part: default_solver(part, well_posed, rcond=rcond)
+        return Structured.of(operator, well_posed, rcond, choose)
     large = operator.in_size() * operator.out_size() > DENSE_ENTRIES
     iterative = len(options) > 0 or (large and _is_sparse(operator))
     # A single entry is diagonal in name only, and its solver should tell the rank.
     single = well_posed is False and operator.in_size() <= 1
     if square and lx.is_diagonal(operator) and not single and not options:
-        return lx.Diagonal(well_posed=well_posed is True or operator.in_size() == 0)
+        full_rank = well_posed is True or operator.in_size() == 0
+        return lx.Diagonal(well_posed=full_rank, rcond=rcond)
     if well_posed is False:
         if iterative:
             return MINRES() if square and is_hermitian(operator) else LSMR()
-        return PivotedQR()
+        return PivotedQR(rcond)
     if not square:
         return LSMR(well_posed=True) if iterative else QR()
     triangular = lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator)
@@ -148,16 +179,30 @@ def default_solver(
         operator
     )
     if iterative and definite:
-        return CG()
+        return _preconditioned(operator, CG(), options)
+    if iterative and is_hermitian(operator):
+        return MINRES(well_posed=True)
     if iterative:
-        return MINRES(well_posed=True) if is_hermitian(operator) else BiCGStab()
+        return _preconditioned(operator, BiCGStab(), options)
     if triangular:
         return Triangular()
     return Cholesky() if definite else LU()
 
 
+def _preconditioned(
+    operator: lx.AbstractLinearOperator,
+    solver: CG | BiCGStab,
+    options: Collection[str],
+) -> lx.AbstractLinearSolver:
+    if isinstance(untagged(operator), Toeplitz) and not options:
+        return CirculantPreconditioned(solver)
+    return solver
+
+
 def _is_sparse(operator: lx.AbstractLinearOperator) -> bool:
     """Whether it is a sparse matrix, or made of some without a dense one."""
+    if isinstance(untagged(operator), Toeplitz):
+        return True
     stored = SparseLinearOperator, lx.MatrixLinearOperator
     parts = jtu.tree_leaves(operator, is_leaf=lambda part: isinstance(part, stored))
     parts = [part for part in parts if isinstance(part, stored)]

@@ -47,8 +47,9 @@ class AbstractByParts(lx.AbstractLinearSolver[State]):
     @abc.abstractmethod
     def slogdet_by_parts(
         self, operator: lx.AbstractLinearOperator, state: State, factorised: Callable
-    ) -> Slogdet:
-        """Returns sign and log |.| of the determinant, which JAX differentiates.
+    ) -> Slogdet | None:
+        """Returns sign and log |.| of the determinant, which JAX differentiates; `None`
+        where those of `slogdet` are to be taken.
 
         `operator` has its tangents and `state` has none. `factorised(operator, solver,
         state)` is the `Factorised` of a part: its `solve` and `slogdet` have derivatives.

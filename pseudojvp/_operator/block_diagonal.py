@@ -1,0 +1,337 @@
+"""Block diagonal operators."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Inexact
+
+from .._base.structure import Structure
+from .matrix import has_functions, matrix_of
+from .structured import (
+    AbstractStructured,
+    as_parts,
+    check_operator,
+    completed,
+    flat_mv,
+    identity_multiple,
+    multiple,
+    scalar_for,
+    shifted,
+    Tags,
+    tags_of,
+    transposed,
+)
+
+
+class BlockSpec(NamedTuple):
+    """Of one block: the sizes and dtype of its flat vectors, and what is known of it."""
+
+    rows: int
+    cols: int
+    dtype: np.dtype
+    tags: Tags
+
+
+class Run(eqx.Module):
+    """Equal blocks, one after the other: one operator, whose arrays have a leading axis.
+
+    `count` is the size of that axis, `None` of one block without it.
+    """
+
+    operator: lx.AbstractLinearOperator
+    count: int | None = eqx.field(static=True)
+
+    @property
+    def blocks(self) -> int:
+        return 1 if self.count is None else self.count
+
+    @property
+    def spec(self) -> BlockSpec:
+        return self.of_block(_spec)
+
+    def of_block(self, function: Callable) -> Any:
+        """What a function without arrays in its value makes of one block."""
+        if self.count is None:
+            return function(self.operator)
+        block = jtu.tree_map(
+            lambda leaf: (
+                jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+                if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+                else leaf
+            ),
+            self.operator,
+        )
+        return eqx.filter_eval_shape(function, block)
+
+    def map(self, function: Callable, *arguments: Any) -> Any:
+        """A function of a block and arrays, of all blocks at once."""
+        if self.count is None:
+            return function(self.operator, *arguments)
+        return eqx.filter_vmap(function)(self.operator, *arguments)
+
+    def mapped(self, function: Callable, *arguments: Any) -> "Run":
+        return Run(self.map(function, *arguments), self.count)
+
+    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+        if self.count is None:
+            return flat_mv(self.operator, vector)
+        return self.map(flat_mv, vector.reshape(self.count, -1)).reshape(-1)
+
+
+def _spec(block: lx.AbstractLinearOperator) -> BlockSpec:
+    dtype = Structure.of((block.in_structure(), block.out_structure())).dtype
+    return BlockSpec(block.out_size(), block.in_size(), dtype, tags_of(block))
+
+
+class BlockDiagonal(AbstractStructured):
+    """The operator with given operators along its diagonal, as `scipy.linalg.block_diag`.
+
+    It acts on flat vectors: those of the blocks, one after the other. Blocks of any
+    shape. The pseudoinverse is that of the blocks, and so
+    [`pseudojvp.AutoLinearSolver`][] factorises each of them alone. Equal blocks that
+    follow each other (of the same kind, shapes and tags) are one batch: one program for
+    all of them, whatever their number.
+
+        A = pj.BlockDiagonal(stack, pj.Kronecker(B, C))  # stack: (count, rows, cols)
+        x = pj.linear_solve(A, b).value
+
+    **Arguments:**
+
+    - `operators`: the blocks, at least one: each a `lineax.AbstractLinearOperator`, an
+        array of shape `(rows, cols)`, an array of shape `(count, rows, cols)` for that
+        many blocks, or a sparse matrix. Arrays are promoted to the dtype of all;
+        operators have to be of it. Vectors of operators that are trees are flattened
+        leaf by leaf.
+    - `batched`: whether each operator stands for many: all its arrays have a leading
+        axis of one size, as `equinox.filter_vmap` makes them. Defaults to `False`.
+
+    Again a `BlockDiagonal`: its transpose and conjugate, `c * A`, `A + λ I`, and `A + B`
+    and `A @ B` of blocks that fit and were given in the same runs. A tag holds if it
+    does for all blocks. Trace and diagonal are those of square blocks.
+
+    Cost of A v: one product with each block.
+
+    **Derivatives:** with respect to the blocks and all that they are made of, of every
+    order.
+
+    **Raises:** `TypeError` or `ValueError` for no block, one that is no operator,
+    operators of several dtypes, arrays of several sizes with `batched`.
+    """
+
+    runs: tuple[Run, ...]
+
+    def __init__(self, *operators: Any, batched: bool = False):
+        if batched:
+            runs = [_batched(operator) for operator in operators]
+            if not runs:
+                as_parts((), "BlockDiagonal")
+        else:
+            runs = _merged([_run(part) for part in as_parts(operators, "BlockDiagonal")])
+        dtypes = sorted({str(run.spec.dtype) for run in runs})
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"`BlockDiagonal` got operators of dtypes {', '.join(dtypes)}. They have "
+                "to agree: make all of arrays of one dtype."
+            )
+        self.runs = tuple(runs)
+
+    @classmethod
+    def of_runs(cls, runs: list[Run]) -> "BlockDiagonal":
+        """As they are: what is known to be one batch stays one."""
+        operator = object.__new__(cls)
+        object.__setattr__(operator, "runs", tuple(runs))
+        return operator
+
+    @property
+    def tags(self) -> Tags:
+        specs = [run.spec for run in self.runs]
+        if any(spec.rows != spec.cols for spec in specs):
+            return frozenset()
+        tags = frozenset.intersection(*(spec.tags for spec in specs))
+        return completed(tags, specs[0].dtype)
+
+    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+        pieces = split_by_runs(vector, [run.spec.cols * run.blocks for run in self.runs])
+        products = [run.mv(piece) for run, piece in zip(self.runs, pieces, strict=True)]
+        return jnp.concatenate(products) if len(products) > 1 else products[0]
+
+    def as_matrix(self) -> Inexact[Array, "rows cols"]:
+        matrix = jnp.zeros((self.out_size(), self.in_size()), self._dtype)
+        row = col = 0
+        for run in self.runs:
+            rows, cols, *_ = run.spec
+            count = run.blocks
+            blocks = run.map(matrix_of).reshape(count, rows, cols)
+            places = jnp.arange(count)
+            tall, wide = count * rows, count * cols
+            zeros = jnp.zeros((count, rows, count, cols), self._dtype)
+            own = zeros.at[places, :, places, :].set(blocks).reshape(tall, wide)
+            matrix = matrix.at[row : row + tall, col : col + wide].set(own)
+            row, col = row + tall, col + wide
+        return matrix
+
+    def transpose(self) -> "BlockDiagonal":
+        return self._mapped(transposed)
+
+    def conj(self) -> "BlockDiagonal":
+        return self._mapped(lx.conj)
+
+    def linearise(self) -> "BlockDiagonal":
+        return self._unbatched(lx.linearise)
+
+    def materialise(self) -> "BlockDiagonal":
+        return self._unbatched(lx.materialise)
+
+    def diagonal(self) -> Inexact[Array, " k"]:
+        if all(run.spec.rows == run.spec.cols for run in self.runs):
+            pieces = [run.map(lx.diagonal).reshape(-1) for run in self.runs]
+            return jnp.concatenate(pieces)
+        return jnp.diagonal(self.as_matrix())
+
+    def __mul__(self, other: Any) -> "BlockDiagonal":
+        scalar = scalar_for(other, self._dtype, "BlockDiagonal")
+        return self._mapped(lambda block: multiple(block, scalar, other))
+
+    def __add__(self, other: Any) -> lx.AbstractLinearOperator:
+        check_operator(other)
+        if isinstance(other, BlockDiagonal) and self._fits(other, summed=True):
+            return self._joined(other, lambda left, right: left + right)
+        shift = identity_multiple(other)
+        if (
+            shift is not None
+            and Structure.of(self.in_structure()) == Structure.of(other.in_structure())
+            and all(run.spec.rows == run.spec.cols for run in self.runs)
+            and not (jnp.iscomplexobj(shift) and not _is_complex(self._dtype))
+        ):
+            shift = shift.astype(self._dtype)
+            kept = frozenset({lx.symmetric_tag})
+            return self._mapped(
+                lambda block: shifted(block, shift, tags_of(block) & kept)
+            )
+        return lx.AddLinearOperator(self, other)
+
+    def __matmul__(self, other: Any) -> lx.AbstractLinearOperator:
+        check_operator(other)
+        if isinstance(other, BlockDiagonal) and self._fits(other, summed=False):
+            return self._joined(other, lambda left, right: left @ right)
+        return lx.ComposedLinearOperator(self, other)
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        size = sum(run.spec.cols * run.blocks for run in self.runs)
+        return jax.ShapeDtypeStruct((size,), self._dtype)
+
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        size = sum(run.spec.rows * run.blocks for run in self.runs)
+        return jax.ShapeDtypeStruct((size,), self._dtype)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return self.runs[0].spec.dtype
+
+    def _mapped(self, function: Callable) -> "BlockDiagonal":
+        return BlockDiagonal.of_runs([run.mapped(function) for run in self.runs])
+
+    def _unbatched(self, function: Callable) -> "BlockDiagonal":
+        """Of a function that may make new functions, which are not batched."""
+
+        def applied(run: Run) -> Run:
+            if run.count is not None and has_functions(run.operator):
+                return run
+            return run.mapped(function)
+
+        return BlockDiagonal.of_runs([applied(run) for run in self.runs])
+
+    def _fits(self, other: "BlockDiagonal", *, summed: bool) -> bool:
+        if [run.count for run in self.runs] != [run.count for run in other.runs]:
+            return False
+        mine = [run.spec for run in self.runs]
+        others = [run.spec for run in other.runs]
+        pairs = zip(mine, others, strict=True)
+        if summed:
+            return all(own[:3] == their[:3] for own, their in pairs)
+        return all(
+            own.cols == their.rows and own.dtype == their.dtype for own, their in pairs
+        )
+
+    def _joined(self, other: "BlockDiagonal", function: Callable) -> "BlockDiagonal":
+        pairs = zip(self.runs, other.runs, strict=True)
+        return BlockDiagonal.of_runs(
+            [left.mapped(function, right.operator) for left, right in pairs]
+        )
+
+
+def split_by_runs(
+    vector: Inexact[Array, " n"], sizes: list[int]
+) -> list[Inexact[Array, " _"]]:
+    if len(sizes) == 1:
+        return [vector]
+    return jnp.split(vector, np.cumsum(sizes)[:-1].tolist())
+
+
+def _is_complex(dtype: np.dtype) -> bool:
+    return bool(np.issubdtype(dtype, np.complexfloating))
+
+
+def _run(part: Any) -> Run:
+    if isinstance(part, lx.AbstractLinearOperator):
+        return Run(part, None)
+    return Run(eqx.filter_vmap(lx.MatrixLinearOperator)(part), len(part))
+
+
+def _batched(operator: Any) -> Run:
+    if not isinstance(operator, lx.AbstractLinearOperator):
+        raise TypeError(
+            f"`BlockDiagonal(..., batched=True)` got a {type(operator).__name__}. Pass "
+            "operators whose arrays have a leading axis; an array of shape (count, rows, "
+            "cols) goes without `batched`."
+        )
+    leaves = [leaf for leaf in jtu.tree_leaves(operator) if eqx.is_array(leaf)]
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if len(sizes) != 1 or None in sizes:
+        shapes = [leaf.shape for leaf in leaves]
+        raise ValueError(
+            f"`BlockDiagonal(..., batched=True)` got an operator with arrays of shapes "
+            f"{shapes}. All of them need a leading axis of one size, the number of "
+            "blocks."
+        )
+    return Run(operator, sizes.pop())
+
+
+def _merged(runs: list[Run]) -> list[Run]:
+    """With those neighbours as one run whose blocks are equal but for their floats."""
+    groups: list[list[Run]] = []
+    kinds: list[Any] = []
+    for run in runs:
+        kind = _kind(run)
+        if kinds and kind is not None and kinds[-1] is not None and kind == kinds[-1]:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+            kinds.append(kind)
+    return [_stacked(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _kind(run: Run) -> Any:
+    """What blocks of one run have in common; `None` of one that stays alone."""
+    leaves, treedef = jtu.tree_flatten(run.operator)
+    if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
+        return None
+    skip = 0 if run.count is None else 1
+    return treedef, tuple((leaf.shape[skip:], leaf.dtype) for leaf in leaves)
+
+
+def _stacked(runs: list[Run]) -> Run:
+    def stack(*leaves):
+        pairs = zip(leaves, runs, strict=True)
+        return jnp.concatenate(
+            [leaf[None] if run.count is None else leaf for leaf, run in pairs]
+        )
+
+    operator = jtu.tree_map(stack, *(run.operator for run in runs))
+    return Run(operator, sum(run.blocks for run in runs))

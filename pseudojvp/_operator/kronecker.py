@@ -1,0 +1,364 @@
+"""Kronecker products of operators."""
+
+import functools as ft
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Inexact, Real
+
+from .._base.structure import Structure
+from .adjoint import hermitian_tag
+from .matrix import matrix_of
+from .structured import (
+    AbstractStructured,
+    as_parts,
+    check_operator,
+    completed,
+    dtype_of,
+    flat_mv,
+    identity_multiple,
+    multiple,
+    same,
+    same_spaces,
+    scalar_for,
+    shifted,
+    Tags,
+    tags_of,
+    tags_of_shifted,
+    transposed,
+)
+
+
+class Kronecker(AbstractStructured):
+    """The Kronecker product A ⊗ B ⊗ … of operators, as `jnp.kron` of their matrices.
+
+    It acts on flat vectors, of the product of the sizes: (A ⊗ B) vec(X) = vec(A X Bᵀ),
+    where vec takes X row by row (`X.reshape(-1)`). Factors of any shape. The
+    pseudoinverse is that of the factors, (A ⊗ B)† = A† ⊗ B†, and so
+    [`pseudojvp.AutoLinearSolver`][] factorises each of them alone: n³ + m³ flops for
+    factors of n and m, and nm (n + m) a solve, in the place of (nm)³ and (nm)².
+
+        K = pj.Kronecker(A, B)
+        x = pj.linear_solve(K, b).value
+
+    **Arguments:**
+
+    - `operators`: the factors, at least one: each a `lineax.AbstractLinearOperator`, an
+        array of shape `(rows, cols)` or a sparse matrix. Arrays are promoted to the
+        dtype of all; operators have to be of it. Vectors of operators that are trees
+        are flattened leaf by leaf.
+
+    Again a `Kronecker`: its transpose and conjugate; `c * K` (the first factor takes c);
+    `K @ L` for factors that fit one by one; `K + L` where all factors but one are the
+    same arrays. `K + λ I` for Hermitian factors (tagged) is `K.damped(λ)`. A tag holds
+    if it does for all factors (definiteness: as the product of their signs). The trace
+    is the product of the traces, the diagonal the product of the diagonals, where the
+    factors are square.
+
+    Cost of K v: one product with each factor for each vector along its axis.
+
+    **Derivatives:** with respect to the factors and all that they are made of, of every
+    order. The tangent of a product takes one product with each factor.
+
+    **Raises:** `TypeError` or `ValueError` for no factor, one that is no operator,
+    operators of several dtypes.
+
+    **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 12.3;
+    Langville & Stewart, J. Comput. Appl. Math. 167 (2004), for pseudoinverses.
+    """
+
+    operators: tuple[lx.AbstractLinearOperator, ...]
+
+    def __init__(self, *operators: Any):
+        parts = as_parts(operators, "Kronecker")
+        for part in parts:
+            if not isinstance(part, lx.AbstractLinearOperator):
+                raise ValueError(
+                    f"`Kronecker` got an array of shape {part.shape}. A factor has shape "
+                    "(rows, cols); for a batch of products use `jax.vmap`."
+                )
+        self.operators = tuple(parts)
+
+    @property
+    def tags(self) -> Tags:
+        factors = [tags_of(operator) for operator in self.operators]
+        if any(op.in_size() != op.out_size() for op in self.operators):
+            return frozenset()
+        signs = {lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
+        kept = ft.reduce(frozenset.intersection, factors) - signs - {lx.tridiagonal_tag}
+        if all(tags & signs for tags in factors):
+            flips = sum(lx.positive_semidefinite_tag not in tags for tags in factors)
+            name = "positive" if flips % 2 == 0 else "negative"
+            kept |= {getattr(lx, f"{name}_semidefinite_tag")}
+        return completed(kept, dtype_of(self.operators[0]))
+
+    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+        products = [jax.vmap(ft.partial(flat_mv, op)) for op in self.operators]
+        sizes = [(op.in_size(), op.out_size()) for op in self.operators]
+        return along_each_axis(products, sizes, vector)
+
+    def as_matrix(self) -> Inexact[Array, "rows cols"]:
+        return ft.reduce(jnp.kron, map(matrix_of, self.operators))
+
+    def transpose(self) -> "Kronecker":
+        return self._mapped(transposed)
+
+    def conj(self) -> "Kronecker":
+        return self._mapped(lx.conj)
+
+    def linearise(self) -> "Kronecker":
+        return self._mapped(lx.linearise)
+
+    def materialise(self) -> "Kronecker":
+        return self._mapped(lx.materialise)
+
+    def diagonal(self) -> Inexact[Array, " k"]:
+        if all(op.in_size() == op.out_size() for op in self.operators):
+            return ft.reduce(jnp.kron, map(lx.diagonal, self.operators))
+        return jnp.diagonal(self.as_matrix())
+
+    def trace(self) -> Inexact[Array, ""]:
+        """Returns the trace of a square product: that of the factors, multiplied."""
+        self.check_square("trace")
+        if all(op.in_size() == op.out_size() for op in self.operators):
+            traces = [jnp.sum(lx.diagonal(operator)) for operator in self.operators]
+            return ft.reduce(jnp.multiply, traces)
+        return jnp.sum(self.diagonal())
+
+    def damped(self, damping: Any) -> "DampedKronecker":
+        """Returns A ⊗ B ⊗ … + λ I, exactly, for Hermitian factors.
+
+        Solved by the eigenvalues of the factors: with A = Q diag(d) Qᴴ and
+        B = P diag(e) Pᴴ those of the sum are d_i e_j + λ, its eigenvectors Q ⊗ P. Cost:
+        one `eigh` of each factor, then two products with Q and with P a solve.
+
+        **Arguments:**
+
+        - `damping`: λ, a real scalar in the units of the product.
+
+        **Returns:** an operator of the same space; `+ λ I` and real multiples are such
+        again.
+
+        **Derivatives:** with respect to the factors and λ, of every order, also where
+        eigenvalues coincide: the eigenvectors themselves are never differentiated.
+
+        **Raises:** `ValueError` if a factor is not known to be Hermitian, or `damping`
+        is no scalar; `TypeError` if it is complex.
+
+        **Sources:** Van Loan, *The ubiquitous Kronecker product*, J. Comput. Appl. Math.
+        123 (2000), section 2.
+        """
+        return DampedKronecker(self, real_scalar(damping, self, "damped(damping=...)"))
+
+    def factored_damped(self, damping: Any, pi: Any = None) -> "Kronecker":
+        """Returns (A + π√λ I) ⊗ (B + √λ/π I), near A ⊗ B + λ I and again a product.
+
+        π² is the quotient of the mean diagonal entries of A and of B, which makes the
+        bound of the difference in the trace norm the smallest. Of k factors, factor i
+        gets λ^(1/k) π_i, where π_i is its mean diagonal entry over the geometric mean of
+        all. The factors may be of any square kind, Hermitian or not; those that are
+        known to be positive semidefinite stay so.
+
+        **Arguments:**
+
+        - `damping`: λ ≥ 0, a real scalar in the units of the product. A negative one
+            makes the operator NaN.
+        - `pi`: π of two factors, a positive real scalar; for more, pass them damped.
+            Defaults to `None`, as above; one where a mean is not positive.
+
+        **Derivatives:** with respect to the factors and λ, through π as well.
+
+        **Raises:** `ValueError` if a factor is not square, `damping` or `pi` is no
+        scalar, or `pi` is given for another number of factors; `TypeError` if they are
+        complex.
+
+        **Sources:** Martens & Grosse, *Optimizing neural networks with Kronecker-factored
+        approximate curvature*, ICML (2015), section 6.3.
+        """
+        damping = real_scalar(damping, self, "factored_damped(damping=...)")
+        count = len(self.operators)
+        for operator in self.operators:
+            if operator.in_size() != operator.out_size():
+                raise ValueError(
+                    "`Kronecker.factored_damped` got a factor of shape "
+                    f"({operator.out_size()}, {operator.in_size()}). Each has to be "
+                    "square."
+                )
+        if pi is None:
+            means = [jnp.mean(lx.diagonal(op).real) for op in self.operators]
+            stacked = jnp.stack(means)
+            stacked = jnp.where(jnp.all(stacked > 0), stacked, 1)
+            balance = list(stacked / jnp.exp(jnp.mean(jnp.log(stacked))))
+        elif count == 2:
+            pi = real_scalar(pi, self, "factored_damped(pi=...)")
+            balance = [pi, 1 / pi]
+        else:
+            raise ValueError(
+                f"`Kronecker.factored_damped(pi=...)` is for two factors, and got {count}"
+                ". Leave it out, or add to each factor what you want."
+            )
+        root = damping if count == 1 else damping ** (1 / count)
+        signs = {lx.symmetric_tag, hermitian_tag, lx.positive_semidefinite_tag}
+        moved = []
+        for operator, part in zip(self.operators, balance, strict=True):
+            tags = tags_of(operator) & signs
+            shift = (root * part).astype(dtype_of(operator))
+            moved.append(shifted(operator, shift, tags))
+        return Kronecker(*moved)
+
+    def __mul__(self, other: Any) -> "Kronecker":
+        first, *others = self.operators
+        scalar = scalar_for(other, dtype_of(first), "Kronecker")
+        return Kronecker(multiple(first, scalar, other), *others)
+
+    def __matmul__(self, other: Any) -> lx.AbstractLinearOperator:
+        check_operator(other)
+        if isinstance(other, Kronecker) and len(self.operators) == len(other.operators):
+            pairs = list(zip(self.operators, other.operators, strict=True))
+            if all(
+                Structure.of(left.in_structure()) == Structure.of(right.out_structure())
+                for left, right in pairs
+            ):
+                return Kronecker(*(left @ right for left, right in pairs))
+        return lx.ComposedLinearOperator(self, other)
+
+    def __add__(self, other: Any) -> lx.AbstractLinearOperator:
+        check_operator(other)
+        if isinstance(other, Kronecker) and len(self.operators) == len(other.operators):
+            pairs = list(zip(self.operators, other.operators, strict=True))
+            different = [i for i, pair in enumerate(pairs) if not same(*pair)]
+            if not different:
+                return self * 2
+            if len(different) == 1 and same_spaces(*pairs[different[0]]):
+                factors = list(self.operators)
+                factors[different[0]] += other.operators[different[0]]
+                return Kronecker(*factors)
+        shift = identity_multiple(other)
+        known = shift is not None and not jnp.iscomplexobj(shift)
+        if known and same_spaces(self, other) and hermitian_tag in self.tags:
+            return self.damped(shift)
+        return lx.AddLinearOperator(self, other)
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        size = math.prod(operator.in_size() for operator in self.operators)
+        return jax.ShapeDtypeStruct((size,), dtype_of(self.operators[0]))
+
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        size = math.prod(operator.out_size() for operator in self.operators)
+        return jax.ShapeDtypeStruct((size,), dtype_of(self.operators[0]))
+
+    def _mapped(self, function: Callable) -> "Kronecker":
+        return Kronecker(*map(function, self.operators))
+
+
+class DampedKronecker(AbstractStructured):
+    """A ⊗ B ⊗ … + λ I, of Hermitian factors."""
+
+    kronecker: Kronecker
+    damping: Real[Array, ""]
+    # By the sign of the damping, which is known here and not within `jax.jit`.
+    known_tags: Tags = eqx.field(static=True)
+
+    def __init__(self, kronecker: Kronecker, damping: Real[Array, ""]):
+        if hermitian_tag not in kronecker.tags:
+            raise ValueError(
+                "`Kronecker.damped` needs Hermitian factors, and not all of these are "
+                "known to be. Tag them with `pseudojvp.hermitian_tag` or "
+                "`lineax.positive_semidefinite_tag` (real ones with "
+                "`lineax.symmetric_tag`), or use `factored_damped`."
+            )
+        self.kronecker, self.damping = kronecker, damping
+        tags = tags_of_shifted(kronecker.tags - {lx.unit_diagonal_tag}, damping)
+        self.known_tags = completed(tags, dtype_of(kronecker))
+
+    @property
+    def tags(self) -> Tags:
+        return self.known_tags
+
+    def mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
+        return self.kronecker.mv(vector) + self._damping() * vector
+
+    def as_matrix(self) -> Inexact[Array, "n n"]:
+        matrix = self.kronecker.as_matrix()
+        return matrix + self._damping() * jnp.eye(len(matrix), dtype=matrix.dtype)
+
+    def diagonal(self) -> Inexact[Array, " n"]:
+        return self.kronecker.diagonal() + self._damping()
+
+    def trace(self) -> Inexact[Array, ""]:
+        return self.kronecker.trace() + self.in_size() * self._damping()
+
+    def transpose(self) -> "DampedKronecker":
+        return DampedKronecker(self.kronecker.transpose(), self.damping)
+
+    def conj(self) -> "DampedKronecker":
+        return DampedKronecker(self.kronecker.conj(), self.damping)
+
+    def linearise(self) -> "DampedKronecker":
+        return DampedKronecker(self.kronecker.linearise(), self.damping)
+
+    def materialise(self) -> "DampedKronecker":
+        return DampedKronecker(self.kronecker.materialise(), self.damping)
+
+    def __mul__(self, other: Any) -> lx.AbstractLinearOperator:
+        scalar = scalar_for(other, dtype_of(self.kronecker), "Kronecker")
+        if jnp.iscomplexobj(other):
+            return lx.MulLinearOperator(self, scalar)
+        return DampedKronecker(self.kronecker * other, scalar.real * self.damping)
+
+    def __add__(self, other: Any) -> lx.AbstractLinearOperator:
+        check_operator(other)
+        shift = identity_multiple(other)
+        if shift is None or jnp.iscomplexobj(shift) or not same_spaces(self, other):
+            return lx.AddLinearOperator(self, other)
+        return DampedKronecker(
+            self.kronecker, self.damping + shift.astype(self.damping.dtype)
+        )
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        return self.kronecker.in_structure()
+
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        return self.kronecker.out_structure()
+
+    def _damping(self):
+        return self.damping.astype(dtype_of(self.kronecker))
+
+
+def real_scalar(
+    number: Any, operator: lx.AbstractLinearOperator, what: str
+) -> Real[Array, ""]:
+    """`number` in the real dtype of an operator."""
+    scalar = jnp.asarray(number)
+    what = f"{type(operator).__name__}.{what}"
+    if scalar.ndim != 0:
+        raise ValueError(
+            f"`{what}` got an array of shape {scalar.shape}. Pass a scalar; for a batch "
+            "of them use `jax.vmap`."
+        )
+    if jnp.iscomplexobj(scalar):
+        raise TypeError(f"`{what}` got a complex number. Pass a real one.")
+    return scalar.astype(jnp.finfo(dtype_of(operator)).dtype)
+
+
+def along_each_axis(
+    functions: list[Callable], sizes: list[tuple[int, int]], vector: Inexact[Array, " n"]
+) -> Inexact[Array, " m"]:
+    """Applies a function of the rows of a matrix along each axis of a tensor.
+
+    `vector` holds its entries; `sizes` are those of a row that each function takes and
+    gives. What makes the tensor smaller comes first.
+    """
+    tensor = vector.reshape([size for size, _ in sizes])
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i][1] / max(sizes[i][0], 1))
+    for axis in order:
+        moved = jnp.moveaxis(tensor, axis, -1)
+        *others, size = moved.shape
+        out = functions[axis](moved.reshape(math.prod(others), size))
+        tensor = jnp.moveaxis(out.reshape(*others, sizes[axis][1]), -1, axis)
+    return tensor.reshape(-1)

@@ -1,0 +1,316 @@
+"""What the operators whose structure gives their inverse have in common."""
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Inexact
+
+from .._base.structure import Structure
+from .adjoint import hermitian_tag, is_hermitian
+from .as_operator import as_operator
+from .matrix import known_tags, TAGS
+from .over_reals import mixes
+from .sparse import untagged
+from .tags import as_scalar, tags_of_multiple
+
+
+Tags = frozenset[object]
+
+
+class AbstractStructured(lx.AbstractLinearOperator):
+    """A matrix of flat vectors, which `AutoLinearSolver` solves by its structure.
+
+    The laws: `tags` hold whatever the numbers are, or were promised; `conj` and
+    `diagonal` are those of the matrix; sums, products and multiples are of the same
+    class where the structure is, and operators of lineax otherwise.
+    """
+
+    @property
+    @abc.abstractmethod
+    def tags(self) -> Tags:
+        """What is known of it, with all that follows."""
+
+    @abc.abstractmethod
+    def conj(self) -> "AbstractStructured":
+        """Returns the complex conjugate, not transposed."""
+
+    @abc.abstractmethod
+    def diagonal(self) -> Inexact[Array, " k"]:
+        """Returns the entries A_ii."""
+
+    @abc.abstractmethod
+    def linearise(self) -> "AbstractStructured":
+        """Returns it with its parts linearised, as `lineax.linearise`."""
+
+    @abc.abstractmethod
+    def materialise(self) -> "AbstractStructured":
+        """Returns it with its parts materialised, as `lineax.materialise`."""
+
+    def trace(self) -> Inexact[Array, ""]:
+        """Returns the sum of the diagonal of a square A, at the cost of the diagonal."""
+        self.check_square("trace")
+        return jnp.sum(self.diagonal())
+
+    def check_square(self, method: str) -> None:
+        if self.in_size() != self.out_size():
+            raise ValueError(
+                f"`{type(self).__name__}.{method}` got an operator of shape "
+                f"({self.out_size()}, {self.in_size()}). It has to be square."
+            )
+
+    def __radd__(self, other: Any) -> lx.AbstractLinearOperator:
+        return lx.AddLinearOperator(other, self)
+
+    def __sub__(self, other: Any) -> lx.AbstractLinearOperator:
+        return self + (-other)
+
+    def __truediv__(self, other: Any) -> lx.AbstractLinearOperator:
+        scalar = as_scalar(other, type(self).__name__)
+        return self * (1 / scalar.astype(jnp.result_type(scalar, float)))
+
+    def __neg__(self) -> lx.AbstractLinearOperator:
+        return self * -1
+
+
+def check_operator(other: Any) -> None:
+    if not isinstance(other, lx.AbstractLinearOperator):
+        raise TypeError(
+            f"A structured operator was added to, or multiplied with, a "
+            f"{type(other).__name__}. Pass a `lineax.AbstractLinearOperator`; a matrix "
+            "wants `lineax.MatrixLinearOperator`, a number `*`."
+        )
+
+
+def scalar_for(number: Any, dtype: np.dtype, name: str) -> Inexact[Array, ""]:
+    """`number` in the dtype of an operator, that is complex if `number` is."""
+    scalar = as_scalar(number, name)
+    if jnp.iscomplexobj(scalar) and not np.issubdtype(dtype, np.complexfloating):
+        raise TypeError(
+            f"A `{name}` of dtype {dtype} was multiplied with a complex number. Make it "
+            "of complex arrays first."
+        )
+    return scalar.astype(dtype)
+
+
+def dtype_of(operator: lx.AbstractLinearOperator) -> np.dtype:
+    """Of its flat vectors."""
+    return Structure.of((operator.in_structure(), operator.out_structure())).dtype
+
+
+def flat_mv(
+    operator: lx.AbstractLinearOperator, vector: Inexact[Array, " cols"]
+) -> Inexact[Array, " rows"]:
+    """A v for flat vectors, whatever the operator's are."""
+    in_structure = Structure.of(operator.in_structure())
+    out_structure = Structure.of(operator.out_structure())
+    return out_structure.ravel(operator.mv(in_structure.unravel(vector)))
+
+
+def as_parts(operators: Iterable[Any], caller: str) -> list[Any]:
+    """Operators, or arrays of at least two axes as they are, of one dtype.
+
+    Arrays are promoted to the widest dtype of all; an operator of another is an error.
+    """
+    parts = [
+        part if _is_stack(part) else as_operator(_native(part), caller)
+        for part in operators
+    ]
+    if not parts:
+        raise ValueError(f"`{caller}(*operators)` got no operator. Pass at least one.")
+    for part in parts:
+        if isinstance(part, lx.AbstractLinearOperator) and mixes(part):
+            raise ValueError(
+                f"`{caller}` got an operator with real leaves beside complex ones, "
+                "which has no matrix over the complex numbers. Make all of them complex."
+            )
+    dtypes = [_dtype(part) for part in parts]
+    with jax.numpy_dtype_promotion("standard"):
+        widest = jnp.result_type(float if dtypes == [] else dtypes[0], *dtypes)
+    return [_promoted(part, widest, dtypes, caller) for part in parts]
+
+
+def _is_stack(part: Any) -> bool:
+    return isinstance(part, jax.Array | np.ndarray) and part.ndim == 3
+
+
+def _native(part: Any) -> Any:
+    """With its NumPy arrays as those of JAX."""
+    if not isinstance(part, lx.AbstractLinearOperator):
+        return part
+    to_jax = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+    return jtu.tree_map(to_jax, part)
+
+
+def _dtype(part: Any) -> np.dtype:
+    if isinstance(part, lx.AbstractLinearOperator):
+        return dtype_of(part)
+    dtype = np.dtype(part.dtype)
+    return (
+        dtype if jnp.issubdtype(dtype, jnp.inexact) else np.dtype(jnp.result_type(float))
+    )
+
+
+def _promoted(part: Any, dtype, dtypes, caller: str) -> Any:
+    if not isinstance(part, lx.AbstractLinearOperator):
+        return jnp.asarray(part).astype(dtype)
+    if dtype_of(part) == dtype:
+        return part
+    if type(part) is lx.MatrixLinearOperator:
+        return lx.MatrixLinearOperator(part.matrix.astype(dtype), part.tags)
+    names = ", ".join(str(dtype) for dtype in dtypes)
+    raise ValueError(
+        f"`{caller}` got operators of dtypes {names}. They have to agree: make this "
+        f"`{type(part).__name__}` of arrays of dtype {dtype}."
+    )
+
+
+def tags_of(operator: lx.AbstractLinearOperator) -> Tags:
+    """All that is known of an operator."""
+    tags = known_tags(operator)
+    return tags | {hermitian_tag} if is_hermitian(operator) else tags
+
+
+def completed(tags: Iterable[object] | object, dtype) -> Tags:
+    """With the tags that follow from those given."""
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        tags = (tags,)
+    tags = frozenset(tags)
+    if lx.diagonal_tag in tags:
+        tags |= {
+            lx.symmetric_tag,
+            lx.tridiagonal_tag,
+            lx.lower_triangular_tag,
+            lx.upper_triangular_tag,
+        }
+    if tags & {lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}:
+        tags |= {hermitian_tag}
+    equal = {hermitian_tag, lx.symmetric_tag}  # of real matrices
+    if tags & equal and not jnp.issubdtype(dtype, jnp.complexfloating):
+        tags |= equal
+    return tags
+
+
+# That commute with addition; of products of matrices that commute, too.
+LINEAR_TAGS: Tags = frozenset(TAGS) - {lx.unit_diagonal_tag} | {hermitian_tag}
+
+
+def transposed(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """Aᵀ of a part: of a Hermitian one its conjugate, for lineax drops that tag."""
+    return lx.conj(operator) if is_hermitian(operator) else operator.transpose()
+
+
+def tags_of_transpose(tags: Tags) -> Tags:
+    return lx.transpose_tags(tags) | tags & {hermitian_tag}
+
+
+def tags_of_shifted(tags: Tags, shift: Any) -> Tags:
+    """Of A + shift I."""
+    of_identity = tags_of_multiple(
+        frozenset(LINEAR_TAGS - {lx.negative_semidefinite_tag}), shift, of_complex=True
+    )
+    return tags & of_identity
+
+
+def identity_multiple(operator: lx.AbstractLinearOperator) -> Array | None:
+    """λ, of an operator that is λ I from a space to itself; else `None`."""
+    operator = untagged(operator)
+    if isinstance(operator, lx.IdentityLinearOperator):
+        spaces = operator.in_structure(), operator.out_structure()
+        return (
+            jnp.ones(()) if Structure.of(spaces[0]) == Structure.of(spaces[1]) else None
+        )
+    if isinstance(operator, lx.NegLinearOperator):
+        multiple = identity_multiple(operator.operator)
+        return None if multiple is None else -multiple
+    if isinstance(operator, lx.MulLinearOperator | lx.DivLinearOperator):
+        multiple = identity_multiple(operator.operator)
+        if multiple is None:
+            return None
+        with jax.numpy_dtype_promotion("standard"):
+            if isinstance(operator, lx.DivLinearOperator):
+                return multiple / operator.scalar
+            return multiple * operator.scalar
+    return None
+
+
+def multiple(
+    operator: lx.AbstractLinearOperator, scalar: Inexact[Array, ""], number: Any
+):
+    """`scalar` times a part: of a matrix, again one. `number` is what was given."""
+    if type(operator) is lx.MatrixLinearOperator:
+        of_complex = jnp.iscomplexobj(operator.matrix)
+        tags = tags_of_multiple(operator.tags, number, of_complex=of_complex)
+        return lx.MatrixLinearOperator(scalar * operator.matrix, tags)
+    return operator * scalar
+
+
+def shifted(operator: lx.AbstractLinearOperator, shift: Inexact[Array, ""], tags: Tags):
+    """A + shift I of a square part, of which `tags` hold."""
+    if type(operator) is lx.MatrixLinearOperator:
+        identity = jnp.eye(len(operator.matrix), dtype=operator.matrix.dtype)
+        return lx.MatrixLinearOperator(operator.matrix + shift * identity, tags)
+    identity = lx.IdentityLinearOperator(operator.in_structure())
+    moved = operator + identity * shift
+    return (
+        moved
+        if isinstance(moved, AbstractStructured)
+        else (lx.TaggedLinearOperator(moved, tags))
+    )
+
+
+def same(first: lx.AbstractLinearOperator, second: lx.AbstractLinearOperator) -> bool:
+    """Whether two operators are made of the very same arrays."""
+    leaves, treedef = jtu.tree_flatten(first)
+    others, other_treedef = jtu.tree_flatten(second)
+    if treedef != other_treedef:
+        return False
+    return all(leaf is other for leaf, other in zip(leaves, others, strict=True))
+
+
+def same_spaces(
+    first: lx.AbstractLinearOperator, second: lx.AbstractLinearOperator
+) -> bool:
+    def spaces(operator):
+        return Structure.of((operator.in_structure(), operator.out_structure()))
+
+    return spaces(first) == spaces(second)
+
+
+@lx.linearise.register(AbstractStructured)
+def _(operator):
+    return operator.linearise()
+
+
+@lx.materialise.register(AbstractStructured)
+def _(operator):
+    return operator.materialise()
+
+
+@lx.conj.register(AbstractStructured)
+def _(operator):
+    return operator.conj()
+
+
+@lx.diagonal.register(AbstractStructured)
+def _(operator):
+    return operator.diagonal()
+
+
+@lx.tridiagonal.register(AbstractStructured)
+def _(operator):
+    matrix = operator.as_matrix()
+    return jnp.diagonal(matrix), jnp.diagonal(matrix, -1), jnp.diagonal(matrix, 1)
+
+
+def _register(function, tag: object) -> None:
+    function.register(AbstractStructured, lambda operator: tag in operator.tags)
+
+
+for _tag, _function in TAGS.items():
+    _register(_function, _tag)
