@@ -83,10 +83,10 @@ def matrix_of(operator: lx.AbstractLinearOperator) -> Inexact[Array, "rows cols"
 
 def as_dense(operator: lx.AbstractLinearOperator) -> lx.MatrixLinearOperator:
     """The operator as its matrix, with the tags that hold."""
-    return lx.MatrixLinearOperator(matrix_of(operator), tags_of(operator))
+    return lx.MatrixLinearOperator(matrix_of(operator), known_tags(operator))
 
 
-def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:
+def known_tags(operator: lx.AbstractLinearOperator) -> frozenset[object]:
     """Those of lineax that hold, by the operator's tags or its class."""
     with jax.numpy_dtype_promotion("standard"):  # for leaves of several dtypes
         return frozenset(tag for tag, holds in TAGS.items() if holds(operator))

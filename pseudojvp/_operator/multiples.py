@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._base.structure import Structure
-from .matrix import tags_of
+from .matrix import known_tags
 
 
 _MULTIPLES = lx.MulLinearOperator | lx.DivLinearOperator
@@ -35,7 +35,7 @@ def with_true_dtypes(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOp
     return lx.FunctionLinearOperator(
         eqx.Partial(_cast_product, operator),
         operator.in_structure(),
-        frozenset() if is_complex else tags_of(operator),
+        frozenset() if is_complex else known_tags(operator),
         closure_convert=False,
     )
 

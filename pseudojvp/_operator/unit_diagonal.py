@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import lineax as lx
 
-from .matrix import tags_of
+from .matrix import known_tags
 from .sparse import SparseLinearOperator, untagged
 
 
@@ -21,9 +21,9 @@ def without_diagonal(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOp
     if isinstance(bare, SparseLinearOperator):
         sparsity = bare.sparsity
         data = jnp.where(sparsity.row == sparsity.col, 0, bare.data)
-        return SparseLinearOperator((data, sparsity), tags_of(operator) | bare.tags)
+        return SparseLinearOperator((data, sparsity), known_tags(operator) | bare.tags)
     if isinstance(bare, lx.MatrixLinearOperator):
         ones = jnp.eye(len(bare.matrix), dtype=bool)
         matrix = jnp.where(ones, 1, bare.matrix)
-        return lx.MatrixLinearOperator(matrix, tags_of(operator) | bare.tags)
+        return lx.MatrixLinearOperator(matrix, known_tags(operator) | bare.tags)
     return operator
