@@ -96,6 +96,47 @@ def test_library_calls_of_a_batched_gradient_have_an_order(name, power):
     _check_order(_compiled_gradient(*SOLVERS[name], power))
 
 
+def _hermitian(matrix):
+    return lx.MatrixLinearOperator(matrix + matrix.T, lx.symmetric_tag)
+
+
+STRUCTURED = {
+    "kronecker": (pj.Kronecker, ((9, 9), (8, 8)), True),
+    "kronecker-of-full-rank": (pj.Kronecker, ((9, 7), (8, 6)), None),
+    "kronecker-of-any-rank": (pj.Kronecker, ((9, 7), (8, 6)), False),
+    "damped": (
+        lambda a, b: pj.Kronecker(_hermitian(a), _hermitian(b)).damped(1.0),
+        ((9, 9), (8, 8)),
+        True,
+    ),
+    "blocks": (pj.BlockDiagonal, ((9, 9), (8, 8)), True),
+    "blocks-of-full-rank": (pj.BlockDiagonal, ((9, 7), (8, 8)), None),
+    "blocks-of-any-rank": (pj.BlockDiagonal, ((9, 7), (8, 8)), False),
+}
+
+
+@pytest.mark.default("damped")
+@pytest.mark.ci("*")
+@pytest.mark.optimised
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_library_calls_of_structured_operators_have_an_order(name):
+    make, shapes, well_posed = STRUCTURED[name]
+    of_blocks = make is pj.BlockDiagonal
+
+    def loss(arrays, vector):
+        solver = pj.AutoLinearSolver(well_posed)
+        return jnp.sum(pj.linear_solve(make(*arrays), vector, solver).value)
+
+    arrays = [jax.ShapeDtypeStruct((100, *shape), float) for shape in shapes]
+    gradient = jax.grad(loss, (0, 1))
+    (m, _), (k, _) = shapes
+    vector = jax.ShapeDtypeStruct((100 * (m + k),), float)
+    if not of_blocks:  # a batch of them, where blocks are one by themselves
+        gradient = jax.vmap(gradient)
+        vector = jax.ShapeDtypeStruct((100, m * k), float)
+    _check_order(jax.jit(gradient).lower(arrays, vector).compile().as_text())
+
+
 def _check_order(text):
     found = map(_unordered_calls, _computations(text))
     counts, pairs = zip(*found, strict=True)

@@ -36,7 +36,6 @@ def truth_of(path):
     "blocks-tall-None-real",
     "eigh-shifted-True-complex",
     "circulant-deficient-False-complex",
-    "toeplitz-True-real",
 )
 @pytest.mark.ci(
     "damped-*-complex",

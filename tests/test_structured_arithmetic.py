@@ -136,6 +136,29 @@ def test_powers_of_eigenvalues_are_those_of_the_matrix():
     assert_is(operator + operator.power(2), pj.Eigh, dense + dense @ dense)
 
 
+def test_definiteness_of_eigenvalues_is_kept_where_signs_are_known():
+    tag = lx.positive_semidefinite_tag
+    operator = pj.Eigh(jnp.ones(2), jnp.eye(2), tags=tag)
+    assert lx.is_positive_semidefinite(2 * operator)
+    assert lx.is_negative_semidefinite(-operator)
+    assert lx.is_positive_semidefinite(operator + _identity(operator))
+    assert not lx.is_positive_semidefinite(operator - _identity(operator))
+
+
+def test_16_bits_become_32():
+    half = jnp.ones((2, 2), jnp.bfloat16)
+    operators = (
+        pj.Kronecker(half, half),
+        pj.BlockDiagonal(half, jnp.ones((3, 2, 2), jnp.bfloat16)),
+        pj.Eigh(half[0], half),
+        pj.Circulant(half[0]),
+        pj.Toeplitz(half[0]),
+    )
+    for operator in operators:
+        assert operator.as_matrix().dtype == jnp.float32
+        assert (2 * operator).in_structure().dtype == jnp.float32
+
+
 @pytest.mark.slow
 def test_pseudoinverses_leave_out_what_is_below_the_cutoff():
     rng = np.random.default_rng(0)

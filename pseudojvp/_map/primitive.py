@@ -33,12 +33,11 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._base.order import after_in_batch
 from .._base.tree import tree_add, tree_conj, tree_sub
 from .guard import Guard
 from .rows import apply_saddle_point, Blocks, Problem, spaces, structure_of_blocks
 from .tangents import tangent_products
-from .traits import traits_of
+from .traits import order_of, traits_of
 
 
 def bind(
@@ -109,8 +108,8 @@ def _jvp(primals, tangents):
     else:
         out, result, stats = bind(problem, rhs, wanted, guard)
         # Before and after, so that tangent and adjoint solves wait for the primal.
-        t_out = rule.solve(after_in_batch(out, t_rhs), wanted)
-        t_out = after_in_batch(out, t_out)
+        t_out = rule.solve(rule.after(out, t_rhs), wanted)
+        t_out = rule.after(out, t_out)
     t_out = guard.tangent(result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
@@ -126,6 +125,7 @@ class _Rule:
         self.problem = problem
         self.guard = guard
         self.traits = traits_of(problem.solver)
+        self.after = order_of(problem.solver)
 
     def solve(
         self,
@@ -173,12 +173,12 @@ class _Rule:
                 z = t_adjoint(u)
             # Before and after, so that neither tangents nor cotangents are solved for
             # before u is there: see `_base/order.py`.
-            t_v, t_w = after_in_batch(u, (t_v, t_w))
+            t_v, t_w = self.after(u, (t_v, t_w))
             if rhs.domain is not None and not problem.in_row_space:
                 more = self._outside_row_space(t_forward, rhs.domain)
                 t_v, t_w = tree_add(t_v, more.codomain), tree_add(t_w, more.domain)
             t_r, t_x = self._with_null_part(t_v, t_w, z, wanted)
-            t_r, t_x = after_in_batch(u, (t_r, t_x))
+            t_r, t_x = self.after(u, (t_r, t_x))
         if wanted.projection:
             t_p = self._of_projection(
                 t_forward, t_adjoint, rhs.projection, p, t_rhs.projection

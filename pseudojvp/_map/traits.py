@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import lineax as lx
 
+from .._base.order import after, after_in_batch
 from .._solver import (
     AbstractFactorisation,
     AbstractKrylovSolver,
@@ -201,3 +202,9 @@ def factorises(solver: lx.AbstractLinearSolver) -> bool:
         return all(map(factorises, solver.inner_solvers))
     inner = solver.inner_solver if isinstance(solver, Normal) else solver
     return isinstance(inner, AbstractFactorisation)
+
+
+def order_of(solver: lx.AbstractLinearSolver) -> Callable:
+    """What orders library calls of the map: also without `jax.vmap`, if it batches."""
+    batches = isinstance(solver, Structured) and solver.batches
+    return after if batches else after_in_batch

@@ -20,8 +20,9 @@ from .structured import (
     same_spaces,
     scalar_for,
     Tags,
+    tags_of_shifted,
 )
-from .tags import as_scalar
+from .tags import as_scalar, tags_of_multiple
 
 
 class Eigh(AbstractStructured):
@@ -175,7 +176,9 @@ class Eigh(AbstractStructured):
         if jnp.iscomplexobj(other):
             return lx.MulLinearOperator(self, scalar)
         scalar = scalar.real.astype(self.values.dtype)
-        return Eigh(scalar * self.values, self.vectors, scalar * self.complement)
+        tags = tags_of_multiple(self.tags, other, of_complex=True)
+        values, complement = scalar * self.values, scalar * self.complement
+        return Eigh(values, self.vectors, complement, tags)
 
     def __add__(self, other: Any) -> lx.AbstractLinearOperator:
         check_operator(other)
@@ -187,8 +190,9 @@ class Eigh(AbstractStructured):
         shift = identity_multiple(other)
         if shift is None or jnp.iscomplexobj(shift) or not same_spaces(self, other):
             return lx.AddLinearOperator(self, other)
+        tags = tags_of_shifted(self.tags, shift)
         shift = shift.astype(self.values.dtype)
-        return Eigh(self.values + shift, self.vectors, self.complement + shift)
+        return Eigh(self.values + shift, self.vectors, self.complement + shift, tags)
 
     def __matmul__(self, other: Any) -> lx.AbstractLinearOperator:
         check_operator(other)

@@ -115,7 +115,8 @@ def flat_mv(
 def as_parts(operators: Iterable[Any], caller: str) -> list[Any]:
     """Operators, or arrays of at least two axes as they are, of one dtype.
 
-    Arrays are promoted to the widest dtype of all; an operator of another is an error.
+    Arrays are promoted to the widest dtype of all, of 32 bits or more; an operator of
+    another is an error.
     """
     parts = [
         part if _is_stack(part) else as_operator(_native(part), caller)
@@ -131,7 +132,7 @@ def as_parts(operators: Iterable[Any], caller: str) -> list[Any]:
             )
     dtypes = [_dtype(part) for part in parts]
     with jax.numpy_dtype_promotion("standard"):
-        widest = jnp.result_type(float if dtypes == [] else dtypes[0], *dtypes)
+        widest = jnp.result_type(*dtypes)
     return [_promoted(part, widest, dtypes, caller) for part in parts]
 
 
@@ -159,10 +160,10 @@ def _dtype(part: Any) -> np.dtype:
 def _promoted(part: Any, dtype, dtypes, caller: str) -> Any:
     if not isinstance(part, lx.AbstractLinearOperator):
         return jnp.asarray(part).astype(dtype)
-    if dtype_of(part) == dtype:
-        return part
     if type(part) is lx.MatrixLinearOperator:
         return lx.MatrixLinearOperator(part.matrix.astype(dtype), part.tags)
+    if dtype_of(part) == dtype:
+        return part
     names = ", ".join(str(dtype) for dtype in dtypes)
     raise ValueError(
         f"`{caller}` got operators of dtypes {names}. They have to agree: make this "

@@ -111,6 +111,7 @@ class KroneckerState(eqx.Module):
 
             return solve
 
+        vector = after_in_batch(self.parts, vector)
         functions = [of_rows(*pair) for pair in zip(solvers, self.parts, strict=True)]
         sizes = [part.sizes for part in self.parts]
         solution = along_each_axis(functions, sizes, vector)
@@ -161,6 +162,10 @@ class BlocksState(eqx.Module):
     def solve(self, solvers: tuple[Solver, ...], vector: Inexact[Array, " m"]):
         sizes = [part.sizes[0] * (part.count or 1) for part in self.parts]
         told, solutions, counted = [], [], None
+        vector = after_in_batch(self.parts, vector)
+        batches = [part for part in self.parts if part.count is not None]
+        if len(batches) > 1:
+            vector = after(batches, vector)
         pieces = split_by_runs(vector, sizes)
         last = None
         for solver, part, piece in zip(solvers, self.parts, pieces, strict=True):
@@ -177,7 +182,12 @@ class BlocksState(eqx.Module):
             last = solution
             solutions.append(solution)
             told.append(result)
-        solution = jnp.concatenate(solutions) if len(solutions) > 1 else solutions[0]
+        if len(solutions) == 1:
+            return solutions[0], _first(told)
+        # Who waits for the first entry waits for all blocks.
+        solution = after_in_batch(last, jnp.concatenate(solutions))
+        if len(batches) > 1:
+            solution = after(counted, solution)
         return solution, _first(told)
 
     def result(self, solvers: tuple[Solver, ...], *, full_rank: bool) -> lx.RESULTS:

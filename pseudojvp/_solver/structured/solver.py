@@ -45,11 +45,13 @@ class Structured(
 
     - `inner_solvers`: one for each part; none of an operator with known eigenvectors.
     - `full_rank`, `rcond`: what it is taken for, and of eigenvalues the cutoff if not.
+    - `batches`: whether equal blocks are solved as one batch, here or in a part.
     """
 
     inner_solvers: tuple[lx.AbstractLinearSolver, ...]
     full_rank: bool = eqx.field(static=True)
     rcond: float | None = eqx.field(static=True)
+    batches: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def of(
@@ -73,13 +75,16 @@ class Structured(
 
         if isinstance(bare, Kronecker):
             picked = [pick(factor) for factor in bare.operators]
+            batches = False
         else:
             picked = [run.of_block(pick) for run in bare.runs]
+            batches = any(run.count is not None for run in bare.runs)
         solvers, rows, cols = zip(*picked, strict=True)
         pairs = list(zip(rows, cols, strict=True))
         of_a_kind = all(m >= n for m, n in pairs) or all(m <= n for m, n in pairs)
         full_rank = of_a_kind and all(solver.assume_full_rank() for solver in solvers)
-        return cls(solvers, full_rank, rcond)
+        batches |= any(isinstance(s, Structured) and s.batches for s in solvers)
+        return cls(solvers, full_rank, rcond, batches)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
