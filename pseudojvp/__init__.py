@@ -20,6 +20,7 @@ from ._operator import (
     gauss_newton_operator as gauss_newton_operator,
     hessian_operator as hessian_operator,
     Kronecker as Kronecker,
+    LowRankUpdate as LowRankUpdate,
     SparseLinearOperator as SparseLinearOperator,
     Toeplitz as Toeplitz,
 )
@@ -32,6 +33,7 @@ from ._preconditioner import (
     incomplete_lu as incomplete_lu,
     jacobi as jacobi,
     nystrom as nystrom,
+    woodbury as woodbury,
 )
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,
@@ -55,6 +57,7 @@ from ._solver import (
     SVD as SVD,
     Triangular as Triangular,
     Tridiagonal as Tridiagonal,
+    Woodbury as Woodbury,
 )
 from ._varpro import (
     projected_residual as projected_residual,

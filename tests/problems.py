@@ -75,6 +75,15 @@ def _landweber(operator):
     return {"preconditioner": lx.MatrixLinearOperator(matrix.conj().T)}
 
 
+def _updated(matrix, tags):
+    """A as a low-rank update of another matrix."""
+    del tags
+    rows = jnp.arange(1.0, 1 + matrix.shape[0]) / matrix.shape[0]
+    left = jnp.stack([rows, rows**2], 1).astype(matrix.dtype)
+    right = jnp.stack([1 - rows, rows**3], 1).astype(matrix.dtype)
+    return pj.LowRankUpdate(matrix - left @ right.conj().T, left, right)
+
+
 def _row(kind, label, solver, *, default="", ci="", nightly="", **kwargs):
     """The problems of a kind and a solver, by when their fields are tested."""
     for tier, fields in (("default", default), ("slow", ci), ("nightly", nightly)):
@@ -229,6 +238,14 @@ def _problems():
             "Auto(False)",
             pj.AutoLinearSolver(False),
             default="real",
+        ),
+        _row(
+            "square",
+            "Woodbury",
+            pj.Woodbury(),
+            default="complex",
+            ci="real",
+            make_operator=_updated,
         ),
         _row("square", "lineax.LU", lx.LU(), default="complex", **core),
         _row("definite", "lineax.Cholesky", lx.Cholesky(), default="complex"),

@@ -15,7 +15,7 @@ from test_higher_order import CLASSES
 LABELS = """
     QR CholeskyQR SVD PivotedQR LU Cholesky Triangular Tridiagonal CG Neumann Landweber
     Normal(ours) Normal(PivotedQR) Normal(Cholesky) Normal(LU) Normal(QR) Normal(CG)
-    Normal(SVD) Auto(True) Auto(None) Auto(False) Pinv(True) Pinv(False)
+    Normal(SVD) Auto(True) Auto(None) Auto(False) Pinv(True) Pinv(False) Woodbury
     lineax.LU lineax.Cholesky lineax.QR lineax.SVD lineax.CG lineax.GMRES lineax.LSMR
     lineax.Normal(LU) lineax.Diagonal lineax.Triangular lineax.Tridiagonal
 """.split()  # noqa: SIM905

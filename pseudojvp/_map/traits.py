@@ -24,11 +24,13 @@ from .._solver import (
     smallest_reciprocal_condition,
     Structured,
     SVD,
+    Woodbury,
 )
 
 
 TERM = "{term}"  # where a message names it
 _ANY_RANK = "Use `PivotedQR()` or `SVD()`, which take any rank."
+_OF_THE_SUM = "Use `LU()` or another solver of the sum."
 _NOT_SQUARED = "`QR()` does not square the condition number."
 
 
@@ -169,6 +171,20 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
             stagnation="got no solution from its function: b − A x does not meet the "
             "tolerance, or x is not the solution of minimum norm. Let the function solve "
             "to a smaller residual, or pass a larger `rtol`.",
+        ),
+    ),
+    (
+        Woodbury,
+        Traits(
+            finds_nonfinite=True,
+            breakdown="could not solve with A, without its update: A is singular, or an "
+            f"entry is NaN or Inf. A + U C Vᴴ need not be singular. {_OF_THE_SUM}",
+            singular="gave non-finite values: A + U C Vᴴ or the capacitance matrix I + C "
+            f"Vᴴ A⁻¹U is singular. {_OF_THE_SUM}",
+            stagnation="lost its digits: the residual of A + U C Vᴴ does not meet the "
+            "tolerance. A or the capacitance matrix I + C Vᴴ A⁻¹U is ill-conditioned; "
+            f"A + U C Vᴴ need not be. {_OF_THE_SUM}",
+            whose="A + U C Vᴴ",
         ),
     ),
     (

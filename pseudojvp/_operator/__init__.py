@@ -12,5 +12,6 @@ from .curvature import (
 from .damped import damped as damped
 from .eigh import Eigh as Eigh
 from .kronecker import Kronecker as Kronecker
+from .low_rank import LowRankUpdate as LowRankUpdate
 from .sparse import SparseLinearOperator as SparseLinearOperator
 from .toeplitz import Toeplitz as Toeplitz

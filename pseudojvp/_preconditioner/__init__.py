@@ -7,3 +7,4 @@ from .incomplete import (
 )
 from .jacobi import jacobi as jacobi
 from .nystrom import nystrom as nystrom
+from .woodbury import woodbury as woodbury

@@ -33,3 +33,4 @@ from .orthogonal.qr import QR as QR
 from .orthogonal.svd import SVD as SVD
 from .structured.solver import Structured as Structured
 from .transpose_pair import TransposePair as TransposePair
+from .woodbury import Woodbury as Woodbury

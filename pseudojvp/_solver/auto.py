@@ -1,3 +1,4 @@
+import functools as ft
 from collections.abc import Collection
 from typing import Any
 
@@ -45,6 +46,10 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         that a diagonal operator may be singular.
     - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.PivotedQR`][].
         Any shape, any rank.
+
+    A square [`pseudojvp.LowRankUpdate`][] gets [`pseudojvp.Woodbury`][], with the solver
+    of what is updated picked in the same way, unless `well_posed=False` or the update has
+    as many columns as unknowns.
 
     A sparse operator that is triangular gets [`pseudojvp.SparseTriangular`][] in the
     place of `Triangular`. One of more than a million entries, zeros counted, is never
@@ -135,6 +140,18 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         return self.well_posed is not False
 
 
+@ft.singledispatch
+def registered_solver(
+    operator: lx.AbstractLinearOperator,
+) -> lx.AbstractLinearSolver | None:
+    """The solver of a nonsingular operator of a structure of its own; `None` for others.
+
+    Each such solver registers the class of its operator.
+    """
+    del operator
+    return None
+
+
 def default_solver(
     operator: lx.AbstractLinearOperator,
     well_posed: bool | None,
@@ -169,6 +186,9 @@ def default_solver(
         return PivotedQR(rcond)
     if not square:
         return LSMR(well_posed=True) if iterative else QR()
+    registered = None if options else registered_solver(untagged(operator))
+    if registered is not None:
+        return registered
     triangular = lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator)
     if not options:
         if lx.is_tridiagonal(operator):
