@@ -25,6 +25,7 @@ from .._operator.sparse import untagged
 from .auto import AutoLinearSolver, registered_solver
 from .counterpart import counterpart
 from .direct.lu import LU
+from .factorisation import AbstractByParts, Slogdet
 from .function import FunctionSolver
 from .krylov.iteration import AbstractKrylovSolver, flat_adjoint_mv, flat_mv, resolve_rtol
 from .neumann import Neumann
@@ -81,7 +82,7 @@ class _Iterate(eqx.Module):
     result: lx.RESULTS
 
 
-class Woodbury(lx.AbstractLinearSolver[WoodburyState]):
+class Woodbury(AbstractByParts[WoodburyState]):
     """Solves with a low-rank update by solves with what is updated.
 
         (A + U C Vᴴ)⁻¹ b = y − A⁻¹U (I + C Vᴴ A⁻¹U)⁻¹ C Vᴴ y,   y = A⁻¹b
@@ -111,6 +112,9 @@ class Woodbury(lx.AbstractLinearSolver[WoodburyState]):
     `stats`: `"reciprocal_condition"` of the sum (a direct solver of A),
     `"capacitance_reciprocal_condition"` of I + C Vᴴ A⁻¹U, `"num_refinements"`, and with
     an iterative solver of A `"num_steps"`, of all solves for this b.
+
+    `slogdet` is det A det(I + C Vᴴ A⁻¹U), where the solver of A has one, with derivatives
+    through the parts: k solves more for the value, and k for a gradient.
 
     `options` are those of `solver`, but for `y0`: a preconditioner is one of A.
 
@@ -152,20 +156,14 @@ class Woodbury(lx.AbstractLinearSolver[WoodburyState]):
             )
         check_square(self, update, sizes_alone=True)
         structures = structures_of(update)
-        part = update.operator
-        if is_narrow(part):  # in 32 bits, as a matrix: there is no LAPACK for them
-            part = as_dense(part)
-        update = dataclasses.replace(update, operator=lx.linearise(part))
+        update = _solvable(update)
         inner = self.solver.init(update.operator, options)
         solve = lambda flat: self._inner_solve(update.operator, inner, flat, options)[:2]
         solved, results = jax.vmap(solve, 1, (1, 0))(update.U)
         (code,) = jtu.tree_leaves(results)
         code = jnp.max(code, initial=0)
         result = _broken(jtu.tree_map(lambda _: code, results), solved)
-        # Not C⁻¹ + Vᴴ A⁻¹U, for a C that is singular.
-        core = update.core()
-        capacitance = matmul(core, matmul(update.right.conj().T, solved))
-        capacitance = capacitance + jnp.eye(update.rank, dtype=core.dtype)
+        core, capacitance = update.core(), _capacitance(update, solved)
         factors = LU().init(lx.MatrixLinearOperator(capacitance), {})
         weights = LU().solve_columns(factors.factors, core, transposed=False)
         probe = np.random.default_rng(0).standard_normal(update.in_size())
@@ -303,6 +301,21 @@ class Woodbury(lx.AbstractLinearSolver[WoodburyState]):
             jax.vmap(solve, 1, 1),
         )
 
+    def slogdet_by_parts(
+        self, operator: lx.AbstractLinearOperator, state: WoodburyState, factorised: Any
+    ) -> Slogdet:
+        """det A det(I + C Vᴴ A⁻¹U)."""
+        update: Any = untagged(operator)
+        update = _solvable(update)
+        part = factorised(update.operator, self.solver, state.inner)
+        structure = Structure.of(update.in_structure())
+        rows = Structure.of(update.out_structure())
+        solve = lambda flat: structure.ravel(part.solve(rows.unravel(flat)))
+        solved = jax.vmap(solve, 1, 1)(update.U)
+        sign, logabsdet = jnp.linalg.slogdet(_capacitance(update, solved))
+        of_part = part.slogdet()
+        return Slogdet(of_part.sign * sign, of_part.logabsdet + logabsdet)
+
     def _check(self, options: dict[str, Any]) -> None:
         if "y0" in options:
             check_options(self, options, [key for key in options if key != "y0"])
@@ -336,6 +349,20 @@ class Woodbury(lx.AbstractLinearSolver[WoodburyState]):
 def _(operator: LowRankUpdate) -> lx.AbstractLinearSolver | None:
     """None for as many columns as A has: then a matrix is no more than the parts."""
     return Woodbury() if operator.rank < operator.in_size() else None
+
+
+def _solvable(update: LowRankUpdate) -> LowRankUpdate:
+    """With A linearised, and in 32 bits, as a matrix, if it has 16: for LAPACK."""
+    part = update.operator
+    part = as_dense(part) if is_narrow(part) else lx.linearise(part)
+    return dataclasses.replace(update, operator=part)
+
+
+def _capacitance(update: LowRankUpdate, solved: Inexact[Array, "n k"]):
+    """I + C Vᴴ A⁻¹U, and not C⁻¹ + Vᴴ A⁻¹U, for a C that is singular."""
+    core = update.core()
+    product = matmul(core, matmul(update.right.conj().T, solved))
+    return product + jnp.eye(update.rank, dtype=core.dtype)
 
 
 def _broken(result: lx.RESULTS, solution: Array) -> lx.RESULTS:

@@ -1,0 +1,67 @@
+"""The determinant of a low-rank update by its parts, against NumPy's of the sum."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from checks import assert_close, jit
+from test_low_rank import DTYPES
+from test_woodbury import parts_of, SIZE, tridiagonal
+
+import pseudojvp as pj
+
+
+@DTYPES
+@pytest.mark.default("complex")
+@pytest.mark.ci("*")
+def test_value_and_two_derivatives_by_all_parts_are_those_of_the_sum(dtype):
+    parts = parts_of(dtype)
+
+    def derivatives(slogdet):
+        def functions(parts):
+            loss = lambda parts: slogdet(tridiagonal(parts))[1]
+            slope = lambda parts: sum(
+                jnp.sum(jnp.abs(g) ** 2) for g in jax.grad(loss)(parts)
+            )
+            sign, value = slogdet(tridiagonal(parts))
+            return sign, value, jax.grad(loss)(parts), jax.grad(slope)(parts)
+
+        return jax.tree.leaves(jit(functions)(parts))
+
+    got = derivatives(lambda operator: pj.slogdet(operator, throw=False))
+    want = derivatives(lambda operator: jnp.linalg.slogdet(operator.as_matrix()))
+    for one, other in zip(got, want, strict=True):
+        assert_close(one, other, 1e-11)
+
+
+@DTYPES
+def test_the_sign_is_that_of_the_sum(dtype):
+    parts = parts_of(dtype, shift=0.0)
+    got = pj.slogdet(tridiagonal(parts))
+    sign, logabsdet = np.linalg.slogdet(tridiagonal(parts).as_matrix())
+    np.testing.assert_allclose(got.sign, sign, rtol=1e-12)
+    np.testing.assert_allclose(got.logabsdet, logabsdet, rtol=1e-11)
+
+
+def test_one_factorisation_serves_solve_and_determinant():
+    a = lx.MatrixLinearOperator(jnp.eye(SIZE) * 3)
+    operator = pj.LowRankUpdate(a, jnp.ones((SIZE, 1)))
+
+    def both(operator):
+        factorised = pj.factorise(operator, throw=False)
+        return factorised.solve(jnp.ones(SIZE)), factorised.slogdet()
+
+    lines = jax.jit(both).lower(operator).as_text().splitlines()
+    factorisations = [line for line in lines if "@lapack_dgetrf_ffi" in line]
+    assert sum(f"tensor<{SIZE}x{SIZE}xf64>" in line for line in factorisations) == 1
+    np.testing.assert_allclose(
+        both(operator)[1].logabsdet, np.log(3.0 ** (SIZE - 1) * (3 + SIZE)), rtol=1e-13
+    )
+
+
+def test_an_iterative_solver_of_a_has_none():
+    psd = lx.positive_semidefinite_tag
+    a = lx.TaggedLinearOperator(lx.DiagonalLinearOperator(jnp.ones(3)), psd)
+    with pytest.raises(TypeError, match="`slogdet` got the solver `CG`"):
+        pj.slogdet(pj.LowRankUpdate(a, jnp.ones((3, 1))), pj.Woodbury(pj.CG()))
