@@ -10,6 +10,12 @@ from ._front.project import project as project
 from ._front.shifted import shifted_solve as shifted_solve
 from ._front.slogdet import slogdet as slogdet
 from ._front.sparse import sparse_lstsq as sparse_lstsq, sparse_solve as sparse_solve
+from ._front.warm import (
+    warm_solve as warm_solve,
+    warm_start as warm_start,
+    warm_value_and_grad as warm_value_and_grad,
+    WarmStart as WarmStart,
+)
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
 from ._operator import (

@@ -202,6 +202,11 @@ class Factorised(eqx.Module):
         guard = dataclasses.replace(self._guard, nan=not self._guard.throw)
         return Factorised(self._problem, guard, self._mixed)
 
+    def with_adjoints(self, adjoints: PyTree[Array]) -> "Factorised":
+        """Whose adjoint solves start from those of earlier ones."""
+        problem = dataclasses.replace(self._problem, adjoints=adjoints)
+        return Factorised(problem, self._guard, self._mixed)
+
     def apply(
         self, vector: PyTree[Array], *, solution: bool = True, residual: bool = False
     ) -> tuple[PyTree[Array] | None, PyTree[Array] | None, lx.RESULTS, dict[str, Any]]:

@@ -10,6 +10,7 @@ nothing of this file. `None` is a zero block, of the input or of the output: it 
 nothing, and neither does a block that is not wanted.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from .._solver import (
     QR,
     SVD,
 )
+from .._solver.guess import combined
 from .._solver.verified import verified
 from .traits import traits_of
 
@@ -52,6 +54,8 @@ class Problem(eqx.Module):
     - `from_adjoint`: the map is that of B = A^H. A wide A of full rank is entered from
         this side, so that B always has independent columns.
     - `in_row_space`: w is in the row space of A whatever the numbers, for it is A†b.
+    - `adjoints`: what earlier adjoint solves gave, for a first guess, along the last axis
+        of each leaf; `None` if there is none.
     """
 
     operator: lx.AbstractLinearOperator
@@ -60,6 +64,7 @@ class Problem(eqx.Module):
     solver: lx.AbstractLinearSolver
     from_adjoint: bool = eqx.field(static=True)
     in_row_space: bool = eqx.field(static=True, default=False)
+    adjoints: PyTree[Array] | None = None
 
     @classmethod
     def create(cls, operator, state, options, solver) -> "Problem":
@@ -76,8 +81,8 @@ class Problem(eqx.Module):
         """Without a first guess, and with the tolerance for derivatives."""
         options = {key: val for key, val in self.options.items() if key != "y0"}
         solver = _for_derivative(self.solver)
-        return Problem(
-            self.operator, self.state, options, solver, self.from_adjoint, in_row_space
+        return dataclasses.replace(
+            self, options=options, solver=solver, in_row_space=in_row_space
         )
 
     @property
@@ -334,8 +339,8 @@ class _Attempt:
         self.result = lx.RESULTS.successful
         self.stats: dict[str, Any] = {}
 
-    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
-        solution, result, self.stats = self._compute(vector)
+    def __call__(self, vector: PyTree[Array], **options: Any) -> PyTree[Array]:
+        solution, result, self.stats = self._compute(vector, **options)
         self.note(result)
         return solution
 
@@ -346,24 +351,38 @@ class _Attempt:
 def _compute(problem: Problem) -> _Attempt:
     solver, operator = problem.solver, problem.operator
 
-    def compute(vector):
-        solution, result, stats = solver.compute(problem.state, vector, problem.options)
+    def compute(vector, **more):
+        options = {**problem.options, **more}
+        solution, result, stats = solver.compute(problem.state, vector, options)
         return *verified(solver, operator.mv, vector, solution, result), stats
 
     return _Attempt(compute)
 
 
+def _adjoint_guess(problem: Problem, vector: PyTree[Array]) -> dict[str, PyTree[Array]]:
+    """The option with a first guess of A^-H w."""
+    if problem.adjoints is None:
+        return {}
+    operator = problem.operator
+    if not traits_of(problem.solver).hermitian:
+        operator = adjoint(operator)
+    return {"y0": combined(operator.mv, problem.adjoints, vector)}
+
+
 def _adjoint_solve(problem: Problem, solve: _Attempt, vector: PyTree[Array]):
     """A†^H w = conj(A†^T conj(w)): never through `solver.conj`, see `Normal`."""
     solver, options = problem.solver, problem.options
+    guess = _adjoint_guess(problem, vector)
     if traits_of(solver).hermitian:
-        return solve(vector)
+        return solve(vector, **guess)
     if isinstance(solver, lx.Normal):
         # Its `transpose` conjugates the inner state, wrongly for LU (lineax 0.1.1).
         _, options = solver.transpose(problem.state, options)
         state = solver.init(transpose_of(problem.operator), options)
     else:
         state, options = solver.transpose(problem.state, options)
+
+    options = {**options, **tree_conj(guess)}
 
     def transpose_mv(vector):  # built where it is called: not every operator has one
         return transpose_of(problem.operator).mv(vector)
