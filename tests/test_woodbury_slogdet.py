@@ -63,5 +63,26 @@ def test_one_factorisation_serves_solve_and_determinant():
 def test_an_iterative_solver_of_a_has_none():
     psd = lx.positive_semidefinite_tag
     a = lx.TaggedLinearOperator(lx.DiagonalLinearOperator(jnp.ones(3)), psd)
-    with pytest.raises(TypeError, match="`slogdet` got the solver `CG`"):
+    with pytest.raises(TypeError, match="`slogdet` got the solver `CG"):
         pj.slogdet(pj.LowRankUpdate(a, jnp.ones((3, 1))), pj.Woodbury(pj.CG()))
+
+
+_STRUCTURED = {
+    "Kronecker": lambda a: pj.Kronecker(a[:2, :2], a[:3, :3]),
+    "Circulant": lambda a: pj.Circulant(a[:6, 0]),
+    "Toeplitz": lambda a: pj.Toeplitz(a[:6, 0], a[:6, 0]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _STRUCTURED)
+def test_updates_of_structured_operators_are_solved_by_their_parts(name):
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.standard_normal((6, 6)) + 8 * np.eye(6))
+    u, v, b = (jnp.asarray(rng.standard_normal(shape)) for shape in ((6, 2), (6, 2), 6))
+    operator = pj.LowRankUpdate(_STRUCTURED[name](matrix), u, v)
+    factorised = pj.factorise(operator)
+    dense = np.asarray(operator.as_matrix())
+    assert_close(factorised.solve(b), np.linalg.solve(dense, b), 1e-12)
+    logabsdet = np.linalg.slogdet(dense)[1]
+    np.testing.assert_allclose(factorised.slogdet().logabsdet, logabsdet, rtol=1e-12)

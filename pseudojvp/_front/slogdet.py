@@ -30,8 +30,8 @@ def slogdet(
         `(rows, cols)`, or a sparse matrix.
     - `solver`: one with factors: `LU()`, `Cholesky()`, `QR()`, `Triangular()`,
         `Tridiagonal()`, `SparseLU()`, `SparseTriangular()`, `lineax.Diagonal()`,
-        `PivotedQR()` or `SVD()`, or an `AutoLinearSolver` that picks one of them.
-        Defaults to `AutoLinearSolver(well_posed=True)`, for square A.
+        `PivotedQR()`, `SVD()` or `Woodbury()`, or an `AutoLinearSolver` that picks one of
+        them. Defaults to `AutoLinearSolver(well_posed=True)`, for square A.
     - `throw`: whether an error is raised at run time if the factors are NaN (an entry of
         A is, or `Cholesky()` got an indefinite A), and by a derivative where A is
         singular. If `False`, value and derivative are NaN there. Defaults to `True`.
