@@ -7,7 +7,7 @@ import pytest
 from structured_cases import CASES, definite, normal, path_of, tagged
 
 import pseudojvp as pj
-from pseudojvp._operator.kronecker import DampedKronecker
+from pseudojvp._operator.damped_kronecker import DampedKronecker
 
 
 def _matrix(*shape, seed=0):

@@ -13,8 +13,10 @@ from jaxtyping import Array, Inexact, Integer, PyTree, Real
 from ..._base.order import after, after_in_batch
 from ..._base.results import first_failure
 from ..._kernel.condition import full_rank_result
-from ..._operator.block_diagonal import BlockDiagonal, split_by_runs
-from ..._operator.kronecker import along_each_axis, Kronecker
+from ..._operator.block_diagonal import BlockDiagonal
+from ..._operator.kronecker import Kronecker
+from ..._operator.parts import along_each_axis
+from ..._operator.runs import split_by_runs
 from ..factorisation import AbstractFactorisation
 from ..state import structures_of, swapped
 

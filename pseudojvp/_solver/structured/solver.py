@@ -10,8 +10,9 @@ from ..._base.checks import check_options
 from ..._base.results import first_failure
 from ..._operator.block_diagonal import BlockDiagonal
 from ..._operator.circulant import Circulant
+from ..._operator.damped_kronecker import DampedKronecker
 from ..._operator.eigh import Eigh
-from ..._operator.kronecker import DampedKronecker, Kronecker
+from ..._operator.kronecker import Kronecker
 from ..._operator.sparse import untagged
 from ..factorisation import AbstractByParts, AbstractFactorisation, Slogdet
 from ..state import structures_of, swapped

@@ -16,9 +16,10 @@ from ..._base.tree import one_or_nan
 from ..._kernel.condition import full_rank_result, random_signs, resolve_rcond
 from ..._kernel.products import adjoint_matmul, matmul
 from ..._operator.circulant import Circulant
+from ..._operator.damped_kronecker import DampedKronecker
 from ..._operator.eigh import Eigh
-from ..._operator.kronecker import along_each_axis, DampedKronecker
 from ..._operator.matrix import matrix_of
+from ..._operator.parts import along_each_axis
 from ..._operator.sparse import untagged
 from ..state import structures_of, swapped
 
