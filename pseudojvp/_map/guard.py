@@ -239,7 +239,7 @@ class _Messages(Sequence[str]):
         if code == int(_code(_RESULTS.singular)):
             if self.limit is not None and number <= self.limit:
                 return f"{self.subject} {self._estimate(number)}"
-            if self.traits.pivots and number > 0:  # none if not finite
+            if self.traits.pivots and 0 < number < math.inf:
                 return f"{self.subject} {self._pivots(int(number))}"
         meaning = _meanings(self.traits).get(code, _UNKNOWN)
         return f"{self.subject} {meaning.replace(TERM, _term(number))}"
