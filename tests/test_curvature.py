@@ -174,3 +174,14 @@ _MLP = eqx.nn.MLP(2, "scalar", 3, 1, key=jax.random.key(0))
 def test_bad_input_is_named(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_matrix_of_many_predictions_is_made_without_the_hessian_of_the_loss():
+    inputs = jnp.ones((3000, 2))
+    model = lambda x: inputs @ x
+    loss = lambda z: jnp.sum(z**2)
+    operator = pj.gauss_newton_operator(model, loss, jnp.ones(2))
+    made = jax.make_jaxpr(lambda: operator.as_matrix())()
+    sizes = [np.prod(v.aval.shape) for e in made.jaxpr.eqns for v in e.outvars]
+    assert max(sizes) <= 2 * 3000
+    np.testing.assert_allclose(operator.as_matrix(), 6000.0 * np.ones((2, 2)))

@@ -112,8 +112,12 @@ def gauss_newton_operator(
     hessian = lx.JacobianLinearOperator(
         lambda z, _: gradient(z), predictions, tags=lx.symmetric_tag
     )
-    product = jacobian.transpose() @ hessian @ jacobian
+    parts = lx.linearise(jacobian.transpose() @ hessian @ jacobian)
     tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
+    # A composition would make matrices of its parts, one as large as the predictions.
+    product = lx.FunctionLinearOperator(
+        lambda vector: parts.mv(vector), jacobian.in_structure(), tags
+    )
     return _damped(product, damping, tags, "gauss_newton_operator")
 
 
