@@ -169,6 +169,13 @@ _MLP = eqx.nn.MLP(2, "scalar", 3, 1, key=jax.random.key(0))
             ValueError,
             r"gauss_newton_operator\(loss=.*scalar",
         ),
+        (
+            lambda: pj.gauss_newton_operator(
+                lambda x: (x, jnp.arange(2)), lambda z: jnp.sum(z[0]), jnp.ones(2)
+            ),
+            TypeError,
+            r"gauss_newton_operator\(model=.*among the predictions",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, match):

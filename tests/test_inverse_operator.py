@@ -29,7 +29,7 @@ VARIANTS = {
 _EACH = pytest.mark.parametrize("variant", VARIANTS)
 
 
-@pytest.mark.default("adjoint-wide-QR")
+@pytest.mark.default("wide-QR-adjoint")
 @pytest.mark.ci("*")
 @_EACH
 @pytest.mark.parametrize(

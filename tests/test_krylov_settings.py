@@ -125,6 +125,9 @@ def test_negative_settings_are_errors(make):
     for name in ("rtol", "atol", "derivative_rtol"):
         with pytest.raises(ValueError, match="must be non-negative"):
             make(**{name: -1.0})
+    if make is pj.LSMR:
+        with pytest.raises(ValueError, match="must be non-negative"):
+            make(conlim=-1.0)
     for name in ("max_steps", "progress"):
         with pytest.raises(ValueError, match="non-negative integer"):
             make(**{name: -1})

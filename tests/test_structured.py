@@ -133,7 +133,7 @@ def test_statistics_are_those_of_the_whole(name):
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if True in case.well_posed]
 )
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_condition_numbers_are_near_those_of_the_dense_form(name):
     path = path_of(name, True)
     solution = pj.linear_solve(path.operator(0.0), jnp.asarray(path.vector))

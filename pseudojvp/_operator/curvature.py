@@ -59,7 +59,7 @@ def hessian_operator(
     **Sources:** Pearlmutter, *Fast exact multiplication by the Hessian*, Neural
     Computation 6 (1994).
     """
-    x = _parameters(x, "hessian_operator")
+    x = _real_arrays(x, "hessian_operator(x=...)", "parameters")
     _check_scalar(fn, x, "hessian_operator(fn=...)")
     gradient = jax.grad(fn)
     tags = frozenset(tags) if isinstance(tags, set | frozenset | tuple | list) else {tags}
@@ -104,8 +104,9 @@ def gauss_newton_operator(
     gradient descent*, Neural Computation 14 (2002); Martens, *New insights and
     perspectives on the natural gradient method*, JMLR 21 (2020), section 8.
     """
-    x = _parameters(x, "gauss_newton_operator")
-    predictions = model(x)
+    x = _real_arrays(x, "gauss_newton_operator(x=...)", "parameters")
+    name = "gauss_newton_operator(model=...)"
+    predictions = _real_arrays(model(x), name, "predictions")
     _check_scalar(loss, predictions, "gauss_newton_operator(loss=...)")
     gradient = jax.grad(loss)
     jacobian = lx.JacobianLinearOperator(lambda x, _: model(x), x)
@@ -136,19 +137,19 @@ def _damped(operator, damping, tags: frozenset[object], caller: str):
     return lx.TaggedLinearOperator(operator, tags)
 
 
-def _parameters(x: PyTree[Any], caller: str) -> PyTree[Array]:
+def _real_arrays(x: PyTree[Any], name: str, what: str) -> PyTree[Array]:
     leaves = jtu.tree_leaves(x)
     if len(leaves) == 0:
-        raise ValueError(f"`{caller}(x=...)` got {x!r}, a tree without arrays.")
+        raise ValueError(f"`{name}` has {x!r} as {what}, a tree without arrays.")
     for leaf in leaves:
         number = isinstance(leaf, float | np.ndarray | np.generic | jax.Array)
         if not number or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
-                f"`{caller}(x=...)` got {leaf!r} among the parameters. Pass a pytree of "
-                "real floating-point arrays; `equinox.partition(model, "
-                "equinox.is_inexact_array)` takes those of a model."
+                f"`{name}` has {leaf!r} among the {what}, which have to be a pytree of "
+                "real floating-point arrays; `equinox.partition(module, "
+                "equinox.is_inexact_array)` takes those of a module."
             )
-    return jtu.tree_map(lambda leaf: as_inexact(leaf, f"{caller}(x=...)"), x)
+    return jtu.tree_map(lambda leaf: as_inexact(leaf, name), x)
 
 
 def _check_scalar(fn: Callable, x: PyTree[Array], name: str) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
-from ..options import resolve_preconditioner
+from ..options import check_tolerances, resolve_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
@@ -169,6 +169,7 @@ class LSMR(AbstractKrylovSolver):
     progress: int = 0
 
     def __check_init__(self):
+        check_tolerances("LSMR", conlim=self.conlim)
         self._check_unaided(self.preconditioner)
 
     def _check_unaided(self, preconditioner, y0=None):
