@@ -92,3 +92,15 @@ def test_determinant_of_a_batch_of_products_is_that_of_each():
     )
     np.testing.assert_allclose(sign, want[0])
     np.testing.assert_allclose(size, want[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("vectors", [2 * np.eye(2), np.full((2, 2), np.nan)])
+def test_determinant_by_vectors_that_are_not_orthonormal_is_nan(vectors):
+    of_values = lambda values: pj.slogdet(pj.Eigh(values, vectors), throw=False)
+    logdet = lambda values: of_values(values).logabsdet
+    values = jnp.array([1.0, 3.0])
+    assert np.all(np.isnan(of_values(values)))
+    assert np.all(np.isnan(jax.grad(logdet)(values)))
+    assert np.isnan(jax.jvp(logdet, (values,), (values,))[1])
+    with pytest.raises(Exception, match="not orthonormal"):
+        pj.slogdet(pj.Eigh(values, vectors))

@@ -33,7 +33,8 @@ def slogdet(
         `PivotedQR()`, `SVD()` or `Woodbury()`, or an `AutoLinearSolver` that picks one of
         them. Defaults to `AutoLinearSolver(well_posed=True)`, for square A.
     - `throw`: whether an error is raised at run time if the factors are NaN (an entry of
-        A is, or `Cholesky()` got an indefinite A), and by a derivative where A is
+        A is, `Cholesky()` got an indefinite A, or the vectors of an
+        [`pseudojvp.Eigh`][] are not orthonormal), and by a derivative where A is
         singular. If `False`, value and derivative are NaN there. Defaults to `True`.
 
     **Returns:** a named tuple `(sign, logabsdet)` of scalars: `sign` in the dtype of A, a
@@ -49,7 +50,8 @@ def slogdet(
     for A of deficient rank along paths of constant rank; the sign 1 does not move then.
     By `Triangular()`, `SparseTriangular()`, `Tridiagonal()` and `lineax.Diagonal()` they
     are those of what is read: of the diagonal, or the three diagonals. There the
-    derivative of a singular A is infinite or NaN, and never raises.
+    derivative of a singular A is infinite or NaN, and never raises. Those of a
+    [`pseudojvp.Eigh`][] are by its eigenvalues alone: its vectors stay orthonormal.
 
     Cost: of the value a factorisation, n³ for the sign by `SVD()` and `PivotedQR()`, of
     which only a determinant needs one (an LU factorisation of the orthogonal factors).

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Inexact, Integer
 from .._base.host import raise_if
 from .._base.order import after_in_batch
 from .._base.structure import Structure
-from .._base.tree import nan_unless, promoting
+from .._base.tree import one_or_nan, promoting
 from .._kernel.determinant import of_product
 from .._operator.matrix import widened
 from .._operator.sparse import SparseLinearOperator, untagged
@@ -48,8 +48,9 @@ _KNOWN = (
 
 
 _NAN = (
-    "is NaN: an entry of A is non-finite (NaN or Inf), or A is not definite, as "
-    "`Cholesky()` needs. Use `LU()` for an indefinite A."
+    "is NaN: an entry of A is non-finite (NaN or Inf), A is not definite, as "
+    "`Cholesky()` needs, or the vectors of an `Eigh` are not orthonormal. Use `LU()` for "
+    "an indefinite A."
 )
 _CONJUGATES = "is none: A is not linear over the complex numbers, A(i v) is not i A v."
 
@@ -73,7 +74,9 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
     linear = is_complex_linear(problem)
     linear = jnp.array(True) if linear is None else linear
     sound = linear & ~jnp.isnan(told.logabsdet)
-    sign, logabsdet = nan_unless(sound, told)
+    one = one_or_nan(sound)  # as a factor: derivatives are NaN as well
+    sign = told.sign * one.astype(told.sign.dtype)
+    logabsdet = told.logabsdet * one.astype(told.logabsdet.dtype)
     if guard.throw:
         subject = (
             f"The determinant with `{type(solver).__name__}()` of an operator of shape "

@@ -52,7 +52,8 @@ class Eigh(AbstractStructured):
     Cost: 4nk flops for A v and for a solve; power, pseudoinverse and shift take k.
 
     **Derivatives:** with respect to all three, of every order. They are those of the
-    matrix V diag(λ) Vᴴ + μ (I − V Vᴴ), whichever way V moves.
+    matrix V diag(λ) Vᴴ + μ (I − V Vᴴ), whichever way V moves; those of its determinant
+    by [`pseudojvp.slogdet`][] take V for orthonormal, and move with λ and μ alone.
 
     **Raises:** `ValueError` for shapes that do not match, `TypeError` for complex values.
     """

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer, Real
 
+from ..._base.tree import one_or_nan
 from ..._kernel.determinant import of_product
 from ..._operator.block_diagonal import BlockDiagonal
 from ..._operator.circulant import Circulant
@@ -84,7 +85,10 @@ def of_spectrum(
             own, size = _product(rest[None], kept[None], full_rank=full_rank)
             sign = sign * own ** (rows - columns)
             logabsdet = logabsdet + (rows - columns) * size
-        sign = sign.astype(operator.vectors.dtype)
+        # These are eigenvalues of A for orthonormal vectors alone.
+        one = one_or_nan(state.sound)
+        sign = (sign * one.astype(sign.dtype)).astype(operator.vectors.dtype)
+        logabsdet = logabsdet * one.astype(logabsdet.dtype)
     else:
         values = diagonal_of(operator)
         sign, logabsdet = _product(values, state.kept, full_rank=full_rank)

@@ -246,4 +246,4 @@ def _is_orthonormal(vectors: Inexact[Array, "n k"]) -> Bool[Array, ""]:
     probe = jnp.asarray(random_signs(vectors.shape[1], 1)[:, 0], vectors.dtype)
     image = adjoint_matmul(vectors, matmul(vectors, probe))
     error = jnp.linalg.norm(image - probe)
-    return ~(error > math.sqrt(jnp.finfo(vectors.dtype).eps))  # NaN is told as such
+    return error <= math.sqrt(jnp.finfo(vectors.dtype).eps)  # not for NaN
