@@ -176,6 +176,41 @@ def test_vectors_that_are_not_orthonormal_are_told():
         pj.linear_solve(operator, jnp.ones(2))
 
 
+# Its square is [[2, -1], [-1, 2]], which takes (1, 1) to itself.
+HALF = np.sqrt(3) / 2
+MIXING = np.array([[HALF + 0.5, 0.5 - HALF], [0.5 - HALF, HALF + 0.5]])
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        MIXING,
+        np.eye(2) * (1 + 1e-9),
+        np.linalg.qr(np.random.default_rng(0).standard_normal((30, 20)))[0] * (1 + 1e-9),
+        np.eye(20) + 1e-9 * np.eye(20, k=5),
+    ],
+    ids=["of-one-length", "scaled", "scaled-many", "turned-many"],
+)
+def test_vectors_that_are_nearly_orthonormal_are_told(vectors):
+    size, count = vectors.shape
+    operator = pj.Eigh(jnp.arange(1.0, 1 + count), vectors, 1.0)
+    solution = pj.linear_solve(operator, jnp.ones(size), throw=False)
+    assert solution.result == lx.RESULTS.breakdown
+
+
+@pytest.mark.parametrize("size", [5, 300])
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_vectors_of_a_decomposition_are_orthonormal(size, dtype):
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((size, size)).astype(dtype)
+    values, vectors = np.linalg.eigh(
+        matrix + matrix.T + 4 * size * np.eye(size, dtype=dtype)
+    )
+    operator = pj.Eigh(values, vectors)
+    solution = pj.linear_solve(operator, jnp.ones(size, dtype), throw=False)
+    assert solution.result == lx.RESULTS.successful
+
+
 def test_non_finite_vectors_are_told():
     operator = pj.Kronecker(A, B)
     vector = jnp.array([1.0, jnp.nan, 0.0, 1.0])
