@@ -205,6 +205,21 @@ def test_large_general_toeplitz_matrix_is_solved_by_products():
     assert "num_steps" in solution.stats
 
 
+def test_smaller_tolerance_for_a_large_toeplitz_matrix_is_worth_a_few_steps():
+    column = np.exp(-((np.arange(1100) / 20) ** 2) / 2)
+    column[0] += 1e-2
+    operator = pj.Toeplitz(column, tags=lx.positive_semidefinite_tag)
+    want = np.random.default_rng(0).standard_normal(1100)
+    vector = jnp.asarray(scipy.linalg.matmul_toeplitz(column, want))
+    preconditioner = operator.circulant().pseudoinverse()
+    solver = pj.CG(rtol=1e-12, preconditioner=preconditioner)
+    default = pj.linear_solve(operator, vector)
+    solution = pj.linear_solve(operator, vector, solver)
+    assert_close(default.value, want, 1e-7)
+    assert_close(solution.value, want, 1e-10)
+    assert solution.stats["num_steps"] < 10 + default.stats["num_steps"]
+
+
 def test_large_toeplitz_matrices_have_no_determinant_by_default():
     operator = pj.Toeplitz(jnp.arange(2000.0, 0, -1), tags=lx.positive_semidefinite_tag)
     with pytest.raises(TypeError, match="no factors"):

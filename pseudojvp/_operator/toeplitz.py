@@ -35,8 +35,10 @@ class Toeplitz(AbstractStructured):
     iterates with products, and never makes A: `CG` if A is tagged definite, with the
     inverse of `circulant()` as a preconditioner, `MINRES` if it is Hermitian, `BiCGStab`
     with that preconditioner if it is square, `LSMR` otherwise or where the rank may be
-    deficient. Levinson's recursion, O(n²) in n steps one after the other, is not used:
-    for indefinite or general A it is unstable wherever a leading block is near singular.
+    deficient, to a relative residual of 1e-10: for an ill-conditioned A name a solver
+    with a smaller `rtol`, or `LU()`. Levinson's recursion, O(n²) in n steps one after the
+    other, is not used: for indefinite or general A it is unstable wherever a leading
+    block is near singular.
 
     **Arguments:**
 
