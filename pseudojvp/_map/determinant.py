@@ -24,6 +24,7 @@ from .._base.tree import one_or_nan, promoting
 from .._kernel.determinant import of_product
 from .._operator.matrix import widened
 from .._operator.sparse import SparseLinearOperator, untagged
+from .._operator.toeplitz import Toeplitz
 from .._solver import (
     AbstractByParts,
     AbstractFactorisation,
@@ -32,6 +33,7 @@ from .._solver import (
     SparseLU,
     SVD,
 )
+from .._solver.auto import DENSE_ENTRIES
 from .guard import Guard, is_complex_linear
 from .primitive import bind
 from .rows import Blocks, Problem
@@ -66,6 +68,13 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
     if told is None and isinstance(solver, AbstractFactorisation | SparseLU):
         told = _of_factors(problem, guard)
     if told is None:
+        if isinstance(untagged(operator), Toeplitz):
+            raise TypeError(
+                "`slogdet` got a `Toeplitz` of shape "
+                f"{operator.out_size(), operator.in_size()} with a solver that iterates, "
+                f"as the default does above {DENSE_ENTRIES:,} entries. It has no factors "
+                "that tell the determinant; pass `pj.LU()`, which makes the matrix."
+            )
         raise TypeError(
             f"`slogdet` got the solver `{type(solver).__name__}()`, which has no factors "
             f"that tell the determinant. Pass {_KNOWN}; for an operator without a matrix "
