@@ -176,6 +176,19 @@ def test_vectors_that_are_not_orthonormal_are_told():
         pj.linear_solve(operator, jnp.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("factors", "damping", "pi"),
+    [((A,), -1.0, None), ((A, B), -1.0, None), ((A, A, B), -1.0, None)]
+    + [((A, B), 1.0, pi) for pi in (-1.0, 0.0, np.nan)],
+)
+def test_factored_damping_that_is_negative_makes_the_operator_nan(factors, damping, pi):
+    product = pj.Kronecker(*map(definite, factors))
+    operator = product.factored_damped(damping, pi=pi)
+    assert np.all(np.isnan(operator.as_matrix()))
+    solution = pj.linear_solve(operator, jnp.ones(operator.in_size()), throw=False)
+    assert solution.result != lx.RESULTS.successful
+
+
 # Its square is [[2, -1], [-1, 2]], which takes (1, 1) to itself.
 HALF = np.sqrt(3) / 2
 MIXING = np.array([[HALF + 0.5, 0.5 - HALF], [0.5 - HALF, HALF + 0.5]])

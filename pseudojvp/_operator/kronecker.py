@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact
 
 from .._base.structure import Structure
+from .._base.tree import one_or_nan
 from .adjoint import hermitian_tag
 from .damped_kronecker import DampedKronecker, real_scalar
 from .matrix import matrix_of
@@ -165,7 +166,8 @@ class Kronecker(AbstractStructured):
         - `damping`: λ ≥ 0, a real scalar in the units of the product. A negative one
             makes the operator NaN.
         - `pi`: π of two factors, a positive real scalar; for more, pass them damped.
-            Defaults to `None`, as above; one where a mean is not positive.
+            Another one makes the operator NaN. Defaults to `None`, as above; one where a
+            mean is not positive.
 
         **Derivatives:** with respect to the factors and λ, through π as well.
 
@@ -177,6 +179,7 @@ class Kronecker(AbstractStructured):
         approximate curvature*, ICML (2015), section 6.3.
         """
         damping = real_scalar(damping, self, "factored_damped(damping=...)")
+        damping = damping * one_or_nan(damping >= 0).astype(damping.dtype)
         count = len(self.operators)
         for operator in self.operators:
             if operator.in_size() != operator.out_size():
@@ -192,6 +195,7 @@ class Kronecker(AbstractStructured):
             balance = list(stacked / jnp.exp(jnp.mean(jnp.log(stacked))))
         elif count == 2:
             pi = real_scalar(pi, self, "factored_damped(pi=...)")
+            pi = pi * one_or_nan(pi > 0).astype(pi.dtype)
             balance = [pi, 1 / pi]
         else:
             raise ValueError(
