@@ -142,6 +142,42 @@ def test_rows_and_columns_of_any_scale_are_no_failure():
     assert error < 1e-12
 
 
+def _rows_of_any_units():
+    """A small first block that the update repairs, and large rows beside it."""
+    first = np.array([1e-13, 1, 1, 1e14]), np.array([[1.0], [2], [3], [0]])
+    block = np.r_[normal(8, (25, 25), float), np.zeros((25, 25))]
+    return [first, (np.repeat([1e-9, 1e9], 25), block)]
+
+
+@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize("of", [lx.DiagonalLinearOperator, jnp.diag])
+def test_the_residual_of_small_rows_counts_beside_large_ones(case, of):
+    diagonal, u = _rows_of_any_units()[case]
+    matrix = np.diag(diagonal) + u @ u.T
+    vector = jnp.asarray(matrix @ np.arange(1.0, len(u) + 1))
+    operator = pj.LowRankUpdate(of(jnp.asarray(diagonal)), jnp.asarray(u))
+    got = pj.linear_solve(operator, vector, throw=False)
+    error = np.max(np.abs(got.value - np.linalg.solve(matrix, vector)))
+    assert (got.result == RESULTS.successful) == (error < 1e-9)
+    adjoint = pj.linear_solve(operator.transpose(), vector, throw=False)
+    error = np.max(np.abs(adjoint.value - np.linalg.solve(matrix, vector)))
+    assert (adjoint.result == RESULTS.successful) == (error < 1e-9)
+
+
+def test_a_row_of_zeros_in_the_solution_is_no_failure():
+    """By a solver that leaves rounding there."""
+    blocks = np.zeros((SIZE, SIZE))
+    blocks[:6, :6], blocks[6:, 6:] = normal(9, (6, 6), float), normal(10, (6, 6), float)
+    u, vector = np.zeros((SIZE, 1)), np.zeros(SIZE)
+    u[:6], vector[:6] = 1, np.arange(1.0, 7)
+    operator = pj.LowRankUpdate(jnp.asarray(blocks), jnp.asarray(u))
+    solver = pj.Woodbury(pj.SVD())
+    got = pj.linear_solve(operator, jnp.asarray(vector), solver, throw=False)
+    assert got.result == RESULTS.successful
+    want = np.linalg.solve(blocks + u @ u.T, vector)
+    np.testing.assert_allclose(got.value, want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.default("core1")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("core", [np.zeros((2, 2)), np.ones((2, 2))])

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +17,13 @@ from .._base.order import after_in_batch
 from .._base.results import first_failure
 from .._base.structure import Structure
 from .._base.tree import all_finite
-from .._kernel.condition import full_rank_result, largest_entries, reciprocal_condition
+from .._kernel.condition import (
+    full_rank_result,
+    largest_entries,
+    PROBES,
+    probes,
+    reciprocal_condition,
+)
 from .._kernel.norms import two_norm
 from .._kernel.products import matmul
 from .._operator import LowRankUpdate, SparseLinearOperator
@@ -44,6 +51,7 @@ _ITERATING = (
 )
 _GOAL = 10.0  # backward error to refine down to, in multiples of eps
 _LARGEST_ERROR = 1e4  # and the largest that is successful, as for `LU`
+_ROUNDING_OF_ROWS = 1e3  # a row this small, in n eps, is rounding (Arioli et al.)
 _MOST_STEPS = 50  # of refinement, each of which halves the residual at least
 
 
@@ -75,7 +83,7 @@ class WoodburyState(eqx.Module):
 class _Iterate(eqx.Module):
     solution: Inexact[Array, " n"]
     residual: Inexact[Array, " n"]
-    norm: Real[Array, ""]
+    norm: Real[Array, ""]  # of the residual, or a backward error
     before: Real[Array, ""]  # the norm one step earlier
     step: Any
     inner_steps: Any
@@ -95,10 +103,14 @@ class Woodbury(AbstractByParts[WoodburyState]):
 
     - `breakdown` if A without its update cannot be solved with: it is singular, and the
         sum need not be;
-    - `stagnation` if the residual stays above 1e4 eps (‖M‖ |x| + |b|), of M the sum: the
-        formula has lost the digits, and the sum need not be ill-conditioned;
+    - `stagnation` if an entry of the residual stays above 1e4 eps times that of
+        |A| |x| + |U| |C| |V|ᴴ |x| + |b|, whatever the units of the rows: the formula has
+        lost the digits, and the sum need not be ill-conditioned;
     - `singular` if the sum is singular to working precision: an estimate of its
         reciprocal condition number, with the columns scaled, is at most `eps * n`.
+
+    Of an A whose entries are not at hand (a function, a structured operator) an estimate
+    of the 2-norm of each row times |x| stands for |A| |x|, of eight products.
 
     For the first two use `LU()` or another solver of the sum. If A is solved with by
     iterations the sum is solved for to their tolerance, |b − M x| ≤ atol + rtol |b|, and
@@ -129,7 +141,9 @@ class Woodbury(AbstractByParts[WoodburyState]):
     equation (2); Yip, *A note on the stability of solving a rank-p modification of a
     linear system by the Sherman-Morrison-Woodbury formula*, SIAM J. Sci. Stat. Comput. 7
     (1986), for what is lost; Higham, *Accuracy and Stability of Numerical Algorithms*,
-    2nd ed. (2002), section 12.2, for the refinement.
+    2nd ed. (2002), section 12.2, for the refinement; Arioli, Demmel & Duff, *Solving
+    sparse linear systems with sparse backward error*, SIAM J. Matrix Anal. Appl. 10
+    (1989), for the residuals of rows.
     """
 
     solver: lx.AbstractLinearSolver = eqx.field(
@@ -221,8 +235,12 @@ class Woodbury(AbstractByParts[WoodburyState]):
         norm = two_norm(vector)
         aimed = _tolerance(solver, norm, eps)
 
-        def rounding(solution):
-            return eps * (state.size * two_norm(solution) + norm)
+        if _iterates(solver):
+            measure = lambda _, residual: two_norm(residual)
+            rounding = lambda x: eps * (state.size * two_norm(x) + norm)
+        else:
+            measure = _backward_error(operator, vector, eps)
+            rounding = lambda _: jnp.asarray(eps, norm.dtype)
 
         def goal(iterate):
             goal = _GOAL * rounding(iterate.solution)
@@ -238,7 +256,7 @@ class Woodbury(AbstractByParts[WoodburyState]):
             change, result, steps = self._apply(state, iterate.residual, options)
             solution = iterate.solution + change
             residual = vector - mv(solution)
-            size = two_norm(residual)
+            size = measure(solution, residual)
             better = (iterate.step == 0) | (size < iterate.norm)
             keep = lambda new, old: jnp.where(better, new, old)
             return _Iterate(
@@ -254,7 +272,7 @@ class Woodbury(AbstractByParts[WoodburyState]):
         start = _Iterate(
             solution=jnp.zeros(operator.in_size(), vector.dtype),
             residual=vector,
-            norm=norm,
+            norm=jnp.full_like(norm, jnp.inf),
             before=jnp.full_like(norm, jnp.inf),
             step=jnp.array(0),
             inner_steps=jnp.array(0),
@@ -399,6 +417,69 @@ def _tolerance(
     else:
         rtol = resolve_rtol(solver.rtol, norm.dtype, eps)
     return jnp.asarray(solver.atol, norm.dtype) + rtol * norm
+
+
+def _backward_error(
+    operator: LowRankUpdate, vector: Inexact[Array, " n"], eps: float
+) -> Callable[[Inexact[Array, " n"], Inexact[Array, " n"]], Real[Array, ""]]:
+    """The largest of |b − M x| / (|M| |x| + |b|) over the rows, of x and b − M x.
+
+    Where a row of |M| |x| + |b| is itself rounding, as of an x with zeros, its size takes
+    the largest entry of x for all (Arioli, Demmel & Duff 1989, section 3).
+    """
+    moduli, of_vector = _moduli(operator), jnp.abs(vector)
+    rows = moduli(jnp.ones_like(of_vector))
+
+    def error(solution, residual):
+        solution = jnp.abs(solution)
+        bound = moduli(solution) + of_vector
+        whole = rows * jnp.max(solution, initial=0)
+        tiny = bound <= _ROUNDING_OF_ROWS * vector.size * eps * whole
+        bound = jnp.where(tiny, bound + whole, bound)
+        errors = jnp.abs(residual) / jnp.where(bound > 0, bound, 1)
+        errors = jnp.where(jnp.isfinite(bound), errors, jnp.inf)
+        return jnp.max(errors, initial=0)
+
+    return error
+
+
+def _moduli(operator: lx.AbstractLinearOperator) -> Callable[[Array], Array]:
+    """|A| v of a v that is nowhere negative, of no more than the parts."""
+    bare = untagged(operator)
+    if isinstance(bare, LowRankUpdate):
+        left, core, right = map(jnp.abs, (bare.U, bare.core(), bare.right))
+        of_part = _moduli(bare.operator)
+
+        def of_update(v):
+            update = matmul(left, matmul(core, matmul(right.T, v.astype(left.dtype))))
+            return of_part(v) + update.astype(v.dtype)
+
+        return of_update
+    if isinstance(bare, SparseLinearOperator):
+        sparse = dataclasses.replace(bare, data=jnp.abs(bare.data))
+        return lambda v: sparse.mv(v.astype(sparse.data.dtype)).astype(v.dtype)
+    if lx.is_diagonal(operator):
+        diagonal = jnp.abs(lx.diagonal(operator))
+        return lambda v: diagonal.astype(v.dtype) * v
+    if lx.is_tridiagonal(operator):
+        bands = [jnp.abs(band) for band in lx.tridiagonal(operator)]
+
+        def of_bands(v):
+            diagonal, lower, upper = (band.astype(v.dtype) for band in bands)
+            product = (diagonal * v).at[1:].add(lower * v[:-1])
+            return product.at[:-1].add(upper * v[1:])
+
+        return of_bands
+    if isinstance(bare, lx.MatrixLinearOperator):
+        matrix = jnp.abs(matrix_of(operator))
+        return lambda v: matmul(matrix, v.astype(matrix.dtype)).astype(v.dtype)
+    size = operator.in_size()
+    vectors = probes(size, PROBES, jnp.finfo(jnp.float32).dtype)
+    spaces = operator.in_structure(), operator.out_structure()
+    vectors = vectors.astype(Structure.of(spaces).dtype)
+    images = jnp.abs(jax.vmap(flat_mv(operator), 1, 1)(vectors))
+    norms = jax.vmap(two_norm)(images) * (size / max(vectors.shape[1], 1)) ** 0.5
+    return lambda v: norms.astype(v.dtype) * two_norm(v)
 
 
 def _largest_entries(operator: lx.AbstractLinearOperator) -> Real[Array, " n"]:
