@@ -1,5 +1,6 @@
 """The determinant of a low-rank update by its parts, against NumPy's of the sum."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -65,6 +66,25 @@ def test_an_iterative_solver_of_a_has_none():
     a = lx.TaggedLinearOperator(lx.DiagonalLinearOperator(jnp.ones(3)), psd)
     with pytest.raises(TypeError, match=r"`slogdet` got the solver `CG\(\)`"):
         pj.slogdet(pj.LowRankUpdate(a, jnp.ones((3, 1))), pj.Woodbury(pj.CG()))
+
+
+def _singular_to_working_precision():
+    first = jnp.eye(SIZE)[:, :1]
+    a = lx.DiagonalLinearOperator(jnp.ones(SIZE))
+    return pj.LowRankUpdate(a, first, None, jnp.array([[1e-15 - 1.0]]))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_factors_tell_that_the_sum_is_singular_and_no_derivative_is_made(count):
+    part = _singular_to_working_precision()
+    operator = part if count == 1 else pj.BlockDiagonal(part, part)
+    factorised = pj.factorise(operator, throw=False)
+    assert factorised.result == lx.RESULTS.singular
+    assert factorised.stats["reciprocal_condition"] < 1e-14
+    logabsdet = lambda operator: pj.slogdet(operator, throw=False).logabsdet
+    value, gradient = eqx.filter_value_and_grad(logabsdet)(operator)
+    np.testing.assert_allclose(value, count * np.log(1e-15), rtol=1e-2)
+    assert all(jnp.all(jnp.isnan(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 _STRUCTURED = {

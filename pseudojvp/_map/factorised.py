@@ -17,7 +17,7 @@ from .._operator.matrix import is_narrow
 from .._operator.over_reals import aids_over_reals, joined, mixes, over_reals, parted
 from .._operator.unit_diagonal import is_unit_triangular, without_diagonal
 from .._solver import (
-    AbstractFactorisation,
+    AbstractTelling,
     AutoLinearSolver,
     Identity,
     Normal,
@@ -118,7 +118,8 @@ class Factorised(eqx.Module):
         """What the factors tell: `successful`, or why no solve with them can be.
 
         A solver that looks at A in each solve (an iterative one, `SparseLU`, those of
-        lineax) has not done so yet, and says `successful`.
+        lineax) has not done so yet, and says `successful`. `Woodbury` tells here that a
+        low-rank update is singular, and each solve whether digits are lost.
         """
         told = self._told()
         if told is None:
@@ -235,11 +236,11 @@ class Factorised(eqx.Module):
         return out.codomain, result, stats
 
     def _told(self):
-        """The factorisation and its state, if the solver is one."""
+        """The solver and its state, if that tells of A."""
         solver, state = self._problem.solver, self._problem.state
         if isinstance(solver, Normal):
             solver, state = solver.inner_solver, state.inner
-        return (solver, state) if isinstance(solver, AbstractFactorisation) else None
+        return (solver, state) if isinstance(solver, AbstractTelling) else None
 
 
 def _skips_diagonal(solver, operator) -> bool:

@@ -9,6 +9,7 @@ from .direct.tridiagonal import Tridiagonal as Tridiagonal
 from .factorisation import (
     AbstractByParts as AbstractByParts,
     AbstractFactorisation as AbstractFactorisation,
+    AbstractTelling as AbstractTelling,
     Slogdet as Slogdet,
 )
 from .function import FunctionSolver as FunctionSolver, is_function as is_function

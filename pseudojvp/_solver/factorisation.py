@@ -18,19 +18,23 @@ class Slogdet(NamedTuple):
     """log |det A|; −inf if A is singular."""
 
 
-class AbstractFactorisation(lx.AbstractLinearSolver[State]):
+class AbstractTelling(lx.AbstractLinearSolver[State]):
+    """A solver whose state says something of A; a solve may say more."""
+
+    @abc.abstractmethod
+    def result(self, state: State) -> lx.RESULTS:
+        """Returns `successful`, or why no solve with this state can be."""
+
+    @abc.abstractmethod
+    def stats(self, state: State) -> dict[str, Any]:
+        """Returns what the state tells of A."""
+
+
+class AbstractFactorisation(AbstractTelling[State]):
     """A solver that reads every entry of A, once, and what its factors say of A.
 
     It holds for every solve with them.
     """
-
-    @abc.abstractmethod
-    def result(self, state: State) -> lx.RESULTS:
-        """Returns `successful`, or why no solve with these factors can be."""
-
-    @abc.abstractmethod
-    def stats(self, state: State) -> dict[str, Any]:
-        """Returns what the factors tell of A."""
 
     def slogdet(self, state: State) -> Slogdet | None:
         """Returns sign and log |.| of the determinant; `None` where factors tell none.

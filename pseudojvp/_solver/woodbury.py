@@ -16,7 +16,7 @@ from .._base.checks import check_options, check_square
 from .._base.order import after_in_batch
 from .._base.results import first_failure
 from .._base.structure import Structure
-from .._base.tree import all_finite
+from .._base.tree import all_finite, one_or_nan
 from .._kernel.condition import (
     full_rank_result,
     largest_entries,
@@ -32,7 +32,7 @@ from .._operator.sparse import untagged
 from .auto import AutoLinearSolver, registered_solver
 from .counterpart import counterpart
 from .direct.lu import LU
-from .factorisation import AbstractByParts, Slogdet
+from .factorisation import AbstractByParts, AbstractTelling, Slogdet
 from .function import FunctionSolver
 from .krylov.iteration import AbstractKrylovSolver, flat_adjoint_mv, flat_mv, resolve_rtol
 from .neumann import Neumann
@@ -90,7 +90,7 @@ class _Iterate(eqx.Module):
     result: lx.RESULTS
 
 
-class Woodbury(AbstractByParts[WoodburyState]):
+class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
     """Solves with a low-rank update by solves with what is updated.
 
         (A + U C Vᴴ)⁻¹ b = y − A⁻¹U (I + C Vᴴ A⁻¹U)⁻¹ C Vᴴ y,   y = A⁻¹b
@@ -211,17 +211,31 @@ class Woodbury(AbstractByParts[WoodburyState]):
         told = results.where(finite, results.stagnation, results.singular)
         told = first_failure(first_failure(state.result, final.result), told)
         result = results.where(met, results.successful, told)
-        stats = {
-            "capacitance_reciprocal_condition": state.capacitance,
-            "num_refinements": final.step - 1,
-        }
-        if state.estimate is not None:
-            size = in_structure.size
-            result = first_failure(result, full_rank_result(state.estimate, size, size))
-            stats["reciprocal_condition"] = state.estimate
+        result = first_failure(result, self._of_estimate(state))
+        stats = self.stats(state) | {"num_refinements": final.step - 1}
         if isinstance(_resolved(self.solver, state.inner), AbstractKrylovSolver):
             stats["num_steps"] = final.inner_steps
         return in_structure.unravel(final.solution), result, stats
+
+    def result(self, state: WoodburyState) -> lx.RESULTS:
+        """Of an A that is solved with by iterations only whether they gave numbers."""
+        results = lx.RESULTS
+        finite = all_finite((state.solved, state.weights))
+        told = first_failure(state.result, results.singular)
+        told = results.where(finite, results.successful, told)
+        return first_failure(told, self._of_estimate(state))
+
+    def stats(self, state: WoodburyState) -> dict[str, Any]:
+        stats = {"capacitance_reciprocal_condition": state.capacitance}
+        if state.estimate is None:
+            return stats
+        return stats | {"reciprocal_condition": state.estimate}
+
+    def _of_estimate(self, state: WoodburyState) -> lx.RESULTS:
+        if state.estimate is None:
+            return lx.RESULTS.successful
+        size = state.structures.value[0].size
+        return full_rank_result(state.estimate, size, size)
 
     def _refined(self, state: WoodburyState, vector, options):
         """The last iterate, and whether its residual is small enough."""
@@ -332,7 +346,9 @@ class Woodbury(AbstractByParts[WoodburyState]):
         solved = jax.vmap(solve, 1, 1)(update.U)
         sign, logabsdet = jnp.linalg.slogdet(_capacitance(update, solved))
         of_part = part.slogdet()
-        return Slogdet(of_part.sign * sign, of_part.logabsdet + logabsdet)
+        told = Slogdet(of_part.sign * sign, of_part.logabsdet + logabsdet)
+        sound = self.result(state) == lx.RESULTS.successful
+        return Slogdet(*_derivable((sound, told)))
 
     def _check(self, options: dict[str, Any]) -> None:
         if "y0" in options:
@@ -367,6 +383,20 @@ class Woodbury(AbstractByParts[WoodburyState]):
 def _(operator: LowRankUpdate) -> lx.AbstractLinearSolver | None:
     """None for as many columns as A has: then a matrix is no more than the parts."""
     return Woodbury() if operator.rank < operator.in_size() else None
+
+
+@eqx.filter_custom_jvp
+def _derivable(sound_and_told):
+    """The determinant, whose derivative is NaN unless it is sound."""
+    return tuple(sound_and_told[1])
+
+
+@_derivable.def_jvp
+def _(primals, tangents):
+    ((sound, told),), ((_, t_told),) = primals, tangents
+    factor = one_or_nan(sound)
+    t_told = tuple(None if t is None else t * factor.astype(t.dtype) for t in t_told)
+    return tuple(_derivable((sound, told))), t_told
 
 
 def _solvable(update: LowRankUpdate) -> LowRankUpdate:

@@ -17,7 +17,7 @@ from ..._operator.block_diagonal import BlockDiagonal
 from ..._operator.kronecker import Kronecker
 from ..._operator.parts import along_each_axis
 from ..._operator.runs import split_by_runs
-from ..factorisation import AbstractFactorisation
+from ..factorisation import AbstractFactorisation, AbstractTelling
 from ..state import structures_of, swapped
 
 
@@ -58,7 +58,7 @@ class Part(eqx.Module):
 
     def result(self, solver: Solver) -> lx.RESULTS:
         """What the factors tell, of the worst of equal parts."""
-        if not isinstance(solver, AbstractFactorisation):
+        if not isinstance(solver, AbstractTelling):
             return lx.RESULTS.successful
         return worst(self._map(solver.result))
 
@@ -72,7 +72,7 @@ class Part(eqx.Module):
 
     def reciprocal_condition(self, solver: Solver) -> Real[Array, ""] | None:
         """The smallest of equal parts; `None` if the solver tells none."""
-        if not isinstance(solver, AbstractFactorisation):
+        if not isinstance(solver, AbstractTelling):
             return None
         estimate = self._map(solver.stats).get("reciprocal_condition")
         return None if estimate is None else jnp.min(estimate, initial=1)
