@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+import scipy.sparse
 from checks import assert_close, derivatives, jit
 from structured_cases import CASES, normal, path_of, pinv_derivatives
 from truth import central_difference
@@ -140,3 +141,20 @@ def test_condition_numbers_are_near_those_of_the_dense_form(name):
     estimate = solution.stats["reciprocal_condition"]
     # Columns may be scaled, and each factor is off by up to sqrt(n).
     assert 0.02 < estimate * np.linalg.cond(path.matrix(0.0)) < 50
+
+
+def test_a_product_that_is_singular_by_its_factors_together_is_told():
+    """Of low-rank updates, and beside a factor whose solver estimates nothing."""
+    update = pj.LowRankUpdate(jnp.eye(3), jnp.eye(3)[:, :1], None, [[1e-9 - 1]])
+    operator = pj.Kronecker(update, update, _sparse())
+    told = pj.linear_solve(operator, jnp.ones(18), throw=False).result
+    assert told == lx.RESULTS.singular
+    factor = jnp.ones((2, 2)) + jnp.eye(2)
+    sound = pj.Kronecker(update, factor)
+    got = pj.linear_solve(sound, jnp.ones(6), throw=False)
+    assert got.result == lx.RESULTS.successful
+    assert_close(got.value, np.linalg.solve(sound.as_matrix(), np.ones(6)), 1e-12)
+
+
+def _sparse():
+    return pj.SparseLinearOperator(scipy.sparse.csr_array([[2.0, 1], [1, 3]]))

@@ -121,8 +121,9 @@ class KroneckerState(eqx.Module):
 
     def result(self, solvers: tuple[Solver, ...], *, full_rank: bool) -> lx.RESULTS:
         told = _results(solvers, self.parts)
-        estimate = self.reciprocal_condition(solvers)
-        if full_rank and estimate is not None:
+        known = _known(_estimates(solvers, self.parts))  # one that is not counts as 1
+        if full_rank and known:
+            estimate = jnp.prod(jnp.stack(known))
             rows = cols = 1
             for part in self.parts:
                 rows, cols = rows * part.sizes[0], cols * part.sizes[1]
@@ -137,7 +138,8 @@ class KroneckerState(eqx.Module):
 
     def reciprocal_condition(self, solvers: tuple[Solver, ...]):
         estimates = _estimates(solvers, self.parts)
-        return None if estimates is None else jnp.prod(jnp.stack(estimates))
+        known = _known(estimates)
+        return jnp.prod(jnp.stack(known)) if len(known) == len(estimates) else None
 
 
 class BlocksState(eqx.Module):
@@ -204,7 +206,8 @@ class BlocksState(eqx.Module):
 
     def reciprocal_condition(self, solvers: tuple[Solver, ...]):
         estimates = _estimates(solvers, self.parts)
-        return None if estimates is None else jnp.min(jnp.stack(estimates))
+        known = _known(estimates)
+        return jnp.min(jnp.stack(known)) if len(known) == len(estimates) else None
 
 
 def _ordered(order, earlier: list[Part], operator: lx.AbstractLinearOperator):
@@ -219,11 +222,13 @@ def _results(solvers, parts) -> list[lx.RESULTS]:
     return [part.result(solver) for solver, part in zip(solvers, parts, strict=True)]
 
 
-def _estimates(solvers, parts) -> list[Real[Array, ""]] | None:
+def _estimates(solvers, parts) -> list[Real[Array, ""] | None]:
     pairs = zip(solvers, parts, strict=True)
-    estimates = [part.reciprocal_condition(solver) for solver, part in pairs]
-    known = [estimate for estimate in estimates if estimate is not None]
-    return known if len(known) == len(estimates) else None
+    return [part.reciprocal_condition(solver) for solver, part in pairs]
+
+
+def _known(estimates: list[Real[Array, ""] | None]) -> list[Real[Array, ""]]:
+    return [estimate for estimate in estimates if estimate is not None]
 
 
 def _first(told: list[lx.RESULTS]) -> lx.RESULTS:
