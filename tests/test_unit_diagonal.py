@@ -107,3 +107,86 @@ def test_sparse_solve_takes_a_triangle_without_its_diagonal():
     matrix = np.eye(4)
     matrix[place] = data
     assert_close(x, np.linalg.solve(matrix, VECTOR), 1e-14)
+
+
+_SOLVERS = [
+    pj.LU(),
+    pj.SVD(),
+    pj.PivotedQR(),
+    pj.LSMR(1e-13, 1e-13),
+    pj.Normal(pj.CG(1e-13, 1e-13)),
+    pj.SparseLU(),
+]
+
+
+def _sparse_twice(data, place, tag):
+    """Each entry in two parts."""
+    twice = np.tile(place[0], 2), np.tile(place[1], 2)
+    return pj.SparseLinearOperator((jnp.tile(data / 2, 2), *twice, (4, 4)), UNIT)
+
+
+def _sparse_tagged(data, place, tag):
+    matrix = pj.SparseLinearOperator((data, *place, (4, 4)))
+    return lx.TaggedLinearOperator(matrix, (UNIT, tag))
+
+
+def _sparse_traced(data, place, tag):
+    zero = 0 * data.astype(int)  # traced, where the data are
+    row, col = (index + zero for index in place)
+    return pj.SparseLinearOperator((data, row, col, (4, 4)), (UNIT, tag))
+
+
+def _bands(data, place, tag):
+    matrix = jnp.zeros((4, 4)).at[place].set(data)
+    bands = (jnp.diag(matrix), jnp.diag(matrix, -1), jnp.diag(matrix, 1))
+    return lx.TaggedLinearOperator(lx.TridiagonalLinearOperator(*bands), (UNIT, tag))
+
+
+def _check_ones(solver, make, shape, diagonal):
+    data, place, lower = entries(shape, diagonal)
+    tag = LOWER if lower else UPPER
+
+    def solve(data):
+        value = pj.linear_solve(make(data, place, tag), VECTOR, solver).value
+        return jnp.sum(value**2), value
+
+    (_, x), gradient = jit(jax.value_and_grad(solve, has_aux=True))(data)
+    matrix = np.zeros((4, 4))
+    matrix[place] = data
+    np.fill_diagonal(matrix, 1)
+    want = np.linalg.solve(matrix, VECTOR)
+    assert_close(x, want, 1e-10)
+    row, col = place
+    of_entries = -np.linalg.solve(matrix.T, 2 * want)[row] * want[col]
+    assert_close(gradient, np.where(row == col, 0, of_entries), 1e-9)
+
+
+@pytest.mark.default("junk-dense-SVD")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("solver", _SOLVERS, ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize("make", [dense, _sparse_twice, _sparse_tagged])
+@pytest.mark.parametrize("diagonal", [np.zeros(4), np.ones(4)], ids=["missing", "junk"])
+def test_every_solver_takes_the_diagonal_for_ones(solver, make, diagonal):
+    if isinstance(solver, pj.SparseLU) and make is dense:
+        pytest.skip("it takes sparse matrices alone")
+    _check_ones(solver, make, "lower", diagonal)
+
+
+def test_tagged_bands_and_traced_patterns_are_with_ones():
+    for make in (_bands, _sparse_traced):
+        for diagonal in (np.zeros(4), np.ones(4)):
+            _check_ones(pj.SVD(), make, "bidiagonal", diagonal)
+    matrix = lx.DiagonalLinearOperator(jnp.full(4, 3.0))
+    identity = lx.TaggedLinearOperator(matrix, UNIT)
+    assert_close(pj.linear_solve(identity, VECTOR, pj.LU()).value, VECTOR, 1e-15)
+
+
+def test_determinant_is_one_with_every_solver_that_tells_it():
+    for make in (dense, _sparse_twice):
+        solvers = [pj.LU(), pj.SVD(), pj.PivotedQR()]
+        for solver in solvers + [pj.SparseLU()] * (make is not dense):
+            for diagonal in (np.zeros(4), np.ones(4)):
+                data, place, _ = entries("lower", diagonal)
+                told = pj.slogdet(make(data, place, LOWER), solver)
+                assert_close(told.sign, 1, 1e-12)
+                assert abs(told.logabsdet) < 1e-12

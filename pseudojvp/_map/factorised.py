@@ -15,7 +15,7 @@ from .._base.checks import check_options, check_vector
 from .._base.tree import in_each_part, stop_gradient, tree_neg, tree_sub
 from .._operator.matrix import is_narrow
 from .._operator.over_reals import aids_over_reals, joined, mixes, over_reals, parted
-from .._operator.unit_diagonal import is_unit_triangular, without_diagonal
+from .._operator.unit_diagonal import is_unit_triangular, with_ones, without_diagonal
 from .._solver import (
     AbstractTelling,
     AutoLinearSolver,
@@ -86,8 +86,11 @@ class Factorised(eqx.Module):
                 f"`lineax.{name}` cannot be used with vectors of 16 bits. Use "
                 f"`pseudojvp.{name}`, which computes in float32."
             )
-        if is_unit_triangular(operator) and _skips_diagonal(own, operator):
-            operator, constant = map(without_diagonal, (operator, constant))
+        if is_unit_triangular(operator):
+            # A sparse matrix keeps its pattern where no diagonal is read.
+            skips = _skips_diagonal(own, operator)
+            normal = without_diagonal if skips else with_ones
+            operator, constant = map(normal, (operator, constant))
         if isinstance(own, lx.Diagonal) and operator.in_size() == 0:
             own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
         if isinstance(state, Unset):
