@@ -4,10 +4,12 @@ import re
 
 import equinox as eqx
 import jax
+import jax.experimental.sparse
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+import scipy.sparse
 from checks import assert_close, jit
 from sparse_cases import random_array
 
@@ -130,6 +132,24 @@ def test_block_of_another_shape_is_refused(shape):
 def test_list_on_the_right_is_refused():
     with pytest.raises(TypeError, match="`inverse @ other` got a list with 0 axes"):
         pj.invert(MATRIX) @ [1.0, 2.0, 3.0, 4.0]
+
+
+def test_columns_of_another_dtype_are_refused_by_mm():
+    with pytest.raises(ValueError, match="`inverse.mm` got .*the dtype of the latter"):
+        pj.invert(MATRIX).mm(np.zeros((4, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    "convert", [scipy.sparse.csr_matrix, jax.experimental.sparse.BCOO.fromdense]
+)
+def test_sparse_matrix_on_the_right_is_refused(convert):
+    with pytest.raises(TypeError, match="Densify it"):
+        pj.invert(MATRIX) @ convert(np.eye(4, dtype=complex))
+
+
+def test_numpy_array_on_the_left_is_refused():
+    with pytest.raises(TypeError, match="unsupported operand|not supported"):
+        COLUMNS[:, 0] @ pj.invert(MATRIX)
 
 
 def test_symmetric_inverse_is_its_transpose_and_a_hermitian_one_is_tagged():

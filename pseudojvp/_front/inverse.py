@@ -1,6 +1,6 @@
 """The (pseudo)inverse of an operator, as an operator."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -12,11 +12,13 @@ from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
 from .._base.call import compiled, Frame, split
 from .._base.checks import check_vector
+from .._base.inexact import as_inexact
 from .._base.structure import Structure
 from .._base.tree import tree_conj
 from .._map.factorised import Factorised
 from .._operator.matrix import matrix_of
 from .._operator.over_reals import mixes
+from .._operator.sparse import is_sparse
 
 
 class InverseLinearOperator(lx.AbstractLinearOperator):
@@ -36,6 +38,9 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
     # lineax knows how functions behave, and so does whoever looks for functions in an
     # operator.
     function: lx.FunctionLinearOperator
+
+    # Else `vector @ inverse` with a NumPy vector is an array of operators.
+    __array_ufunc__: ClassVar[None] = None
 
     @classmethod
     def of(
@@ -75,10 +80,10 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
 
         One application of the factors to all columns, or one loop of an iterative solver.
 
-        **Raises:** `ValueError` for leaves of other shapes, or of unequal numbers of
-        columns.
+        **Raises:** `ValueError` for leaves of other shapes or dtypes, or of unequal
+        numbers of columns.
         """
-        given = jtu.tree_map(jnp.asarray, matrix)
+        given = jtu.tree_map(lambda leaf: as_inexact(leaf, "mm(matrix=...)"), matrix)
         expected = Structure.of(self.in_structure())
         counts = {leaf.shape[-1] for leaf in jtu.tree_leaves(given) if leaf.ndim > 0}
         shapes = [leaf.shape[:-1] for leaf in jtu.tree_leaves(given) if leaf.ndim > 0]
@@ -87,6 +92,12 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
                 f"`inverse.mm` got {Structure.of(given).as_tree()}, but takes columns of "
                 f"vectors with structure {expected.as_tree()}. Pass each leaf with one "
                 "more axis, the last, and as many columns in each."
+            )
+        if Structure.of(given).dtypes != expected.dtypes:
+            raise ValueError(
+                f"`inverse.mm` got {Structure.of(given).as_tree()}, but takes columns of "
+                f"vectors with structure {expected.as_tree()}. Pass each leaf in the "
+                "dtype of the latter."
             )
         if counts == {0}:  # no solve that could fail
             out = self.out_structure()
@@ -97,6 +108,11 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
         """Composes operators; applies A† to an array, as a vector or as columns."""
         if isinstance(other, lx.AbstractLinearOperator):
             return lx.ComposedLinearOperator(self, other)
+        if is_sparse(other):
+            raise TypeError(
+                f"`inverse @ other` got a sparse {type(other).__name__}. Densify "
+                "it (`todense`), or pass a `SparseLinearOperator` for a composition."
+            )
         ndim = len(getattr(other, "shape", ()))
         if ndim not in (1, 2):
             raise TypeError(
