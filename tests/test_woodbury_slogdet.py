@@ -87,6 +87,25 @@ def test_factors_tell_that_the_sum_is_singular_and_no_derivative_is_made(count):
     assert all(jnp.all(jnp.isnan(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("first", [1e-3, 1e-9])
+def test_derivatives_have_their_digits_or_are_none_beside_a_nearly_singular_a(first):
+    def logabsdet(diagonal):
+        a = lx.DiagonalLinearOperator(diagonal)
+        operator = pj.LowRankUpdate(a, jnp.eye(SIZE)[:, :1])
+        return pj.slogdet(operator, throw=False).logabsdet
+
+    diagonal = jnp.ones(SIZE).at[0].set(first)
+    value, gradient = jax.value_and_grad(logabsdet)(diagonal)
+    second = jax.grad(lambda d: jax.grad(logabsdet)(d)[0])(diagonal)[0]
+    np.testing.assert_allclose(value, np.log1p(first), rtol=1e-6)
+    lost = first < 1e-6
+    assert np.isnan(gradient[0]) == lost
+    assert np.isnan(second) == lost
+    want = np.nan if lost else 1 / (1 + first)
+    np.testing.assert_allclose(gradient[0], want, rtol=1e-11)
+    np.testing.assert_allclose(second, -(want**2), rtol=1e-8)
+
+
 _STRUCTURED = {
     "Kronecker": lambda a: pj.Kronecker(a[:2, :2], a[:3, :3]),
     "Circulant": lambda a: pj.Circulant(a[:6, 0]),

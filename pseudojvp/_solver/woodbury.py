@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Inexact, PyTree, Real
+from jaxtyping import Array, Bool, Inexact, PyTree, Real
 
 from .._base.checks import check_options, check_square
 from .._base.order import after_in_batch
@@ -126,7 +126,9 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
     an iterative solver of A `"num_steps"`, of all solves for this b.
 
     `slogdet` is det A det(I + C Vᴴ A⁻¹U), where the solver of A has one, with derivatives
-    through the parts: k solves more for the value, and k for a gradient.
+    through the parts: k + 16 solves more for the value, and k for a gradient. The
+    derivatives are NaN where A⁻¹ is larger than the inverse of the sum by eps^-⅓: they
+    lose so many digits, and those of second order twice as many.
 
     `options` are those of `solver`, but for `y0`: a preconditioner is one of A.
 
@@ -348,7 +350,29 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         of_part = part.slogdet()
         told = Slogdet(of_part.sign * sign, of_part.logabsdet + logabsdet)
         sound = self.result(state) == lx.RESULTS.successful
+        sound = sound & self._keeps_digits(state)
         return Slogdet(*_derivable((sound, told)))
+
+    def _keeps_digits(self, state: WoodburyState) -> Bool[Array, ""]:
+        """Whether |M⁻¹| is above eps^⅓ |A⁻¹|, by probes.
+
+        The derivative of the determinant by A is M⁻ᴴ, made of A⁻ᴴ by a difference: it
+        loses as many digits as A⁻ᴴ is larger, and the second derivative twice as many.
+        """
+        part, dtype = state.operator.operator, state.solved.dtype
+        inner, options = self.solver.transpose(state.inner, {})
+        flipped = eqxi.Static(True)
+        transposed = dataclasses.replace(state, inner=inner, transposed=flipped)
+        vectors = probes(state.solved.shape[0], PROBES, state.capacitance.dtype)
+        vectors = vectors.astype(dtype)
+        of_part = lambda v: self._inner_solve(part.transpose(), inner, v, options)[0]
+        of_sum = lambda v: self._apply(transposed, v, options)[0]
+        before, after = (
+            jnp.max(jnp.abs(jax.vmap(solve, 1, 1)(vectors)), initial=0)
+            for solve in (of_part, of_sum)
+        )
+        # Neither is compared where it is not finite: the value tells.
+        return ~(after < float(jnp.finfo(dtype).eps) ** (1 / 3) * before)
 
     def _check(self, options: dict[str, Any]) -> None:
         if "y0" in options:
