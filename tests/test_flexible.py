@@ -277,3 +277,22 @@ def test_negative_definite_operator_is_solved():
     value, successful, *_ = krylov.solve(matrix, vector, solver, tags)
     assert successful
     assert _residual(matrix, value, vector) < 1.1e-10
+
+
+@pytest.mark.parametrize("size", [8, 30])
+def test_network_as_preconditioner_takes_at_most_two_steps_an_unknown(size):
+    for seed in range(3):
+        draw = np.random.default_rng(seed).normal
+        root, weight, vector = (
+            draw(size=(size, size)),
+            draw(size=(size, size)),
+            draw(size=size),
+        )
+        matrix = root @ root.T + np.eye(size)
+        solver = pj.FlexibleCG(
+            preconditioner=lambda v, weight=weight: jnp.tanh(weight @ v) + v,
+            max_steps=2 * size,
+        )
+        value, successful, *_ = krylov.solve(matrix, vector, solver, krylov.PSD)
+        assert successful
+        assert _residual(matrix, value, vector) < 1.1e-10

@@ -160,8 +160,15 @@ class FlexibleCG(AbstractKrylovSolver):
             lambda: r,
             lambda: precondition(over(cycle.norm, r)),  # P need not be homogeneous
         )
-        inner = _multiply(iterate.images.conj(), z)
-        z = z - _multiply(iterate.inverses.astype(z.dtype) * inner, iterate.directions)
+
+        def conjugate(z):
+            inner = _multiply(iterate.images.conj(), z)
+            return z - _multiply(kept.astype(z.dtype) * inner, iterate.directions)
+
+        kept = iterate.inverses
+        new = conjugate(conjugate(z))  # once is not enough where P r is near the old ones
+        lost = ~(length(new) > system.eps**0.5 * length(z))  # only rounding is left
+        kept, z = jnp.where(lost, 0, kept), jnp.where(lost, z, new)
         direction = over(length(z), z)
         image = system.mv(jnp.where(due, x, direction))
         curvature = jnp.where(due, 0, dot(direction, image).real)
@@ -195,7 +202,7 @@ class FlexibleCG(AbstractKrylovSolver):
         stepped = cycle.stepped(norm, ends, broken=~moves, max_steps=system.max_steps)
         memory = len(iterate.inverses)
         place = jnp.where(moves, lax.rem(cycle.step, memory), memory)
-        inverses = iterate.inverses.at[place].set(inverse, mode="drop")
+        inverses = kept.at[place].set(inverse, mode="drop")
         return _Iterate(
             solution=x,
             residual=residual,
