@@ -51,8 +51,8 @@ _KNOWN = (
 
 _NAN = (
     "is NaN: an entry of A is non-finite (NaN or Inf), A is not definite, as "
-    "`Cholesky()` needs, or the vectors of an `Eigh` are not orthonormal. Use `LU()` for "
-    "an indefinite A."
+    "`Cholesky()` needs, the vectors of an `Eigh` are not orthonormal, or A is singular "
+    "without its low-rank update. Use `LU()` in the second and last case."
 )
 _CONJUGATES = "is none: A is not linear over the complex numbers, A(i v) is not i A v."
 
