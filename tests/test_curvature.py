@@ -59,6 +59,8 @@ def _dense(name):
     return np.asarray([_dense_hessian, _dense_gauss_newton][_OPERATORS[name][1]](_FLAT))
 
 
+@pytest.mark.default("gauss_newton")
+@pytest.mark.ci("*")
 @_each_operator
 def test_products_matrix_and_transpose_are_those_of_the_dense_one(name):
     operator, dense = _OPERATORS[name][0](damping=0.5), _dense(name)
@@ -71,6 +73,8 @@ def test_products_matrix_and_transpose_are_those_of_the_dense_one(name):
     np.testing.assert_allclose(operator.as_matrix(), dense, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.default("hessian-MINRES", "gauss_newton-CG")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
@@ -80,6 +84,7 @@ def test_products_matrix_and_transpose_are_those_of_the_dense_one(name):
         ("gauss_newton", pj.CG(1e-13, 0.0)),
         ("gauss_newton", pj.Cholesky()),
     ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_inverse_products_are_those_of_the_dense_one(name, solver):
     operator, dense = _OPERATORS[name][0](damping=0.5), _dense(name)
@@ -117,6 +122,7 @@ def test_derivatives_reach_point_damping_and_what_the_function_closes_over():
     np.testing.assert_allclose(second, want, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_batch_of_points():
     points = jnp.stack([_FLAT, 0.5 * _FLAT])
 

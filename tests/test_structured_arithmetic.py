@@ -145,6 +145,7 @@ def test_definiteness_of_eigenvalues_is_kept_where_signs_are_known():
     assert not lx.is_positive_semidefinite(operator - _identity(operator))
 
 
+@pytest.mark.slow
 def test_16_bits_become_32():
     half = jnp.ones((2, 2), jnp.bfloat16)
     operators = (

@@ -181,6 +181,7 @@ def test_tagged_bands_and_traced_patterns_are_with_ones():
     assert_close(pj.linear_solve(identity, VECTOR, pj.LU()).value, VECTOR, 1e-15)
 
 
+@pytest.mark.slow
 def test_determinant_is_one_with_every_solver_that_tells_it():
     for make in (dense, _sparse_twice):
         solvers = [pj.LU(), pj.SVD(), pj.PivotedQR()]
