@@ -266,6 +266,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
             moves = (iterate.norm > goal(iterate)) & (
                 iterate.norm <= 0.5 * iterate.before
             )
+            moves &= jnp.isfinite(iterate.norm)  # else b of the next solve is not
             return (iterate.step == 0) | (moves & (iterate.step < _MOST_STEPS))
 
         def advance(iterate):
