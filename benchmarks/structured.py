@@ -139,16 +139,5 @@ def measure(name: str, rounds: int) -> None:
         turns.take_turns(f"{name}: {job}", calls, errors, rounds)
 
 
-def main() -> None:
-    parser = turns.parse(__doc__, 5)
-    parser.add_argument("--only", default="", help="part of the name of a problem")
-    arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    turns.print_header()
-    for name in PROBLEMS:
-        if arguments.only in name:
-            measure(name, arguments.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    turns.measure_named(__doc__, PROBLEMS, measure)

@@ -1,9 +1,10 @@
 """Times the contenders of a benchmark in turns, and prints them in a table."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from . import report
@@ -21,6 +22,20 @@ def parse(question: str | None, rounds: int) -> argparse.ArgumentParser:
 
 def print_header() -> None:
     print("; ".join(f"{key}: {value}" for key, value in report.environment().items()))
+
+
+def measure_named(
+    doc: str | None, names: Iterable[str], measure: Callable[[str, int], None]
+) -> None:
+    """The whole of a script: `measure(name, rounds)` for each name that is asked for."""
+    parser = parse(doc, 5)
+    parser.add_argument("--only", default="", help="part of the name of a problem")
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    print_header()
+    for name in names:
+        if arguments.only in name:
+            measure(name, arguments.rounds)
 
 
 def take_turns(
