@@ -13,7 +13,8 @@ def publish(results: Results) -> None:
     """Replaces what stands between the markers of README and `docs/benchmarks.md`."""
     stated = report.stated(results)
     _replace(
-        _ROOT / "README.md", {"benchmark": f"{report.summary(results.main)}\n\n{stated}"}
+        _ROOT / "README.md",
+        {"benchmark": f"{report.like_with_like(results.main)}\n\n{stated}"},
     )
     tables = {
         "stated": stated,

@@ -6,6 +6,15 @@ from .harness import Measurement, Pair, Row
 from .results import environment as environment, Results
 
 
+SHOWN = (
+    "tall 2000 x 100, 64 right-hand sides: gradient",
+    "tall 2000 x 100: gradient",
+    "square 200 x 200: gradient",
+    "500 x 100 of rank 60: gradient",
+    "diffusion 2000 x 2000, matrix-free: gradient",
+)
+
+
 def stated(results: Results) -> str:
     """Device, versions and the number of rounds."""
     rounds = min(
@@ -35,6 +44,18 @@ def summary(rows: list[Row]) -> str:
         chosen = dict.fromkeys((row.ours[0], row.our_fastest))
         for i, ours in enumerate(chosen):
             lines.append([row.name if i == 0 else "", *_beside(row, ours)])
+    return table(header, lines)
+
+
+def like_with_like(rows: list[Row]) -> str:
+    """A few jobs by the first of our solvers, beside the same kind of lineax."""
+    header = ("job", "ours, ms", "lineax, ms", "ratio", "error")
+    lines = []
+    for row in rows:
+        if row.name in SHOWN:
+            ours = row.ours[0]
+            beside = _beside(row, ours)
+            lines.append([row.name, *beside[:3], beside[-1]])
     return table(header, lines)
 
 
