@@ -17,18 +17,19 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from .axes import as_varying, is_manual, varying_axes
 from .tree import all_finite
 
 
 def after(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
     """`tree`, with a data dependency on the arrays of `earlier`; linear in `tree`."""
-    entries = jax.lax.stop_gradient(_entries(earlier))
+    entries = jax.lax.stop_gradient(_entries(earlier, tree))
     return jtu.tree_map(lambda leaf: _depend(leaf, *entries), tree)
 
 
 def after_in_batch(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
     """As `after` under `jax.vmap`; `tree` itself, and nothing computed, without."""
-    entries = _entries(earlier)
+    entries = _entries(earlier, tree)
     return jtu.tree_map(lambda leaf: after_p.bind(leaf, *entries), tree)
 
 
@@ -50,10 +51,15 @@ class Steps:
         return after_in_batch(self._last, tree)
 
 
-def _entries(tree: PyTree) -> list[Array]:
-    """One of each array."""
+def _entries(tree: PyTree, later: PyTree[Array]) -> list[Array]:
+    """One of each array, of those which vary over no axes but those of `later`."""
     arrays = jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))
-    return [array.reshape(-1)[0] for array in arrays if array.size > 0]
+    entries = [array.reshape(-1)[0] for array in arrays if array.size > 0]
+    if not is_manual():
+        return entries
+    axes = varying_axes(later)
+    entries = [entry for entry in entries if varying_axes(entry) <= axes]
+    return list(as_varying(axes, entries))
 
 
 def _depend(leaf: Array, *entries: Array) -> Array:

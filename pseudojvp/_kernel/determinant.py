@@ -1,9 +1,10 @@
 """Signs and logarithms of determinants, from factors."""
 
-import jax.lax as lax
 import jax.lax.linalg as jll
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int, Real
+
+from .._base.axes import fori_loop, scan
 
 
 def phases(numbers: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
@@ -42,7 +43,7 @@ def parity(permutation: Int[Array, " n"]) -> Int[Array, ""]:
         return jnp.minimum(smallest, smallest[reached]), reached[reached]
 
     steps = max(size - 1, 0).bit_length()
-    smallest, _ = lax.fori_loop(0, steps, double, (smallest, reached))
+    smallest, _ = fori_loop(0, steps, double, (smallest, reached))
     cycles = jnp.sum(smallest == jnp.arange(size, dtype=permutation.dtype))
     return 1 - 2 * ((size - cycles) % 2)
 
@@ -69,7 +70,7 @@ def of_tridiagonal(
         return (rest[1], rest[2]), jnp.where(swap, -top[0], top[0])
 
     right = jnp.append(upper, jnp.zeros(1, upper.dtype))
-    (last, _), pivots = lax.scan(
+    (last, _), pivots = scan(
         eliminate, (diagonal[0], right[0]), (lower, diagonal[1:], right[1:])
     )
     return of_product(jnp.append(pivots, last))

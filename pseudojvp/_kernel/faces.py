@@ -13,6 +13,13 @@ import jax.interpreters.ad as ad
 import jax.interpreters.batching as batching
 import jax.interpreters.mlir as mlir
 
+from .._base.axes import alike, as_avals, on_mesh
+
+
+def bound(primitive: jex.Primitive, first, second, *rest, **params):
+    """The face of both arrays, which on a mesh are cast to the same axes."""
+    return primitive.bind(*alike(first, second), *rest, **params)
+
 
 def create_faces(
     name: str,
@@ -30,10 +37,15 @@ def create_faces(
     """
     primitive = jex.Primitive(name)
 
+    def typed(*avals, **params):
+        if on_mesh(avals):
+            return as_avals(jax.eval_shape(ft.partial(impl, **params), *avals))
+        return abstract_eval(*avals, **params)
+
     def jvp(primals, tangents, **params):
         first, second, *rest = primals
         t_first, t_second, *_ = tangents
-        bind = ft.partial(primitive.bind, **params)
+        bind = ft.partial(bound, primitive, **params)
         t_out = [
             bind(*pair, *rest)
             for pair in ((t_first, second), (first, t_second))
@@ -48,12 +60,12 @@ def create_faces(
             ct_linear = ad.Zero(undefined.aval)
         else:
             *arguments, to = transposes[face, linear](known, ct)
-            ct_linear = primitive.bind(*arguments, *rest, face=to, **params)
+            ct_linear = bound(primitive, *arguments, *rest, face=to, **params)
         cotangents = (ct_linear, None) if linear == 0 else (None, ct_linear)
         return (*cotangents, *(None for _ in rest))
 
     primitive.def_impl(jax.jit(impl, static_argnames=("face", *static)))
-    primitive.def_abstract_eval(abstract_eval)
+    primitive.def_abstract_eval(typed)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose

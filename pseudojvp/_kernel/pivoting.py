@@ -5,6 +5,7 @@ import jax.lax.linalg as jll
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Real
 
+from .._base.axes import fori_loop
 from .products import adjoint_matmul, matmul
 
 
@@ -41,5 +42,5 @@ def by_projections(matrix: Inexact[Array, "n n"]):
 
     q = jnp.zeros_like(matrix)
     carry = q, jnp.zeros(len(matrix), matrix.real.dtype), matrix
-    q, pivots, _ = lax.fori_loop(0, len(matrix), step, carry)
+    q, pivots, _ = fori_loop(0, len(matrix), step, carry)
     return q, pivots

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
 
+from .._base.axes import while_loop
+
 
 # A row longer than this is summed in pieces, and then the sums of its pieces.
 _LONGEST = 32
@@ -175,7 +177,7 @@ def _computed_once(array, zero):
     def loop(array, zero):
         going = lambda state: state[0] < zero
         body = lambda state: (state[0] + 1, -state[1])
-        return jax.lax.while_loop(going, body, (jnp.zeros_like(zero), array))[1]
+        return while_loop(going, body, (jnp.zeros_like(zero), array))[1]
 
     return jax.lax.platform_dependent(
         array, zero, cpu=loop, default=lambda array, _: array

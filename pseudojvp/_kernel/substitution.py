@@ -1,10 +1,11 @@
 """Substitution in sparse unit triangular systems, many entries at a time."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
+
+from .._base.axes import scan
 
 
 class Substitution(eqx.Module):
@@ -39,7 +40,7 @@ class Substitution(eqx.Module):
             return columns.at[target].add(change, mode="promise_in_bounds"), None
 
         steps = self.entries, self.target, self.source
-        columns, _ = jax.lax.scan(step, columns, steps, reverse=self.backwards)
+        columns, _ = scan(step, columns, steps, reverse=self.backwards)
         return columns
 
     def transpose(self) -> "Substitution":

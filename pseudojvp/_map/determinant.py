@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer
 
+from .._base.axes import scan
 from .._base.host import raise_if
 from .._base.order import after_in_batch
 from .._base.structure import Structure
@@ -240,7 +241,7 @@ class _Inverse:
             return entries + block.at[places, row].get(mode="fill", fill_value=0), None
 
         start = jnp.zeros(row.shape, self._rows.dtype)
-        return lax.scan(add, start, jnp.arange(0, count, _CHUNK, dtype=col.dtype))[0]
+        return scan(add, start, jnp.arange(0, count, _CHUNK, dtype=col.dtype))[0]
 
     def _bind(self, rhs: Blocks, wanted: Blocks) -> Blocks:
         rhs = Blocks(*after_in_batch(self._earlier, rhs))

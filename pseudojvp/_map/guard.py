@@ -27,6 +27,7 @@ from .._kernel.norms import two_norm
 from .._operator.adjoint import is_complex
 from .._operator.matrix import functions_in
 from .._solver import Normal, ShiftedSolver
+from .mesh import shared
 from .rows import Blocks, Problem
 from .traits import factorises, TERM, Traits, traits_of
 
@@ -87,6 +88,7 @@ class Guard(eqx.Module):
             result = _RESULTS.where(linear, result, _RESULTS.breakdown)
             number = jnp.where(linear, number.astype(float), jnp.inf)
         told = _if_finite(rhs, _told(result, number), _RESULTS.nonfinite_input)
+        told = shared(problem, told)
         result = _result(told >> _NUMBER_BITS, like=result)
         if self.derivative or self.nan:
             out = nan_unless(told == 0, out)

@@ -33,8 +33,10 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import PyTree
 
+from .._base.axes import as_avals, as_structs, like
 from .._base.tree import tree_add, tree_conj, tree_sub
 from .guard import Guard
+from .mesh import checked, typed, varying_alike
 from .rows import apply_saddle_point, Blocks, Problem, spaces, structure_of_blocks
 from .tangents import tangent_products
 from .traits import order_of, traits_of
@@ -47,11 +49,13 @@ def bind(
 
     A block that is `None` is zero, on the way in and on the way out.
     """
+    problem, rhs = varying_alike(problem, rhs)
     return eqxi.filter_primitive_bind(linear_solve_p, problem, rhs, wanted, guard)
 
 
 def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, guard: Guard, *, check_closure):
     out, result, stats = apply_saddle_point(problem, rhs, wanted)
+    out = checked(problem, out)
     if check_closure:
         out = eqxi.nontraceable(
             out, name="pseudojvp.linear_solve with respect to a closed-over value"
@@ -59,28 +63,28 @@ def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, guard: Guard, *, check_
     return guard.judge(problem, rhs, out, result, stats)
 
 
-def _as_struct(x):
-    if isinstance(x, jax.core.ShapedArray):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return x
-
-
-def _as_aval(x):
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.core.ShapedArray(x.shape, x.dtype)
-    return x
-
-
 @eqxi.filter_primitive_def
 def _abstract_eval(problem, rhs, wanted, guard):
-    problem, rhs = jtu.tree_map(_as_struct, (problem, rhs))
+    problem, rhs = as_structs((problem, rhs))
     if guard.derivative:  # known without a trace of the solver
-        out = structure_of_blocks(problem, rhs, wanted), lx.RESULTS.successful, {}
-        out = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), out)
+        out = _types_of_blocks(problem, rhs, wanted), _successful(), {}
     else:
         impl = ft.partial(_impl, check_closure=False)
         out = eqx.filter_eval_shape(impl, problem, rhs, wanted, guard)
-    return jtu.tree_map(_as_aval, out)
+    return as_avals(out)
+
+
+def _successful() -> lx.RESULTS:
+    struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jtu.tree_map(struct, lx.RESULTS.successful)
+
+
+def _types_of_blocks(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
+    structure = structure_of_blocks(problem, rhs, wanted)
+    if problem.axes is None:
+        return structure
+    zeros = ft.partial(jtu.tree_map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
+    return jax.eval_shape(lambda: typed(problem, zeros(structure)))
 
 
 def _is_none(x):
@@ -113,7 +117,10 @@ def _jvp(primals, tangents):
     t_out = guard.tangent(result, t_out)
     no_tangent = lambda tree: jtu.tree_map(lambda _: None, tree)
     t_out = Blocks(
-        *(no_tangent(o) if t is None else t for o, t in zip(out, t_out, strict=True))
+        *(
+            no_tangent(o) if t is None else like(o, t)
+            for o, t in zip(out, t_out, strict=True)
+        )
     )
     return (out, result, stats), (t_out, no_tangent(result), no_tangent(stats))
 
@@ -244,14 +251,13 @@ def _transpose(inputs, cts):
 
     def keep(block, ct):
         if ct is None:  # Equinox makes no zero of an undefined primal
-            zero = lambda b: jnp.zeros(b.aval.shape, b.aval.dtype)
             return jtu.tree_map(
-                lambda b: zero(b) if _is_undefined(b) else None,
+                lambda b: ad.Zero(b.aval) if _is_undefined(b) else None,
                 block,
                 is_leaf=_is_undefined,
             )
         return jtu.tree_map(
-            lambda b, c: c.conj() if _is_undefined(b) else None,
+            lambda b, c: like(b.aval, c.conj()) if _is_undefined(b) else None,
             block,
             ct,
             is_leaf=_is_undefined,

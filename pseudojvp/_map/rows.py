@@ -56,6 +56,8 @@ class Problem(eqx.Module):
     - `in_row_space`: w is in the row space of A whatever the numbers, for it is A†b.
     - `adjoints`: what earlier adjoint solves gave, for a first guess, along the last axis
         of each leaf; `None` if there is none.
+    - `axes`: of each block, those of a mesh that it varies over; `None` outside of
+        `jax.shard_map`. See `mesh.py`.
     """
 
     operator: lx.AbstractLinearOperator
@@ -65,6 +67,7 @@ class Problem(eqx.Module):
     from_adjoint: bool = eqx.field(static=True)
     in_row_space: bool = eqx.field(static=True, default=False)
     adjoints: PyTree[Array] | None = None
+    axes: Blocks | None = eqx.field(static=True, default=None)
 
     @classmethod
     def create(cls, operator, state, options, solver) -> "Problem":

@@ -26,7 +26,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
 from .._base.tree import tree_conj
-from .._kernel.faces import create_faces
+from .._kernel.faces import bound, create_faces
 from .._kernel.products import matmul
 from .._operator.adjoint import transpose_of
 from .._operator.sparse import untagged
@@ -49,7 +49,7 @@ def tangent_products(
 
 def _matrix_products(t_matrix: Inexact[Array, "rows cols"]):
     def product(face: str, vector):
-        out = matrix_product_p.bind(t_matrix[None], vector[None, None], face=face)
+        out = bound(matrix_product_p, t_matrix[None], vector[None, None], face=face)
         return out[0, 0]
 
     def mv(vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:

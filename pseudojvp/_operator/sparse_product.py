@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Inexact
 
-from .._kernel.faces import create_faces
+from .._kernel.faces import bound, create_faces
 from .._kernel.row_sums import take
 from .sparsity import Sparsity
 
@@ -41,7 +41,7 @@ def rows_face(
 
 def _bind(sparsity: Sparsity, first, second, face: str):
     leaves, treedef = jtu.tree_flatten(sparsity)
-    return sparse_product_p.bind(first, second, *leaves, treedef=treedef, face=face)
+    return bound(sparse_product_p, first, second, *leaves, treedef=treedef, face=face)
 
 
 def _impl(first, second, *leaves, treedef, face):

@@ -4,12 +4,12 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.core
-import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, Real
 
+from .._base.axes import scan
 from .._base.optional import import_late, import_optional
 from .._operator import SparseLinearOperator
 from .operator import (
@@ -65,7 +65,7 @@ class _Level(eqx.Module):
         momenta, lengths = zip(*weights, strict=True)
         stacked = jnp.stack(momenta), jnp.stack(lengths)
         stacked = jax.tree.map(lambda each: each.astype(vector.dtype), stacked)
-        return lax.scan(advance, start, stacked, unroll=2)[0]
+        return scan(advance, start, stacked, unroll=2)[0]
 
     def _weights(self, steps: int):
         """Those of the last change and of D^-1 r in each step of Chebyshev iteration."""

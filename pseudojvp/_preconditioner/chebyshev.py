@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Real
 
+from .._base.axes import fori_loop, scan
 from .._base.structure import Structure
 from .operator import (
     AbstractPreconditioner,
@@ -131,7 +132,7 @@ def chebyshev_iteration(
         return solution + direction, residual, direction, new_rho
 
     first = scale(1 / middle, flat)
-    solution, *_ = lax.fori_loop(0, degree, step, (first, flat, first, 1 / ratio))
+    solution, *_ = fori_loop(0, degree, step, (first, flat, first, 1 / ratio))
     return solution
 
 
@@ -151,7 +152,7 @@ def _upper_bound(operator, structure: Structure, dtype) -> Real[Array, ""]:
 
     zero = jnp.zeros((), jnp.finfo(dtype).dtype)
     init = (probe, jnp.zeros_like(probe), zero)
-    _, (alphas, betas) = lax.scan(step, init, length=steps)
+    _, (alphas, betas) = scan(step, init, length=steps)
     ritz = jnp.linalg.eigvalsh(
         jnp.diag(alphas) + jnp.diag(betas[:-1], 1) + jnp.diag(betas[:-1], -1)
     )

@@ -1,11 +1,11 @@
 """The pattern of a factorisation without fill, and the order its entries come in."""
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
 
+from .._base.axes import scan
 from .._kernel.substitution import in_steps
 
 
@@ -37,7 +37,7 @@ class Updates(eqx.Module):
             return entries.at[target].add(-change, mode="promise_in_bounds"), None
 
         steps = self.target, self.left, self.right, self.pivot
-        entries, _ = lax.scan(step, entries, steps)
+        entries, _ = scan(step, entries, steps)
         return entries[:count]
 
 

@@ -1,12 +1,12 @@
 from typing import Any
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
+from .._base.axes import while_loop
 from .._kernel.substitution import create_triangle_pattern, Substitution
 from .._operator import SparseLinearOperator
 from .fill_pattern import FillPattern, full_pattern, lower_pattern
@@ -209,7 +209,7 @@ def _factorised(
         return shift, *attempt(shift)
 
     start = jnp.zeros((), norms.dtype)
-    shift, entries, _ = lax.while_loop(
+    shift, entries, _ = while_loop(
         lambda carry: ~carry[2] & (carry[0] < _LAST_SHIFT),
         again,
         (start, *attempt(start)),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from .._base.axes import scan
 from .._kernel.row_sums import AbstractRowSums, GroupedRowSums, take
 from .._operator import SparseLinearOperator
 from .._operator.sparsity import Sparsity
@@ -48,7 +49,7 @@ def _in_turn(slots, cols, vectors):
         return total + values[:, :, None] * take(vectors, col), None
 
     total = jnp.zeros((cols.shape[1], *vectors.shape[1:]), slots.dtype)
-    return lax.scan(add, total, (slots, cols))[0]
+    return scan(add, total, (slots, cols))[0]
 
 
 def _at_once(slots, cols, vectors):

@@ -1,7 +1,7 @@
 import equinox as eqx
-import jax.lax as lax
 from jaxtyping import Array, Inexact
 
+from .._base.axes import fori_loop
 from .._operator import SparseLinearOperator
 
 
@@ -13,7 +13,7 @@ class TruncatedSeries(eqx.Module):
 
     def __call__(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         sweep = lambda _, partial: vector - self.strict.mv(partial)
-        return lax.fori_loop(0, self.sweeps, sweep, vector)
+        return fori_loop(0, self.sweeps, sweep, vector)
 
     def transpose(self) -> "TruncatedSeries":
         return TruncatedSeries(self.strict.transpose(), self.sweeps)

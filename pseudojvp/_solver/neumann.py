@@ -2,13 +2,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import lineax.internal as lxi
 from jaxtyping import Array, ArrayLike, Bool, Integer, Num, PyTree, Real
 
+from .._base.axes import fori_loop, while_loop
 from .._base.checks import check_options, check_square
 from .._base.structure import Structure
 from .._base.tree import all_finite, promoting, tree_add, tree_sub
@@ -132,7 +132,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
             image = state.operator.mv(vector)
             projection, result, _ = self.compute(state, image, options)
             return projection, result
-        power = lax.fori_loop(
+        power = fori_loop(
             0,
             self.num_terms + 1,
             lambda _, y: self._error_mv(state, options, y),
@@ -224,7 +224,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
             jnp.array(0),
             self._met(first, first, jnp.zeros_like(first_norm)),
         )
-        return lax.while_loop(keep_going, advance, start)
+        return while_loop(keep_going, advance, start)
 
     def _met(self, total, term, ratio) -> Bool[Array, ""]:
         if not self._has_tolerance:

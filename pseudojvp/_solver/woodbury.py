@@ -5,13 +5,13 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, PyTree, Real
 
+from .._base.axes import while_loop
 from .._base.checks import check_options, check_square
 from .._base.order import after_in_batch
 from .._base.results import first_failure
@@ -295,7 +295,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
             inner_steps=jnp.array(0),
             result=lx.RESULTS.successful,
         )
-        final = lax.while_loop(goes_on, advance, start)
+        final = while_loop(goes_on, advance, start)
         allowed = goal(final)
         if aimed is None:
             allowed = _LARGEST_ERROR * rounding(final.solution)

@@ -1,9 +1,9 @@
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Inexact, Real
 
+from .._base.axes import cond
 from .._base.order import after_in_batch
 from .._kernel.products import matmul
 from .model import Observations
@@ -66,7 +66,7 @@ def _factor(
     sound = _has_the_digits(gram[:rows, :rows], lower[:rows, :rows], weights, rank)
     # Under `vmap` both are computed, one after the other.
     ordered = after_in_batch(sound.astype(jnp.float32), lower)
-    return lax.cond(sound, lambda lower, _: lower, by_qr, ordered, stacked)
+    return cond(sound, lambda lower, _: lower, by_qr, ordered, stacked)
 
 
 def _has_the_digits(

@@ -25,6 +25,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
+from .._base.axes import cond
 from .._base.order import after_in_batch
 from .._map.factorised import Factorised
 from .._map.rows import Blocks
@@ -264,7 +265,7 @@ def _residual_of_many(factors: Factors, a, b, c) -> Inexact[Array, "m k"]:
     size = jnp.sqrt(squared_norm(a) * squared_norm(c))
     # Not so for NaN.
     alike = size < _LARGEST_CANCELLATION * jnp.sqrt(squared_norm(b))
-    return lax.cond(alike, lambda b, c: b - times(a, c), by_map, b, c)
+    return cond(alike, lambda b, c: b - times(a, c), by_map, b, c)
 
 
 class _Matrix(NamedTuple):

@@ -14,6 +14,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, Inexact, Int, Integer, PyTree
 
+from .._base.axes import cond
 from .._base.order import after, after_in_batch
 from .._base.tree import all_finite
 from .._front.adjoint import PseudoinverseAdjoint
@@ -116,7 +117,7 @@ def _evaluate(elimination, theta, args, observations) -> Evaluated:
     at = Evaluated.of(elimination(theta, args, observations))
     # A finite sum of squares spares a pass over all of the data; it can overflow, too.
     finite = jnp.isfinite(squared_norm(at.residual))
-    finite = lax.cond(finite, lambda _: True, all_finite, at.residual)
+    finite = cond(finite, lambda _: True, all_finite, at.residual)
     result = lx.RESULTS.where(finite, at.result, lx.RESULTS.nonfinite_input)
     return eqx.tree_at(lambda at: at.result, at, result)
 

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Inexact, Int, Integer
 
+from .._base.axes import cond
 from .._base.tree import all_finite
 from .._map.factorised import Factorised
 from .._solver import PivotedQR
@@ -179,7 +179,7 @@ class Search(eqx.Module):
         usable = jnp.where(old.searching, finite | ~first, better)
         more = moved > _NEGLIGIBLE_OFFSET * per_datum
         more &= polishing_steps < _POLISHING_STEPS
-        point, at = lax.cond(
+        point, at = cond(
             jnp.where(old.searching, taken, better) | first,
             lambda new, old: new,
             lambda new, old: old,

@@ -12,6 +12,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
+from .._base.axes import fori_loop
 from .._base.order import after_in_batch
 from .._base.tree import all_finite, at_least_single
 from .compression import compress
@@ -287,7 +288,7 @@ def student_quantile(
         return jnp.where(below, angle, low), jnp.where(below, high, angle)
 
     bounds = jnp.zeros((), dtype), jnp.full((), math.pi / 2, dtype)
-    low, high = lax.fori_loop(0, jnp.finfo(dtype).nmant, halve, bounds)
+    low, high = fori_loop(0, jnp.finfo(dtype).nmant, halve, bounds)
     t = jnp.sqrt(nu) * jnp.tan(0.5 * (low + high))
     z = jax.scipy.special.ndtri(0.5 + 0.5 * confidence)
     expansion = z

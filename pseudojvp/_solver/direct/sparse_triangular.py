@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
+from ..._base.axes import while_loop
 from ..._kernel.substitution import Substitution
 from ..._operator.sparse import SparseLinearOperator, untagged
 from ..factorisation import AbstractByParts, Slogdet
@@ -120,4 +121,4 @@ class _Swept(eqx.Module):
             return ~still & (count < sparsity.shape[0])
 
         start = 0, columns / pivots, jnp.array(False)
-        return jax.lax.while_loop(going, sweep, start)[1]
+        return while_loop(going, sweep, start)[1]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 
+from ..._base.axes import scan
 from ..._base.checks import check_options, check_square
 from ..._base.results import first_failure
 from ..._base.structure import Structure
@@ -250,7 +251,7 @@ class CG(AbstractKrylovSolver):
 
         passes = jnp.array([False, True] if in_range else [True, False, True])
         init = (vector, lx.RESULTS.successful), jnp.array(0)
-        ((solution, result), steps), norms = lax.scan(one_pass, init, passes)
+        ((solution, result), steps), norms = scan(one_pass, init, passes)
         stats = {"num_steps": steps, "max_steps": self.max_steps}
         if norms is not None:
             stats["residual_norms"] = norms[0 if in_range else 1]

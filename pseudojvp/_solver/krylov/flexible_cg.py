@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PyTree, Real, Scalar
 
+from ..._base.axes import cond
 from ..._base.checks import check_options, check_square
 from ..._base.tree import tree_where
 from ..options import as_preconditioner, check_positive, PreconditioningFunction
@@ -155,7 +156,7 @@ class FlexibleCG(AbstractKrylovSolver):
     def _advance(self, system: System, precondition, iterate: _Iterate) -> _Iterate:
         cycle, x, r = iterate.cycle, iterate.solution, iterate.residual
         due = cycle.due
-        z = lax.cond(
+        z = cond(
             eqxi.unvmap_all(due),
             lambda: r,
             lambda: precondition(over(cycle.norm, r)),  # P need not be homogeneous

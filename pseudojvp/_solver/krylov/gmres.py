@@ -10,6 +10,7 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real, Scalar
 
+from ..._base.axes import cond
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_where
@@ -161,7 +162,7 @@ def advance(
     cycle, arnoldi, x = iterate.cycle, iterate.arnoldi, iterate.solution
     due, index = cycle.due, arnoldi.index
     last = arnoldi.basis[index]
-    direction = lax.cond(
+    direction = cond(
         eqxi.unvmap_any(due),  # one branch for a whole batch
         lambda: jnp.where(due, arnoldi.correction(), last),
         lambda: last,
@@ -169,7 +170,7 @@ def advance(
     if arnoldi.moved is None:
         moved = precondition(direction)
     else:  # the correction is one of P already, which may be dear
-        moved = lax.cond(
+        moved = cond(
             eqxi.unvmap_all(due),
             lambda: direction,
             lambda: jnp.where(due, direction, precondition(direction)),

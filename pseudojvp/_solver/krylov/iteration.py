@@ -22,6 +22,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real, Scalar
 
+from ..._base.axes import while_loop
 from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import promoting, tree_conj
@@ -377,7 +378,7 @@ def _loop(
             report(solver, before, step, norm)
         return iterate, norms
 
-    return lax.while_loop(lambda carry: ~carry[0].cycle.done, body, (start, norms))
+    return while_loop(lambda carry: ~carry[0].cycle.done, body, (start, norms))
 
 
 def run(

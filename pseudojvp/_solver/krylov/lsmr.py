@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree, Real, Scalar
 
+from ..._base.axes import cond
 from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
@@ -265,7 +265,7 @@ class LSMR(AbstractKrylovSolver):
         bidiagonal = _Bidiagonal(u, over(alpha, v), alpha)
         old = iterate.bidiagonal
         # Asked for by a check alone: one branch for a whole batch.
-        norms = lax.cond(
+        norms = cond(
             eqxi.nonbatchable(eqxi.unvmap_any(cycle.due)),
             lambda: (length(system.vector - image), length(x)),
             lambda: (jnp.zeros_like(beta),) * 2,

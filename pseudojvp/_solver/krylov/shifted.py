@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Integer, PyTree, Real
 
+from ..._base.axes import while_loop
 from ..._base.checks import check_options, check_square
 from ..._base.tree import tree_scale, tree_where
 from ..._kernel.norms import power_of_two
@@ -253,7 +253,7 @@ def _run_shared(
         after = minres.Lanczos(lanczos.q, q, q, beta)
         return _Shared(after, iterates, norms, tridiagonal, step + 1)
 
-    return lax.while_loop(lambda shared: jnp.any(_stepping(shared)), advance, start)
+    return while_loop(lambda shared: jnp.any(_stepping(shared)), advance, start)
 
 
 def _stepping(shared: _Shared) -> Bool[Array, " shifts"]:

@@ -2,12 +2,12 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
+from ..._base.axes import fori_loop
 from ..._base.checks import check_options
 from ..._base.order import after_in_batch
 from ..._base.tree import tree_sub
@@ -59,7 +59,7 @@ class CholeskyQRState(eqx.Module):
             correction = self._approximate(r, w)
             return x + correction, r, correction
 
-        x, r, correction = lax.fori_loop(0, self.steps, refine, (x, r, x))
+        x, r, correction = fori_loop(0, self.steps, refine, (x, r, x))
         r = r - matmul(self.matrix, correction) if residual else None
         return x / self.scale.astype(x.dtype), r
 

@@ -1,0 +1,140 @@
+"""Types of arrays on a mesh: the axes that they vary over, and loops that keep them.
+
+Inside `jax.shard_map` the type of an array says over which axes of the mesh its entries
+may differ. JAX casts the operands of arithmetic to the same axes, but neither what a loop
+carries, nor the branches of a condition, nor operands of a primitive of ours.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+
+Tree = TypeVar("Tree")
+
+
+def is_manual() -> bool:
+    """Whether the code being traced is inside `jax.shard_map`."""
+    return len(jax.sharding.get_abstract_mesh().manual_axes) > 0
+
+
+def varying_axes(tree: PyTree) -> frozenset[Any]:
+    """The axes that any array of `tree`, or any abstract one, varies over."""
+    return frozenset().union(*map(_axes_of, jtu.tree_leaves(tree)))
+
+
+def as_varying(axes: frozenset[Any], tree: Tree) -> Tree:
+    """`tree`, varying over `axes` too; the transpose of the cast is a sum over them."""
+    if not axes:
+        return tree
+    return jtu.tree_map(lambda leaf: _cast(leaf, axes), tree)
+
+
+def alike(*trees: PyTree) -> tuple[PyTree, ...]:
+    """The trees, all arrays in them varying over the axes of any."""
+    return as_varying(varying_axes(trees), trees) if is_manual() else trees
+
+
+def settled(step: Callable, carry: Tree) -> Tree:
+    """`carry`, of types that `step` keeps."""
+    if not is_manual():
+        return carry
+    while True:
+        out = eqx.filter_eval_shape(step, carry)
+        cast = like(out, carry)
+        if jtu.tree_map(_axes_of, cast) == jtu.tree_map(_axes_of, carry):
+            return cast
+        carry = cast
+
+
+def as_structs(tree: PyTree) -> PyTree:
+    """Abstract arrays as what `jax.eval_shape` takes, of the same types."""
+    avals, rest = eqx.partition(tree, lambda leaf: isinstance(leaf, jax.core.ShapedArray))
+    if on_mesh(avals):
+        structs = jax.eval_shape(lambda *avals: avals, *jtu.tree_leaves(avals))
+        structs = jtu.tree_unflatten(jtu.tree_structure(avals), structs)
+    else:
+        structs = jtu.tree_map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), avals)
+    return eqx.combine(structs, rest)
+
+
+def as_avals(tree: PyTree) -> PyTree:
+    """The reverse."""
+    return jtu.tree_map(
+        lambda leaf: jax.typeof(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
+        tree,
+    )
+
+
+def on_mesh(avals: PyTree[jax.core.ShapedArray]) -> bool:
+    """Whether a mesh is in the type of an abstract array."""
+    return any(not leaf.sharding.mesh.empty for leaf in jtu.tree_leaves(avals))
+
+
+def while_loop(going: Callable, step: Callable, carry: Tree) -> Tree:
+    """`jax.lax.while_loop`, of which the types of what is carried settle first."""
+    if not is_manual():
+        return lax.while_loop(going, step, carry)
+    start = settled(step, carry)
+    return lax.while_loop(going, lambda carry: like(start, step(carry)), start)
+
+
+def fori_loop(low: Any, high: Any, step: Callable, carry: Tree) -> Tree:
+    """`jax.lax.fori_loop`, of which the types of what is carried settle first."""
+    if not is_manual():
+        return lax.fori_loop(low, high, step, carry)
+    start = settled(lambda carry: step(jnp.asarray(low), carry), carry)
+    step_alike = lambda index, carry: like(start, step(index, carry))
+    return lax.fori_loop(low, high, step_alike, start)
+
+
+def scan(step: Callable, carry: Tree, xs: Any = None, **options) -> tuple[Tree, Any]:
+    """`jax.lax.scan`, of which the types of what is carried settle first."""
+    if not is_manual():
+        return lax.scan(step, carry, xs, **options)
+    first = jtu.tree_map(lambda x: x[0], xs)
+    start = settled(lambda carry: step(carry, first)[0], carry)
+
+    def step_alike(carry, x):
+        carry, y = step(carry, x)
+        return like(start, carry), y
+
+    return lax.scan(step_alike, start, xs, **options)
+
+
+def cond(predicate: Any, true: Callable, false: Callable, *operands: Any) -> Any:
+    """`jax.lax.cond`, of which the branches return the same types."""
+    if not is_manual():
+        return lax.cond(predicate, true, false, *operands)
+    outs = [eqx.filter_eval_shape(branch, *operands) for branch in (true, false)]
+    axes = varying_axes((predicate, *outs))
+    branches = [
+        lambda *operands, branch=branch: as_varying(axes, branch(*operands))
+        for branch in (true, false)
+    ]
+    return lax.cond(predicate, *branches, *operands)
+
+
+def _axes_of(leaf: Any) -> frozenset[Any]:
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        leaf = jax.typeof(leaf)
+    return leaf.mat.varying if isinstance(leaf, jax.core.ShapedArray) else frozenset()
+
+
+def _cast(leaf: Any, axes: frozenset[Any]) -> Any:
+    more = tuple(sorted(axes - _axes_of(leaf), key=str))
+    if not more or not eqx.is_array_like(leaf):
+        return leaf
+    return lax.pcast(jnp.asarray(leaf), more, to="varying")
+
+
+def like(types: PyTree, tree: Tree) -> Tree:
+    """Each leaf varying also over the axes of that of `types`."""
+    return jtu.tree_map(lambda leaf, like: _cast(leaf, _axes_of(like)), tree, types)

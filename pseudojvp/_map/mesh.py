@@ -1,0 +1,93 @@
+"""The types of the blocks of the map inside `jax.shard_map`.
+
+Each of the two spaces of A has axes of the mesh over which its vectors vary: those of the
+vectors that came, and those that A brings in. A product that sums over an axis (`psum`)
+brings none. Where the rows of A are spread over the devices and its adjoint sums, vectors
+of the codomain vary and those of the domain do not.
+"""
+
+import dataclasses
+
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from .._base.axes import as_varying, is_manual, varying_axes
+from .._base.structure import Structure
+from .._operator.adjoint import adjoint
+from .rows import Blocks, Problem, spaces
+
+
+def varying_alike(problem: Problem, rhs: Blocks) -> tuple[Problem, Blocks]:
+    """The problem with the axes of its spaces, and the vectors varying over them."""
+    if not is_manual():
+        return problem, rhs
+    codomain, domain = _axes(problem, rhs)
+    problem = dataclasses.replace(problem, axes=Blocks(codomain, domain, domain))
+    return problem, typed(problem, rhs)
+
+
+def typed(problem: Problem, blocks: Blocks) -> Blocks:
+    """The blocks, varying over the axes of their spaces."""
+    if problem.axes is None:
+        return blocks
+    return Blocks(*map(as_varying, problem.axes, blocks))
+
+
+def checked(problem: Problem, out: Blocks) -> Blocks:
+    """What a solver returned, of the types of the spaces; an error of any other."""
+    if problem.axes is None:
+        return out
+    for axes, block in zip(problem.axes, out, strict=True):
+        more = sorted(varying_axes(block) - axes, key=str)
+        if more:
+            raise ValueError(
+                f"A solve inside `jax.shard_map` varies over the axes {more} of the "
+                "mesh, and neither operator nor vector does: a preconditioner, a first "
+                "guess, a state or a tolerance is different on each device. Pass "
+                f"`jax.lax.pcast(vector, {tuple(more)}, to='varying')` for a solve on "
+                "each device, or sum over the axes where that was made."
+            )
+    return typed(problem, out)
+
+
+def shared(problem: Problem, told: Array) -> Array:
+    """The largest of those that devices tell which share one solution."""
+    if problem.axes is None:
+        return told
+    axes = varying_axes(told) - (problem.axes.codomain & problem.axes.domain)
+    return lax.pmax(told, tuple(sorted(axes, key=str))) if axes else told
+
+
+def _axes(problem: Problem, rhs: Blocks) -> tuple[frozenset, frozenset]:
+    """Of codomain and domain: the smallest which the map does not leave."""
+    codomain = varying_axes(rhs.codomain)
+    domain = varying_axes((rhs.domain, rhs.projection, problem.options.get("y0")))
+    operator = problem.operator
+    of_operator = varying_axes(operator)
+    if of_operator <= codomain & domain or not of_operator:
+        return codomain | domain, codomain | domain
+    structures = spaces(problem)
+    square = Structure.of(structures.codomain) == Structure.of(structures.domain)
+    forward, backward = operator.mv, lambda vector: adjoint(operator).mv(vector)
+    if problem.from_adjoint:
+        forward, backward = backward, forward
+    while True:
+        before = codomain, domain
+        codomain |= _axes_of_image(forward, structures.domain, domain)
+        if square:
+            codomain = domain = codomain | domain
+        else:
+            domain |= _axes_of_image(backward, structures.codomain, codomain)
+        if (codomain, domain) == before:
+            return before
+
+
+def _axes_of_image(mv, structure: PyTree, axes: frozenset) -> frozenset:
+    def image():
+        zeros = jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
+        return mv(as_varying(axes, zeros))
+
+    return varying_axes(jax.eval_shape(image))
