@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -162,12 +163,16 @@ def varpro_batch(
         `jax.vmap`. Defaults to `None`: `theta0` and `weights` by their shapes, where
         these leave no doubt (otherwise an error); `args` shared.
     - `batch_size`: how many members make a chunk and are fitted at once, as of
-        `jax.lax.map`. Defaults to 1024.
+        `jax.lax.map`; at least one for each device. Defaults to 1024.
     - `throw`: whether an error is raised at run time if *any* member failed. If `False`,
         `result` tells of each, and the others are what they are. Defaults to `True`.
     - `progress`: whether to show a bar of the chunks. Defaults to `False`.
 
     **Returns:** a [`pseudojvp.VarProBatch`][].
+
+    Of d devices each holds the members `i * members / d` to `(i + 1) * members / d - 1`
+    of an array sharded over the members, and a chunk is `batch_size / d` members of each:
+    neither data nor results move, under `jax.jit` and inside `jax.shard_map`.
 
     **Derivatives:** as of `varpro`.
 
@@ -248,32 +253,53 @@ def _map_fits(function: Callable, fits: VarProBatch):
 def _in_chunks(function: Callable, xs: PyTree[Array], batch_size: int, bar):
     """`jax.vmap` of `function`, one chunk after the other.
 
-    The last chunk reaches back, so that all are of one size and compile as one.
+    A chunk has as many members of each group: what is sharded over the members is then
+    cut into chunks on each device by itself. The last chunk reaches back, so that all
+    are of one size and compile as one.
     """
-    size = jtu.tree_leaves(xs)[0].shape[0]
-    batch_size = min(batch_size, size)
-    chunks = -(-size // batch_size)
+    arrays = jtu.tree_leaves(xs)
+    size = arrays[0].shape[0]
+    groups = _groups(arrays)
+    share = size // groups
+    length = min(max(batch_size // groups, 1), share)
+    chunks = -(-share // length)
     if bar is not None:
         jax.debug.callback(bar.begin, chunks, ordered=False)
+    grouped = jtu.tree_map(lambda leaf: _split_first(leaf, groups), xs)
 
     def chunk(index):
-        start = jnp.minimum(index * batch_size, size - batch_size)
+        start = jnp.minimum(index * length, share - length)
         slices = jtu.tree_map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, batch_size), xs
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length, 1), grouped
         )
-        out = jax.vmap(function)(slices)
+        out = jax.vmap(function)(jtu.tree_map(_join_first, slices))
         if bar is not None:
             jax.debug.callback(bar.update, jtu.tree_leaves(out)[0].ravel()[0])
-        return out
+        return jtu.tree_map(lambda leaf: _split_first(leaf, groups), out)
 
     stacked = lax.map(chunk, jnp.arange(chunks))
-    whole = (chunks - 1) * batch_size
+    whole = (chunks - 1) * length
 
-    def join(leaf):
-        first = leaf[:-1].reshape(whole, *leaf.shape[2:])
-        return jnp.concatenate([first, leaf[-1][whole - size :]])
+    def join(leaf):  # (chunks, groups, length, ...)
+        first = jnp.moveaxis(leaf[:-1], 0, 1).reshape(groups, whole, *leaf.shape[3:])
+        last = leaf[-1][:, whole - share :]
+        return _join_first(jnp.concatenate([first, last], axis=1))
 
     return jtu.tree_map(join, stacked)
+
+
+def _groups(arrays: list[Array]) -> int:
+    """Into how many groups of neighbours members are divided: those of each device."""
+    meshes = [jax.typeof(array).sharding.mesh.size or 1 for array in arrays]
+    return math.gcd(len(arrays[0]), math.lcm(jax.device_count(), *meshes))
+
+
+def _split_first(leaf: Array, groups: int) -> Array:
+    return leaf.reshape(groups, leaf.shape[0] // groups, *leaf.shape[1:])
+
+
+def _join_first(leaf: Array) -> Array:
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
 def _check_in_axes(in_axes: dict[str, Any] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .._base.order import after, after_in_batch
 from .._base.tree import all_finite
 from .._front.adjoint import PseudoinverseAdjoint
 from .._map.factorised import Factorised, nondifferentiable
+from .._solver.counterpart import counterpart
 from .compression import compress
 from .elimination import Elimination
 from .model import Observations
@@ -56,16 +57,18 @@ class Settings(eqx.Module):
 
     @property
     def tolerances(self) -> tuple[float, float] | None:
-        """Those of Levenberg–Marquardt with its default parts, for which `Search` has
-        the steps; `None` for any other optimiser."""
+        """Those of Levenberg–Marquardt with its default parts, or `QR()` of this library,
+        for which `Search` has the steps; `None` for any other optimiser."""
         optimiser = self.optimiser
         if self.through_the_search or type(optimiser) is not optx.LevenbergMarquardt:
             return None
         rtol, atol = optimiser.rtol, optimiser.atol
         numbers = isinstance(rtol, float) and isinstance(atol, float)
-        if numbers and optimiser == optx.LevenbergMarquardt(rtol, atol):
-            return rtol, atol
-        return None
+        if not numbers:
+            return None
+        default = optx.LevenbergMarquardt(rtol, atol)
+        same = _by_counterparts(optimiser) == _by_counterparts(default)
+        return (rtol, atol) if same else None
 
 
 class Outcome(eqx.Module):
@@ -249,7 +252,7 @@ def _by_optimistix(linearise, inputs):
 
     solution = optx.least_squares(
         residual,
-        settings.optimiser,
+        _by_counterparts(settings.optimiser),
         start.astype(working),
         elimination,
         max_steps=settings.max_steps,
@@ -258,6 +261,12 @@ def _by_optimistix(linearise, inputs):
     )
     point = solution.value.astype(start.dtype)
     return point, solution.result, solution.stats["num_steps"]
+
+
+def _by_counterparts(optimiser):
+    """With our solvers for lineax's, which fail in `jax.shard_map`."""
+    is_solver = lambda part: isinstance(part, lx.AbstractLinearSolver)
+    return jtu.tree_map(counterpart, optimiser, is_leaf=is_solver)
 
 
 def _stationarity(point, _, inputs):
