@@ -51,6 +51,7 @@ from ._solver import (
     FlexibleGMRES as FlexibleGMRES,
     FunctionSolver as FunctionSolver,
     GMRES as GMRES,
+    LearnedCG as LearnedCG,
     LSMR as LSMR,
     LU as LU,
     MINRES as MINRES,

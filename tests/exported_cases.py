@@ -89,6 +89,7 @@ CASES = {
     "FlexibleGMRES": Case(
         pj.FlexibleGMRES(**_TOLERANCES, preconditioner=jnp.tanh), _dense()
     ),
+    "LearnedCG": Case(pj.LearnedCG(9, **_TOLERANCES), _DEFINITE),
     "BiCGStab": Case(pj.BiCGStab(**_TOLERANCES), _dense()),
     "LSMR": Case(pj.LSMR(**_TOLERANCES), _dense()),
     "Neumann": Case(pj.Neumann(500, scale=0.15), _dense()),

@@ -88,6 +88,7 @@ HALF = {
     "BiCGStab": (pj.BiCGStab(), "square", ()),
     "FlexibleCG": (pj.FlexibleCG(), "definite", POSITIVE),
     "FlexibleGMRES": (pj.FlexibleGMRES(), "square", ()),
+    "LearnedCG": (pj.LearnedCG(12), "definite", POSITIVE),
     "LSMR": (pj.LSMR(), "tall", ()),
 }
 

@@ -76,6 +76,7 @@ _FACTORISED = {
         _definite(),
         pj.FlexibleCG(1e-12, preconditioner=_definite()),
     ),
+    "LearnedCG": lambda: (_definite(), pj.LearnedCG(9, 1e-12)),
     "BiCGStab": lambda: (_SQUARE, pj.BiCGStab(rtol=1e-12, atol=1e-12)),
     "LSMR": lambda: (_TALL, pj.LSMR(rtol=1e-12, atol=1e-12)),
     "Normal(CG)": lambda: (_TALL, pj.Normal(_cg())),

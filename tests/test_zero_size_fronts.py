@@ -122,6 +122,7 @@ _SQUARE = {
     "BiCGStab": (pj.BiCGStab(), ()),
     "FlexibleCG": (pj.FlexibleCG(preconditioner=jnp.tanh), _PSD),
     "FlexibleGMRES": (pj.FlexibleGMRES(preconditioner=jnp.tanh), ()),
+    "LearnedCG": (pj.LearnedCG(3), _PSD),
     "SparseLU": (pj.SparseLU(), ()),
     "SparseTriangular": (pj.SparseTriangular(), _LOWER),
     "SparseTriangular-seen": (pj.SparseTriangular(), ()),

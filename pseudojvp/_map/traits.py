@@ -16,6 +16,7 @@ from .._solver import (
     FlexibleCG,
     FlexibleGMRES,
     FunctionSolver,
+    LearnedCG,
     MINRES,
     Neumann,
     Normal,
@@ -147,6 +148,18 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
             "tolerance, or a larger `restart`.",
             singular="gave non-finite values: A is singular, an entry of it is NaN or "
             "Inf, or the preconditioner returns NaN or Inf.",
+        ),
+    ),
+    (
+        LearnedCG,
+        Traits(
+            hermitian=True,
+            multiplies=True,
+            finds_nonfinite=True,
+            breakdown="broke down: A is not definite. Use `LU()` or `MINRES()` for an "
+            "indefinite A.",
+            singular="gave non-finite values: A is singular, an entry of it is NaN or "
+            "Inf, or its numbers let it diverge. Use `CG()`, or learn them again.",
         ),
     ),
     (MINRES, Traits(hermitian=True, multiplies=True, finds_nonfinite=True)),

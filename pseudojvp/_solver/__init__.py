@@ -19,6 +19,7 @@ from .krylov.flexible_cg import FlexibleCG as FlexibleCG
 from .krylov.flexible_gmres import FlexibleGMRES as FlexibleGMRES
 from .krylov.gmres import GMRES as GMRES
 from .krylov.iteration import AbstractKrylovSolver as AbstractKrylovSolver
+from .krylov.learned_cg import LearnedCG as LearnedCG
 from .krylov.lsmr import LSMR as LSMR
 from .krylov.minres import MINRES as MINRES
 from .krylov.shifted import ShiftedSolver as ShiftedSolver

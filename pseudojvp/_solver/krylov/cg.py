@@ -182,15 +182,7 @@ class CG(AbstractKrylovSolver):
 
     def _compute(self, state: KrylovState, vector, options, source):
         structure = Structure.of(state.operator.in_structure())
-        preconditioner = resolve_preconditioner(
-            self, self.preconditioner, options, structure, structure
-        )
-        if preconditioner is not None and not lx.is_positive_semidefinite(preconditioner):
-            raise ValueError(
-                "The preconditioner must be positive definite: tag the preconditioner "
-                "of `CG` with `lineax.positive_semidefinite_tag`."
-                + advice(preconditioner, "lineax.positive_semidefinite_tag")
-            )
+        preconditioner = definite_preconditioner(self, options, structure)
         if self.well_posed:
             system = flat_system(self, state, vector, options)
             precondition = None
@@ -368,6 +360,22 @@ def definite_state(solver: Any, operator: lx.AbstractLinearOperator) -> KrylovSt
     state = KrylovState.create(operator)
     scale = -state.scale if negative else state.scale
     return dataclasses.replace(state, scale=scale)
+
+
+def definite_preconditioner(
+    solver: AbstractKrylovSolver, options: dict[str, Any], structure: Structure
+) -> lx.AbstractLinearOperator | None:
+    """That of `options` or of the solver, if it is declared positive definite."""
+    preconditioner = resolve_preconditioner(
+        solver, solver.preconditioner, options, structure, structure
+    )
+    if preconditioner is not None and not lx.is_positive_semidefinite(preconditioner):
+        raise ValueError(
+            "The preconditioner must be positive definite: tag the preconditioner of "
+            f"`{type(solver).__name__}` with `lineax.positive_semidefinite_tag`."
+            + advice(preconditioner, "lineax.positive_semidefinite_tag")
+        )
+    return preconditioner
 
 
 def start_of(system: System, curvature: float, guessed: bool) -> Iterate:
