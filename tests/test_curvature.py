@@ -198,3 +198,9 @@ def test_matrix_of_many_predictions_is_made_without_the_hessian_of_the_loss():
     sizes = [np.prod(v.aval.shape) for e in made.jaxpr.eqns for v in e.outvars]
     assert max(sizes) <= 2 * 3000
     np.testing.assert_allclose(operator.as_matrix(), 6000.0 * np.ones((2, 2)))
+
+
+@pytest.mark.untyped
+def test_a_function_has_to_be_one():
+    with pytest.raises(TypeError, match="Pass a function"):
+        pj.hessian_operator(3, jnp.ones(2))

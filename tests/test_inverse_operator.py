@@ -197,3 +197,12 @@ def test_conlim_of_lsmr_is_told_by_the_inverse():
     assert inverse.solve(np.ones(2)).result == lx.RESULTS.conlim
     with pytest.raises(RuntimeError, match="the condition number of A is above `conlim`"):
         pj.invert(matrix, pj.LSMR(conlim=1e3)) @ np.ones(2)
+
+
+def test_solution_of_a_function_comes_out_of_jit():
+    structure = jax.ShapeDtypeStruct((3,), jnp.float64)
+    tag = lx.positive_semidefinite_tag
+    operator = lx.FunctionLinearOperator(lambda v: 2 * v, structure, tag)
+    solver = pj.FlexibleCG(preconditioner=jnp.tanh)
+    solve = jax.jit(lambda vector: pj.invert(operator, solver).solve(vector))
+    assert_close(solve(jnp.arange(3.0)).value, np.arange(3.0) / 2, 1e-9)

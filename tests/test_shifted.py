@@ -223,3 +223,18 @@ def test_solver_of_lineax_runs_as_ours():
     value = pj.shifted_solve(operator, vector, SHIFTS, lx.CG(1e-12, 1e-12)).value
     truth = solutions(definite(False), vector, SHIFTS)
     assert krylov.relative_error(value, truth) < 1e-9
+
+
+@pytest.mark.parametrize("well_posed", [True, False])
+def test_a_shift_that_cancels_most_of_a_is_solved(well_posed):
+    small = 1e-8 * definite(False)
+    matrix, vector = np.eye(SIZE) + small, krylov.random(1, False, SIZE)
+    operator = lx.MatrixLinearOperator(jnp.asarray(matrix), lx.symmetric_tag)
+    solver = pj.MINRES(1e-6, well_posed=well_posed)
+    many = jax.jit(lambda shifts: pj.shifted_solve(operator, vector, shifts, solver))(
+        np.array([-1.0, 0.0])
+    )
+    one = pj.shifted_solve(operator, vector, np.array([-1.0]), solver)
+    truth = np.linalg.solve(matrix - np.eye(SIZE), vector)
+    for value in (many.value[0], one.value[0]):
+        assert krylov.relative_error(np.asarray(value), truth) < 1e-4

@@ -229,3 +229,21 @@ def test_non_finite_vectors_are_told():
     vector = jnp.array([1.0, jnp.nan, 0.0, 1.0])
     solution = pj.linear_solve(operator, vector, throw=False)
     assert solution.result == lx.RESULTS.nonfinite_input
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("operator", "shape"),
+    [
+        (pj.Circulant(jnp.arange(3.0)), (1,)),
+        (pj.Toeplitz(jnp.arange(3.0)), (2,)),
+        (pj.Kronecker(jnp.eye(2), jnp.eye(2)), (2, 2)),
+        (pj.BlockDiagonal(jnp.eye(2), jnp.eye(3)), (6,)),
+        (pj.Eigh(jnp.ones(2), jnp.eye(2)), (3,)),
+        (pj.Kronecker(tagged(SINGULAR)).damped(1.0), (1,)),
+    ],
+    ids=lambda it: type(it).__name__,
+)
+def test_a_vector_of_another_shape_has_no_product(operator, shape):
+    with pytest.raises(ValueError, match=r"mv` got a vector of shape"):
+        operator.mv(jnp.ones(shape))

@@ -16,6 +16,7 @@ UNIT = lx.unit_diagonal_tag
 LOWER, UPPER = lx.lower_triangular_tag, lx.upper_triangular_tag
 FULL = random_array((4, 4), float, 1)
 VECTOR = random_array((4,), float, 3)
+OTHER = random_array((3, 3), float, 4) + 4 * np.eye(3)
 SHAPES = {
     "lower": (np.tri(4, k=-1), True),
     "upper": (np.tri(4, k=-1).T, False),
@@ -191,3 +192,35 @@ def test_determinant_is_one_with_every_solver_that_tells_it():
                 told = pj.slogdet(make(data, place, LOWER), solver)
                 assert_close(told.sign, 1, 1e-12)
                 assert abs(told.logabsdet) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda part: pj.Kronecker(part, OTHER),
+        lambda part: pj.BlockDiagonal(part, OTHER),
+        lambda part: pj.LowRankUpdate(part, FULL[:, :1]),
+    ],
+    ids=["kronecker", "block-diagonal", "low-rank"],
+)
+def test_parts_of_an_operator_are_with_ones(whole):
+    tags = (LOWER, UNIT)
+    stored = np.tril(FULL)
+    ones = np.tril(stored, -1) + np.eye(4)
+    truth = whole(lx.MatrixLinearOperator(jnp.asarray(ones))).as_matrix()
+    vector = random_array((len(truth),), float, 5)
+    expected = np.linalg.solve(truth, vector)
+
+    def solution(matrix, solver):
+        operator = whole(lx.MatrixLinearOperator(matrix, tags))
+        return pj.linear_solve(operator, vector, solver).value
+
+    for solver in (pj.AutoLinearSolver(True), pj.AutoLinearSolver(False), pj.LU()):
+        value, gradient = jit(
+            lambda matrix, solver=solver: (
+                solution(matrix, solver),
+                jax.grad(lambda matrix: jnp.sum(solution(matrix, solver)))(matrix),
+            )
+        )(stored)
+        assert_close(value, expected, 1e-12)
+        assert not np.any(np.diag(gradient))

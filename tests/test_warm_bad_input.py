@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import pytest
 
 import pseudojvp as pj
@@ -72,3 +73,43 @@ def test_a_vector_of_another_structure_is_refused():
 def test_an_unknown_option_is_refused():
     with pytest.raises(ValueError, match="unknown option"):
         jax.jit(lambda: solve(options={"preconditoner": A})[0].value)()
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("batch", [-1, 1.5, (2, True), [2]])
+def test_a_batch_is_a_number_of_solves(batch):
+    with pytest.raises(ValueError, match=r"`warm_start\(batch=...\)` got"):
+        pj.warm_start(A, batch=batch)
+
+
+def loss(parameters, warm):
+    operator = lx.MatrixLinearOperator(parameters * jnp.eye(3), A.tags)
+    solution, warm = pj.warm_solve(operator, B, warm, CG)
+    return jnp.sum(solution.value), warm
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters", "warm", "error", "message"),
+    [
+        (loss, jnp.array(1), pj.warm_start(A), TypeError, "none is floating-point"),
+        (loss, 1.0, B, TypeError, "got a state of ArrayImpl"),
+        (lambda t, warm: t**2, 1.0, pj.warm_start(A), TypeError, "Return `value, warm`"),
+        (
+            lambda t, warm: (t**2, pj.warm_start(A, memory=2)),
+            1.0,
+            pj.warm_start(A),
+            ValueError,
+            "got a function that takes the state",
+        ),
+    ],
+    ids=["integer", "array", "value", "memory"],
+)
+def test_a_step_says_what_it_cannot_take(function, parameters, warm, error, message):
+    with pytest.raises(error, match=message):
+        pj.warm_value_and_grad(function)(parameters, warm)
+
+
+@pytest.mark.parametrize("two", [2.0, np.array(2.0)], ids=["python", "numpy"])
+def test_numbers_that_are_no_jax_arrays_are_differentiated_too(two):
+    _, gradient, _ = pj.warm_value_and_grad(loss)(two, pj.warm_start(A))
+    np.testing.assert_allclose(gradient, -3 / 4, rtol=1e-12)

@@ -71,7 +71,7 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
 
         As `linear_solve` with the factors that are there: `result` and `stats` are those
         of this solve, and `value` is what the solver has where it fails under
-        `throw=False`. `state` is that of A.
+        `throw=False`. There is no `state`: the inverse is one.
         """
         return _solution(self._product, vector)
 
@@ -199,7 +199,7 @@ def _solution(product: _Product, vector) -> lx.Solution:
     factorised = product.factorised
     value, result, stats = product.apply(factorised, vector)
     stats = eqxi.nondifferentiable_backward(stats)
-    return lx.Solution(value=value, result=result, stats=stats, state=factorised.state)
+    return lx.Solution(value=value, result=result, stats=stats, state=None)
 
 
 @lx.linearise.register(InverseLinearOperator)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
@@ -86,11 +87,16 @@ def warm_start(
         raise ValueError(
             f"`warm_start(memory=...)` got {memory!r}. Pass an integer of at least 1."
         )
-    batch = (batch,) if isinstance(batch, int) else tuple(batch)
+    axes = batch if isinstance(batch, tuple) else (batch,)
+    if not all(type(size) is int and size >= 0 for size in axes):
+        raise ValueError(
+            f"`warm_start(batch=...)` got {batch!r}. Pass the number of solves, or a "
+            "tuple of them."
+        )
 
     def zeros(structure):
         return jtu.tree_map(
-            lambda leaf: jnp.zeros((*batch, *leaf.shape, memory), leaf.dtype), structure
+            lambda leaf: jnp.zeros((*axes, *leaf.shape, memory), leaf.dtype), structure
         )
 
     return WarmStart(zeros(operator.in_structure()), zeros(operator.out_structure()))
@@ -249,29 +255,58 @@ def warm_value_and_grad(function: Callable, *, has_aux: bool = False) -> Callabl
     **Returns:** a function of the same arguments that returns the value, the gradient
     with respect to the parameters, the state, and with `has_aux` the rest.
 
-    **Raises:** `ValueError` if the state that comes out is not of the structure of the
-    one that went in.
+    **Raises:** `TypeError` or `ValueError` for parameters without a floating-point array,
+    a state that is none, a function that does not return the above, or one whose state
+    is not of the structure and the shapes of the one that went in.
     """
 
     def value_and_grad(parameters, warm, *args, **kwargs):
+        parameters = jtu.tree_map(_as_array, parameters)
+        if not any(map(eqx.is_inexact_array, jtu.tree_leaves(parameters))):
+            raise TypeError(
+                f"`warm_value_and_grad` got the parameters {parameters!r}, and none is "
+                "floating-point. Pass a pytree with the arrays to differentiate."
+            )
+        states = jtu.tree_leaves(warm, is_leaf=_is_state)
+        if not all(map(_is_state, states)):
+            raise TypeError(
+                "`warm_value_and_grad` got a state of "
+                f"{', '.join(type(state).__name__ for state in states)}. Pass a "
+                "`WarmStart`, from `warm_start(operator)`, or a pytree of them."
+            )
         warm = stop_gradient(warm)
 
         def split(pair, *args, **kwargs):
-            value, new, *rest = function(*pair, *args, **kwargs)
+            out = function(*pair, *args, **kwargs)
+            if not isinstance(out, tuple) or len(out) != 2 + has_aux:
+                wanted = "value, warm, aux" if has_aux else "value, warm"
+                raise TypeError(
+                    f"`warm_value_and_grad` got a function that returns {out!r}. Return "
+                    f"`{wanted}`, with `warm` from `warm_solve`."
+                )
+            value, new, *rest = out
             return value, (new, rest)
 
         differentiated = eqx.filter_value_and_grad(split, has_aux=True)
         (value, (new, rest)), (gradient, cotangent) = differentiated(
             (parameters, warm), *args, **kwargs
         )
-        if jtu.tree_structure(new) != jtu.tree_structure(warm):
+        given, returned = map(eqx.tree_pformat, (warm, new))
+        if given != returned:
             raise ValueError(
-                "`warm_value_and_grad` got a function that takes the state "
-                f"{jtu.tree_structure(warm)} and returns {jtu.tree_structure(new)}. "
-                "Return `value, warm`, with `warm` from `warm_solve`."
+                f"`warm_value_and_grad` got a function that takes the state {given} and "
+                f"returns {returned}. Return `value, warm`, with `warm` of `warm_solve`."
             )
-        is_state = lambda node: isinstance(node, WarmStart)
-        new = jtu.tree_map(WarmStart.updated, new, cotangent, is_leaf=is_state)
+        new = jtu.tree_map(WarmStart.updated, new, cotangent, is_leaf=_is_state)
         return (value, gradient, new, *rest)
 
     return value_and_grad
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, WarmStart)
+
+
+def _as_array(leaf: Any) -> Any:
+    """A number of Python or NumPy as an array, which is differentiated."""
+    return jnp.asarray(leaf) if isinstance(leaf, float | np.ndarray) else leaf

@@ -92,7 +92,7 @@ class BlockDiagonal(AbstractStructured):
         tags = frozenset.intersection(*(spec.tags for spec in specs))
         return completed(tags, specs[0].dtype)
 
-    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+    def _mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
         pieces = split_by_runs(vector, [run.spec.cols * run.blocks for run in self.runs])
         products = [run.mv(piece) for run, piece in zip(self.runs, pieces, strict=True)]
         return jnp.concatenate(products) if len(products) > 1 else products[0]

@@ -67,7 +67,7 @@ class Circulant(AbstractStructured):
     def tags(self) -> Tags:
         return self.given_tags
 
-    def mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
+    def _mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         size = self.column.size
         if jnp.iscomplexobj(self.column):
             return jnp.fft.ifft(self.eigenvalues() * jnp.fft.fft(vector))

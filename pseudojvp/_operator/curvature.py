@@ -54,7 +54,8 @@ def hessian_operator(
     order.
 
     **Raises:** `TypeError` at trace time for a parameter that is no real floating-point
-    array, `ValueError` if f is no real scalar, or `damping` none.
+    array or a function that is none, `ValueError` if f is no real scalar, or `damping`
+    none.
 
     **Sources:** Pearlmutter, *Fast exact multiplication by the Hessian*, Neural
     Computation 6 (1994).
@@ -153,6 +154,8 @@ def _real_arrays(x: PyTree[Any], name: str, what: str) -> PyTree[Array]:
 
 
 def _check_scalar(fn: Callable, x: PyTree[Array], name: str) -> None:
+    if not callable(fn):
+        raise TypeError(f"`{name}` got a {type(fn).__name__}. Pass a function.")
     structure = jax.eval_shape(fn, x)
     leaves = jtu.tree_leaves(structure)
     real = len(leaves) == 1 and jnp.issubdtype(leaves[0].dtype, jnp.floating)

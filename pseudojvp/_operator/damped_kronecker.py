@@ -46,7 +46,7 @@ class DampedKronecker(AbstractStructured):
     def tags(self) -> Tags:
         return self.known_tags
 
-    def mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
+    def _mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return self.kronecker.mv(vector) + self._damping() * vector
 
     def as_matrix(self) -> Inexact[Array, "n n"]:

@@ -98,7 +98,7 @@ class Eigh(AbstractStructured):
     def tags(self) -> Tags:
         return self.given_tags
 
-    def mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
+    def _mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return self._applied(self.values, self.complement, vector)
 
     def as_matrix(self) -> Inexact[Array, "n n"]:

@@ -94,7 +94,7 @@ class Kronecker(AbstractStructured):
             kept |= {getattr(lx, f"{name}_semidefinite_tag")}
         return completed(kept, dtype_of(self.operators[0]))
 
-    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+    def _mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
         products = [jax.vmap(ft.partial(flat_mv, op)) for op in self.operators]
         sizes = [(op.in_size(), op.out_size()) for op in self.operators]
         return along_each_axis(products, sizes, vector)

@@ -19,6 +19,7 @@ from .as_operator import as_operator
 from .matrix import matrix_of
 from .over_reals import mixes
 from .tags import as_scalar, with_known_tags
+from .unit_diagonal import with_implied_ones
 
 
 class LowRankUpdate(lx.AbstractLinearOperator):
@@ -63,7 +64,7 @@ class LowRankUpdate(lx.AbstractLinearOperator):
     C: lx.AbstractLinearOperator | None
 
     def __init__(self, operator: Any, U: Any, V: Any = None, C: Any = None):
-        self.operator = as_operator(operator, "LowRankUpdate")
+        self.operator = with_implied_ones(as_operator(operator, "LowRankUpdate"))
         if mixes(self.operator):
             raise ValueError(
                 "`LowRankUpdate(operator=...)` got an operator with real and complex "

@@ -15,6 +15,7 @@ from .as_operator import as_operator
 from .over_reals import mixes
 from .structured import AbstractStructured, dtype_of, Tags
 from .tags import tags_of_multiple
+from .unit_diagonal import with_implied_ones
 
 
 def as_parts(operators: Iterable[Any], caller: str) -> list[Any]:
@@ -24,7 +25,7 @@ def as_parts(operators: Iterable[Any], caller: str) -> list[Any]:
     another is an error.
     """
     parts = [
-        part if _is_stack(part) else as_operator(_native(part), caller)
+        part if _is_stack(part) else with_implied_ones(as_operator(_native(part), caller))
         for part in operators
     ]
     if not parts:

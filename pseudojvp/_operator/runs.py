@@ -13,6 +13,7 @@ from jaxtyping import Array, Inexact
 
 from .._base.structure import Structure
 from .structured import flat_mv, Tags, tags_of
+from .unit_diagonal import with_implied_ones
 
 
 class BlockSpec(NamedTuple):
@@ -105,7 +106,7 @@ def as_batched_run(operator: Any) -> Run:
             f"{shapes}. All of them need a leading axis of one size, the number of "
             "blocks."
         )
-    return Run(operator, sizes.pop())
+    return Run(eqx.filter_vmap(with_implied_ones)(operator), sizes.pop())
 
 
 def merged(runs: list[Run]) -> list[Run]:

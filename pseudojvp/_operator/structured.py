@@ -33,6 +33,20 @@ class AbstractStructured(lx.AbstractLinearOperator):
     def tags(self) -> Tags:
         """What is known of it, with all that follows."""
 
+    def mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+        """Returns A v for a flat vector."""
+        if jnp.shape(vector) != (self.in_size(),):
+            raise ValueError(
+                f"`{type(self).__name__}.mv` got a vector of shape {jnp.shape(vector)}, "
+                f"and its matrix has shape ({self.out_size()}, {self.in_size()}). Pass a "
+                f"flat vector of {self.in_size()} entries."
+            )
+        return self._mv(vector)
+
+    @abc.abstractmethod
+    def _mv(self, vector: Inexact[Array, " cols"]) -> Inexact[Array, " rows"]:
+        """Returns A v for a vector of the right shape."""
+
     @abc.abstractmethod
     def conj(self) -> "AbstractStructured":
         """Returns the complex conjugate, not transposed."""

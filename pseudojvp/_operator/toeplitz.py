@@ -79,7 +79,7 @@ class Toeplitz(AbstractStructured):
     def tags(self) -> Tags:
         return self.given_tags
 
-    def mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+    def _mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
         rows, cols = self.column.size, self.row.size
         size = _next_fast(rows + cols - 1)
         zeros = jnp.zeros(size - rows - cols + 1, self.column.dtype)

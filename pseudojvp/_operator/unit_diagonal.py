@@ -15,6 +15,14 @@ def is_unit_triangular(operator: lx.AbstractLinearOperator) -> bool:
     return triangular and lx.has_unit_diagonal(operator)
 
 
+def with_implied_ones(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """A unit triangular matrix with the ones that its tag promises, any other as is.
+
+    For parts of an operator: who solves with the whole does not see their tags.
+    """
+    return with_ones(operator) if is_unit_triangular(operator) else operator
+
+
 def without_diagonal(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     """A stored matrix with ones on its diagonal, a sparse one with zeros; others as is.
 

@@ -50,16 +50,22 @@ class KrylovState(eqx.Module):
 
     operator: lx.AbstractLinearOperator
     scale: Real[Array, ""]
+    # Of products with A / scale, in units of that of the dtype, where it is larger.
+    rounding: Real[Array, ""] | None = None
 
     @classmethod
     def create(cls, operator: lx.AbstractLinearOperator) -> "KrylovState":
         operator = lx.linearise(operator)
-        in_structure = Structure.of(operator.in_structure())
-        # Random normal entries: no A of a simple structure makes zero of them.
-        probe = np.random.default_rng(0).standard_normal(in_structure.size)
-        probe = probe / max(np.linalg.norm(probe), 1)
-        image = operator.mv(in_structure.unravel(jnp.asarray(probe)))
-        return cls(operator, power_of_two(image))
+        return cls(operator, power_of_two(operator.mv(unit_probe(operator))))
+
+
+def unit_probe(operator: lx.AbstractLinearOperator) -> PyTree[Array]:
+    """A vector of length one for A to be applied to, the same in each call."""
+    in_structure = Structure.of(operator.in_structure())
+    # Random normal entries: no A of a simple structure makes zero of them.
+    probe = np.random.default_rng(0).standard_normal(in_structure.size)
+    probe = probe / max(np.linalg.norm(probe), 1)
+    return in_structure.unravel(jnp.asarray(probe))
 
 
 class Cycle(eqx.Module):
@@ -209,7 +215,7 @@ class System(NamedTuple):
     allowed: Real[Array, ""]  # atol + rtol |b|
     excess: Callable[[Array], Array] | None  # of a residual, in the norm of the solver
     max_steps: int
-    eps: float  # of the coarsest leaf
+    eps: float | Real[Array, ""]  # of products with A / scale: of the coarsest leaf
     unit: Real[Array, ""]
     scale: Real[Array, ""]
     in_structure: Structure
@@ -266,7 +272,7 @@ def flat_system(
     flat = flat / unit.astype(flat.dtype)
     norm = length(flat)
     products = widened(operator)
-    eps = Structure.of((products.in_structure(), products.out_structure())).eps
+    eps: Any = Structure.of((products.in_structure(), products.out_structure())).eps
     rtol = resolve_rtol(solver.rtol, norm.dtype, eps)
     atol = jnp.asarray(solver.atol, norm.dtype) / unit
     size = max(in_structure.size, out_structure.size)
@@ -281,6 +287,8 @@ def flat_system(
         quotient = jnp.where(residual == 0, 0, quotient)
         return promoting(norm_of)(out_structure.unravel(quotient))
 
+    if state.rounding is not None:
+        eps = eps * state.rounding.astype(norm.dtype)
     return System(
         mv=scaled(flat_mv(products)),
         adjoint_mv=scaled(flat_adjoint_mv(products)),

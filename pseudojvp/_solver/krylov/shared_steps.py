@@ -16,8 +16,8 @@ class Method(NamedTuple):
     """What a shared run needs of `CG` or `MINRES`."""
 
     start: Any  # the iterate of x = 0
-    # From an iterate, Lanczos before, and the next of its vectors with α + s and β.
-    step: Callable[[Any, minres.Lanczos, Array, Array, Array], Any]
+    # Of A + s I, from an iterate, Lanczos before, the next of its vectors, α + s and β.
+    step: Callable[[System, Any, minres.Lanczos, Array, Array, Array], Any]
     resume: Callable[[Any], Any]  # the iterate of the solver itself, before a check
     advance: Callable[[System, Any], Any]
 
@@ -41,9 +41,9 @@ def _of_minres(solver: minres.MINRES, system: System) -> Method:
         where = lambda iterate: iterate.lanczos
         return eqx.tree_at(where, iterate, lanczos, is_leaf=lambda node: node is None)
 
-    def step(iterate, lanczos, q, alpha, beta):
+    def step(own, iterate, lanczos, q, alpha, beta):
         iterate = filled(iterate, lanczos)
-        return without(bare.stepped(system, iterate, q, q, alpha, beta))
+        return without(bare.stepped(own, iterate, q, q, alpha, beta))
 
     return Method(
         start=without(begun),
@@ -70,14 +70,14 @@ def _of_cg(solver: cg.CG, system: System) -> Method:
     begun = cg.start_of(system, 0.5, False)
     zeros, zero = jnp.zeros_like(system.vector), jnp.zeros_like(system.norm)
 
-    def step(iterate: _Direct, lanczos, q, alpha, beta) -> _Direct:
+    def step(own, iterate: _Direct, lanczos, q, alpha, beta) -> _Direct:
         l = divide(lanczos.beta, iterate.pivot)  # noqa: E741
         direction = lanczos.q - l.astype(q.dtype) * iterate.direction
         pivot = alpha - l * lanczos.beta
         square = 1 + l**2 * iterate.square
         curvature = pivot / square
         largest = jnp.maximum(iterate.curvature, jnp.abs(curvature))
-        moves = curvature > 10 * system.eps * largest
+        moves = curvature > 10 * own.eps * largest
         step_size = jnp.where(moves, divide(iterate.share, pivot), 0)
         share = -beta * step_size
         norm = jnp.where(moves, jnp.abs(share), iterate.cycle.norm)

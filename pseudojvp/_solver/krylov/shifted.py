@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Integer, PyTree, Real
 
 from ..._base.axes import while_loop
 from ..._base.checks import check_options, check_square
-from ..._base.tree import tree_scale, tree_where
+from ..._base.tree import tree_add, tree_scale, tree_where
 from ..._kernel.norms import power_of_two
 from ..._operator.shifted import ShiftedOperator
 from . import cg, minres
@@ -32,16 +32,19 @@ from .iteration import (
     report,
     run,
     System,
+    unit_probe,
 )
 from .lanczos import Tridiagonal
 from .shared_steps import Method
 
 
 class ShiftedState(eqx.Module):
-    """A with its scale, as of a `KrylovState`, and s."""
+    """A with its scale, as of a `KrylovState`, u and A u of a unit vector, and s."""
 
     operator: lx.AbstractLinearOperator
     scale: Real[Array, ""]
+    probe: PyTree[Array]
+    image: PyTree[Array]
     shift: Real[Array, ""]
 
 
@@ -72,18 +75,27 @@ class ShiftedSolver(lx.AbstractLinearSolver[ShiftedState]):
         assert isinstance(operator, ShiftedOperator)
         check_square(self.inner_solver, operator.operator)
         minres.check_hermitian(self.inner_solver, operator.operator)
-        state = KrylovState.create(operator.operator)
-        scale = state.scale
+        bare = lx.linearise(operator.operator)
+        probe = unit_probe(bare)
+        image = bare.mv(probe)
+        scale = power_of_two(image)
         if isinstance(self.inner_solver, cg.CG):
             negative = lx.is_negative_semidefinite(operator.operator)
             scale = -scale if negative else scale
-        return ShiftedState(state.operator, scale, operator.shift)
+        return ShiftedState(bare, scale, probe, image, operator.shift)
 
     def compute(
         self, state: ShiftedState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         check_options(self.inner_solver, options)
-        given = _Given(self.inner_solver, state.operator, state.scale, vector)
+        given = _Given(
+            self.inner_solver,
+            state.operator,
+            state.scale,
+            state.probe,
+            state.image,
+            vector,
+        )
         arrays, static = eqx.partition(given, eqx.is_array)
 
         @jax.custom_batching.custom_vmap
@@ -120,14 +132,22 @@ class _Given(NamedTuple):
     solver: cg.CG | minres.MINRES
     operator: lx.AbstractLinearOperator
     scale: Real[Array, ""]
+    probe: PyTree[Array]
+    image: PyTree[Array]
     vector: PyTree[Array]
 
+    def scales(self, shift: Real[Array, ""]) -> tuple[Real[Array, ""], Real[Array, ""]]:
+        """Of A + s I, and the rounding of a product with it.
 
-def _scale_of(scale: Real[Array, ""], shift: Real[Array, ""]) -> Real[Array, ""]:
-    """That of A + s I, as if nothing cancelled: rounding in A v + s v does not."""
-    finite = jnp.where(jnp.isfinite(shift), shift, 0)
-    most = jnp.maximum(jnp.abs(scale), power_of_two(finite).astype(scale.dtype))
-    return jnp.where(scale < 0, -most, most)
+        Where s cancels A the sum is small, but not the rounding of A v + s v.
+        """
+        finite = jnp.where(jnp.isfinite(shift), shift, 0).astype(self.scale.dtype)
+        most = jnp.maximum(jnp.abs(self.scale), power_of_two(finite))
+        image = tree_add(self.image, tree_scale(finite, self.probe))
+        left = power_of_two(image).astype(most.dtype)
+        eps = float(jnp.finfo(most.dtype).eps)
+        scale = jnp.clip(left, eps * most, most)
+        return jnp.where(self.scale < 0, -scale, scale), most / scale
 
 
 class _Shift(NamedTuple):
@@ -136,24 +156,28 @@ class _Shift(NamedTuple):
     tau: Real[Array, ""]
     sigma: Real[Array, ""]
     scale: Real[Array, ""]
+    rounding: Real[Array, ""]
 
     @classmethod
-    def of(cls, system: System, shift: Real[Array, ""]) -> "_Shift":
-        scale = _scale_of(system.scale, shift)
-        return cls(system.scale / scale, shift.astype(scale.dtype) / scale, scale)
+    def of(cls, given: _Given, system: System, shift: Real[Array, ""]) -> "_Shift":
+        scale, rounding = given.scales(shift)
+        scale = scale.astype(system.scale.dtype)
+        sigma = shift.astype(scale.dtype) / scale
+        return cls(system.scale / scale, sigma, scale, rounding.astype(scale.dtype))
 
     def system(self, of_operator: System) -> System:
         def mv(flat):
             image = tree_scale(self.tau, of_operator.mv(flat))
             return image + tree_scale(self.sigma, flat)
 
-        return of_operator._replace(mv=mv, scale=self.scale)
+        eps = of_operator.eps * self.rounding
+        return of_operator._replace(mv=mv, scale=self.scale, eps=eps)
 
 
 def _solve(given: _Given, shift):
     """A single shift, as a system of its own."""
     operator = ShiftedOperator(given.operator, shift)
-    state = KrylovState(operator, _scale_of(given.scale, shift))
+    state = KrylovState(operator, *given.scales(shift))
     solution, result, stats = given.solver.compute(state, given.vector, {})
     stats = {key: value for key, value in stats.items() if key != "max_steps"}
     return solution, result, stats | {"num_products": stats["num_steps"] + 2}
@@ -164,7 +188,7 @@ def _solve_all(given: _Given, shifts):
     solver = given.solver
     state = KrylovState(given.operator, given.scale)
     system = flat_system(solver, state, given.vector, {})
-    scaled = jax.vmap(lambda shift: _Shift.of(system, shift))(shifts)
+    scaled = jax.vmap(lambda shift: _Shift.of(given, system, shift))(shifts)
     method = Method.of(solver, system)
     shared = _run_shared(solver, system, method, scaled)
 
@@ -236,7 +260,8 @@ def _run_shared(
             tau = shift.tau
             own = dataclasses.replace(lanczos, beta=tau * lanczos.beta)
             moved = tau * alpha + shift.sigma
-            stepped = method.step(iterate, own, q, moved, tau * beta)
+            of_shift = shift.system(system)
+            stepped = method.step(of_shift, iterate, own, q, moved, tau * beta)
             return tree_where(iterate.cycle.due, iterate, stepped)
 
         iterates = jax.vmap(one)(shared.iterates, shifts)
