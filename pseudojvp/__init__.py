@@ -1,6 +1,10 @@
 from importlib.metadata import version as _version
 
 from ._front.adjoint import PseudoinverseAdjoint as PseudoinverseAdjoint
+from ._front.entries import (
+    EntriesSolution as EntriesSolution,
+    solve_entries as solve_entries,
+)
 from ._front.factorise import factorise as factorise
 from ._front.inverse import InverseLinearOperator as InverseLinearOperator
 from ._front.invert import invert as invert

@@ -256,7 +256,7 @@ def _check_damp(damp: Any) -> Real[Array, ""] | None:
     return damp
 
 
-def _as_sparse(A: Any, tags: Any, caller: str) -> SparseLinearOperator:
+def check_sparse(A: Any, caller: str) -> None:
     if not (isinstance(A, SparseLinearOperator) or is_sparse(A)):
         shape = getattr(A, "shape", None)
         what = type(A).__name__ if shape is None else f"{type(A).__name__} {shape}"
@@ -265,6 +265,10 @@ def _as_sparse(A: Any, tags: Any, caller: str) -> SparseLinearOperator:
             "matrix or a `SparseLinearOperator`; for a dense one use `linear_solve` or "
             "`lstsq`."
         )
+
+
+def _as_sparse(A: Any, tags: Any, caller: str) -> SparseLinearOperator:
+    check_sparse(A, caller)
     tags = frozenset(tags if isinstance(tags, Iterable) else (tags,))
     if isinstance(A, SparseLinearOperator):
         return SparseLinearOperator((A.data, A.sparsity), A.tags | tags)

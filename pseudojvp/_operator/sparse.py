@@ -214,6 +214,15 @@ def _is_of_scipy(matrix: Any) -> bool:
 
 def _read(matrix: Any) -> tuple[Any, Sparsity, Bool[Array, ""] | None]:
     """(data, sparsity, whether traced indices are within range)."""
+    if isinstance(matrix, tuple) and len(matrix) == 2 and isinstance(matrix[1], Sparsity):
+        return *matrix, None
+    data, row, col, shape = read_entries(matrix)
+    padding = _is_of_jax(matrix, "JAXSparse")
+    return data, *create_sparsity(row, col, shape, allow_padding=padding)
+
+
+def read_entries(matrix: Any) -> tuple[Any, Any, Any, tuple[int, int]]:
+    """(data, row, col, shape), in the order given; where they are is not checked."""
     if _is_of_jax(matrix, "BCOO"):
         _check_unbatched(matrix)
         indices = _known(matrix.indices)
@@ -228,10 +237,6 @@ def _read(matrix: Any) -> tuple[Any, Sparsity, Bool[Array, ""] | None]:
         shape = coordinates.shape
     elif isinstance(matrix, tuple) and len(matrix) == 4:
         data, row, col, shape = matrix
-    elif (
-        isinstance(matrix, tuple) and len(matrix) == 2 and isinstance(matrix[1], Sparsity)
-    ):
-        return *matrix, None
     else:
         raise TypeError(
             f"`SparseLinearOperator(matrix=...)` got a {type(matrix).__name__}. Pass a "
@@ -240,8 +245,7 @@ def _read(matrix: Any) -> tuple[Any, Sparsity, Bool[Array, ""] | None]:
             "`lineax.MatrixLinearOperator`, or `BCOO.fromdense`."
         )
     row, col = _as_indices("row", row, data), _as_indices("col", col, data)
-    padding = _is_of_jax(matrix, "JAXSparse")
-    return data, *create_sparsity(row, col, _as_shape(shape), allow_padding=padding)
+    return data, row, col, _as_shape(shape)
 
 
 def _known(indices):

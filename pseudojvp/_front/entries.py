@@ -1,0 +1,286 @@
+"""`solve_entries`: a few entries of the solution, without the rest."""
+
+import operator as _operator
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.core
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, Real
+
+from .._base.call import compiled
+from .._base.host import raise_if
+from .._base.inexact import as_inexact
+from .._base.tree import at_least_single, one_or_nan
+from .._kernel.entries import entries_on_host, Told
+from .._operator import SparseLinearOperator
+from .._operator.sparse import read_entries
+from .._solver.options import check_tolerances
+from .sparse import check_sparse
+
+
+_RESULTS = (
+    lx.RESULTS.successful,
+    lx.RESULTS.nonfinite_input,
+    lx.RESULTS.singular,
+    lx.RESULTS.max_steps_reached,
+    lx.RESULTS.stagnation,
+)
+_MESSAGES = (
+    "",
+    "`solve_entries` got NaN or Inf in A or b, a tolerance that is none, or indices out "
+    "of range.",
+    "`solve_entries` got A that is not diagonally dominant, neither by rows nor by "
+    "columns: |a_ii| - sum_j |a_ij| is not above rounding for each i. No bound is "
+    "known for such a matrix. Use `sparse_solve`.",
+    "`solve_entries` reached `max_pushes` before `rtol` and `atol`. Allow more, or pass "
+    "`max_pushes=None`, which leaves to the whole solve what is not local.",
+    "`solve_entries` did not reach `rtol` and `atol`, which may be less than rounding: "
+    "`bound` says how near it came. Allow more; an entry that is zero needs an `atol`.",
+)
+
+
+_FIRST_DERIVATIVE = "The derivative of `solve_entries` (for a second one: `sparse_solve`)"
+
+
+class EntriesSolution(eqx.Module):
+    """What [`pseudojvp.solve_entries`][] returns, all of the shape of `indices`.
+
+    - `value`: x_i, in single precision for 16 bits.
+    - `bound`: of |x_i − value|, real; infinite where A is not dominant.
+    - `pushes`: how often a row or a column of A was read.
+    - `rows_read`: how many of them there were, at most n.
+    - `whole`: whether it was left to the whole solve, because nothing was local.
+    - `result`: a `lineax.RESULTS` for each.
+    """
+
+    value: Inexact[Array, "*k"]
+    bound: Real[Array, "*k"]
+    pushes: Int[Array, "*k"]
+    rows_read: Int[Array, "*k"]
+    whole: Bool[Array, "*k"]
+    result: lx.RESULTS
+
+
+def solve_entries(
+    A: SparseLinearOperator | Any,
+    b: Inexact[ArrayLike, " n"],
+    indices: Int[ArrayLike, "*k"] | Sequence[int],
+    *,
+    rtol: Real[ArrayLike, ""],
+    atol: Real[ArrayLike, ""],
+    max_pushes: int | None = None,
+    throw: bool = True,
+) -> EntriesSolution:
+    """Returns a few entries of x, where A x = b, each with a proved bound on its error.
+
+        solution = pj.solve_entries(A, b, [5, 9], rtol=1e-6, atol=1e-9)
+        abs(x[5] - solution.value[0]) <= solution.bound[0]
+
+    For sparse A that is diagonally dominant by rows or by columns, symmetric or not: with
+    d_i = |a_ii| − Σ_j≠i |a_ij| > 0 for all rows, and r = e_i − Aᵀy for any y,
+
+        |x_i − yᵀb| ≤ ‖r‖₁ max_j |b_j| / d_j ≤ ‖r‖₁ ‖b‖∞ / δ,    δ = min_j d_j.
+
+    y is found by local pushes: each reads one row of A, near the i-th. Of a b with few
+    entries x is pushed as well, and both meet; of A dominant by columns the two change
+    places. Where more than half of the rows are read, or after 10 n pushes, nothing is
+    local: the entry is left to the whole solve (SciPy's `bicgstab`, scaled by the
+    diagonal, once for all indices), and gets its bound from b − A x.
+
+    **Arguments:**
+
+    - `A`: `(n, n)`; a `BCOO`, `BCSR`, SciPy sparse matrix or a
+        [`pseudojvp.SparseLinearOperator`][]. None of them is sorted for this.
+    - `b`: `(n,)`, of the dtype of A; for several use `jax.vmap`, under which y is pushed
+        once for all of them.
+    - `indices`: which entries, from 0 to n − 1; an integer or `(k,)`.
+    - `rtol`, `atol`: real scalars `≥ 0`; an entry is done where
+        `bound ≤ atol + rtol |value|`. An entry that may be zero needs an `atol`.
+    - `max_pushes`: of each entry at most, each the work of reading a row. Nothing is then
+        left to the whole solve. Defaults to `None`, as above.
+    - `throw`: whether an entry that is not `successful` raises at run time. If `False`,
+        `result` tells of each, and its derivatives are NaN. Defaults to `True`.
+
+    **Returns:** an [`pseudojvp.EntriesSolution`][]. The bound has the rounding of all of
+    this in it, and holds whatever `result` says:
+
+    - `max_steps_reached`: `max_pushes` were not enough.
+    - `stagnation`: the tolerances are below rounding, or the whole solve did not come
+        to them.
+    - `singular`: A is not dominant beyond rounding, δ = 0 among it. Nothing is known of
+        x then: the bound is infinite and the value NaN.
+    - `nonfinite_input`: NaN or Inf in A or b, or a traced index out of range.
+
+    Cost: one pass over the entries of A and over b for δ and ‖b‖∞; then what is near, for
+    each entry at most ln(‖b‖∞ / (δ · tolerance)) / δ pushes for rows of diagonal one,
+    however large A is. All of it is done on the host, in double precision.
+
+    **Derivatives:** first ones with respect to b, of which it is y, and to the stored
+    entries of A, of which it is −y_j x_k in place (j, k); forward and reverse. Both come
+    out of the pushes. ŷ is so near that ŷᵀb alone has the bound, and that ‖y − ŷ‖ is at
+    most max(rtol, 1e-6) ‖ŷ‖, in the 1-norm, or the largest entry where A is dominant by
+    columns. x is solved for on the rows that ŷ reads, so that |ŷ|ᵀ |A| |x − x̂| is within
+    the tolerance; where that is not local, by the whole solve, whatever `max_pushes` is.
+    They take memory for two vectors of n for each index. Second ones, and those of a
+    tolerance, are an error; `bound` has none.
+
+    **Raises:** `TypeError` for a dense A, dtypes of A and b that differ, or indices that
+    are no integers; `ValueError` for shapes that do not fit, indices that are known to be
+    out of range, negative tolerances or `max_pushes`; a run-time error as `throw` says.
+    It calls the host, and so cannot be exported.
+
+    **Sources:** Andoni, Krauthgamer & Pogrow, *On solving linear systems in sublinear
+    time*, ITCS (2019); Kwok, Wei & Yang, *On solving asymmetric diagonally dominant
+    linear systems in sublinear time* (2025), for what is possible; Andersen, Chung &
+    Lang, *Local graph partitioning using PageRank vectors*, FOCS (2006), for pushes;
+    Varah, *A lower bound for the smallest singular value of a matrix*, Linear Algebra
+    Appl. 11 (1975), for ‖A⁻¹‖∞ ≤ 1 / δ.
+    """
+    data, row, col, size = _read(A)
+    _check_tolerances(rtol=rtol, atol=atol)
+    b = _right_hand_side(data, size, b)
+    indices = _check_indices(indices, size)
+    _check_pushes(max_pushes)
+    tolerances = jnp.asarray(rtol, float), jnp.asarray(atol, float)
+    return _solve_entries(data, row, col, b, indices, *tolerances, max_pushes, throw)
+
+
+@compiled
+def _solve_entries(
+    data, row, col, b, indices, rtol, atol, max_pushes, throw
+) -> EntriesSolution:
+    data, b = at_least_single((data, b))
+    tolerances = eqxi.nondifferentiable(
+        (rtol, atol), name="`solve_entries(rtol=..., atol=...)`"
+    )
+    system = row, col, indices.reshape(-1), *tolerances
+    value, bound, pushes, rows_read, whole, code = _told(data, b, *system, max_pushes)
+    if throw:
+        one = raise_if(jnp.max(code, initial=0), _MESSAGES)
+        value = value * one.astype(value.dtype)
+    bound = eqxi.nondifferentiable_backward(bound)
+    result = eqx.filter_vmap(_result)(code)
+    solution = EntriesSolution(value, bound, pushes, rows_read, whole, result)
+    return jax.tree.map(lambda leaf: leaf.reshape(indices.shape), solution)
+
+
+@eqx.filter_custom_jvp
+def _told(data, b, row, col, indices, rtol, atol, max_pushes) -> Told:
+    arguments = row, col, data, b, indices, rtol, atol
+    return entries_on_host(*arguments, most=max_pushes, gradient=False)[0]
+
+
+@_told.def_jvp
+def _(primals, tangents):
+    data, b, row, col, indices, rtol, atol, max_pushes = primals
+    t_data, t_b, *_ = tangents
+    # Of y and x no derivative is known: that is an error, and never a zero.
+    data, b = eqxi.nondifferentiable((data, b), name=_FIRST_DERIVATIVE)
+    arguments = row, col, data, b, indices, rtol, atol
+    told, both = entries_on_host(*arguments, most=max_pushes, gradient=True)
+    assert both is not None
+    y, x = both[:, 0], both[:, 1]
+    failed = one_or_nan(told.code == 0).astype(b.dtype)
+    t_value = jnp.zeros_like(told.value)
+    if t_b is not None:
+        t_value += y @ t_b
+    if t_data is not None:
+        of_row = y.at[:, row].get(mode="fill", fill_value=0)
+        of_col = x.at[:, col].get(mode="fill", fill_value=0)
+        t_value -= (of_row * of_col) @ t_data
+    t_value = t_value * failed
+    # Hung on the others, so that a gradient of it is seen, and is an error.
+    t_bound = 0 * t_value.real
+    return told, Told(t_value, t_bound, None, None, None, None)
+
+
+def _result(code: Int[Array, ""]) -> lx.RESULTS:
+    result = _RESULTS[0]
+    for number, failure in enumerate(_RESULTS[1:], 1):
+        result = lx.RESULTS.where(code == number, failure, result)
+    return result
+
+
+def _read(A: Any) -> tuple[Inexact[Array, " nse"], Any, Any, int]:
+    """Entries of a square A, with their rows and columns, in no order, and its size."""
+    check_sparse(A, "solve_entries")
+    if isinstance(A, SparseLinearOperator):
+        data, row, col, shape = A.data, A.sparsity.row, A.sparsity.col, A.sparsity.shape
+    else:
+        data, row, col, shape = read_entries(A)
+    if shape[0] != shape[1]:
+        raise ValueError(
+            f"`solve_entries(A=...)` got shape {shape}. Pass a square matrix; for others "
+            "use `sparse_lstsq`."
+        )
+    for name, index in (("row", row), ("col", col)):
+        if isinstance(index, np.ndarray) and np.min(index, initial=0) < 0:
+            raise ValueError(
+                f"`solve_entries(A=...)` got a `{name}` index {index.min()}, for a "
+                f"matrix of shape {shape}. Pass indices from 0 on."
+            )
+    return as_inexact(data, "solve_entries(A=...)"), row, col, shape[0]
+
+
+def _right_hand_side(data: Array, size: int, b: Any) -> Inexact[Array, " n"]:
+    b = as_inexact(b, "solve_entries(b=...)")
+    if b.shape != (size,):
+        raise ValueError(
+            f"`solve_entries(b=...)` got an array of shape {b.shape} beside A of shape "
+            f"{(size, size)}. Pass one of shape ({size},); for several use `jax.vmap`."
+        )
+    if b.dtype != data.dtype:
+        raise TypeError(
+            f"`solve_entries` got A of dtype {data.dtype} and b of dtype {b.dtype}. "
+            "Convert one of them."
+        )
+    return b
+
+
+def _check_indices(indices: Any, size: int) -> Any:
+    if not isinstance(indices, jax.core.Tracer):
+        indices = np.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.ndim > 1:
+        raise TypeError(
+            f"`solve_entries(indices=...)` got an array of shape {indices.shape} and "
+            f"dtype {indices.dtype}. Pass an integer, or a 1-D array of them."
+        )
+    if isinstance(indices, np.ndarray):
+        wrong = indices[(indices < 0) | (indices >= size)]
+        if wrong.size:
+            raise ValueError(
+                f"`solve_entries(indices=...)` got {wrong[0]}, for x of shape ({size},). "
+                f"Pass indices from 0 to {size - 1}."
+            )
+    return indices
+
+
+def _check_tolerances(**given: Any) -> None:
+    check_tolerances("solve_entries", **given)
+    for name, value in given.items():
+        if value is None:
+            raise TypeError(
+                f"`solve_entries({name}=None)`. Pass a number, `0.0` for none."
+            )
+        if jnp.ndim(value) != 0:
+            raise ValueError(f"`solve_entries({name}=...)` got {value}. Pass a scalar.")
+
+
+def _check_pushes(max_pushes: Any) -> None:
+    if max_pushes is None:
+        return
+    try:
+        number = None if isinstance(max_pushes, bool) else _operator.index(max_pushes)
+    except TypeError:
+        number = None
+    if number is None or number < 0:
+        raise ValueError(
+            f"`solve_entries(max_pushes=...)` got {max_pushes!r}. Pass `None` or an "
+            "integer that is not negative."
+        )
