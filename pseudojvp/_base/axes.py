@@ -14,7 +14,7 @@ import jax.core
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 Tree = TypeVar("Tree")
@@ -23,6 +23,11 @@ Tree = TypeVar("Tree")
 def is_manual() -> bool:
     """Whether the code being traced is inside `jax.shard_map`."""
     return len(jax.sharding.get_abstract_mesh().manual_axes) > 0
+
+
+def manual_axes() -> frozenset[Any]:
+    """Those of the mesh of `jax.shard_map`, in which the code being traced is."""
+    return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def varying_axes(tree: PyTree) -> frozenset[Any]:
@@ -40,6 +45,18 @@ def as_varying(axes: frozenset[Any], tree: Tree) -> Tree:
 def alike(*trees: PyTree) -> tuple[PyTree, ...]:
     """The trees, all arrays in them varying over the axes of any."""
     return as_varying(varying_axes(trees), trees) if is_manual() else trees
+
+
+def largest(value: Array, axes: frozenset[Any]) -> Array:
+    """The largest over the axes of a mesh, of those that `value` varies over."""
+    names = ordered(axes & varying_axes(value))
+    return lax.pmax(value, names) if names else value
+
+
+def total(value: Array, axes: frozenset[Any]) -> Array:
+    """The sum over the axes of a mesh, of those that `value` varies over."""
+    names = ordered(axes & varying_axes(value))
+    return lax.psum(value, names) if names else value
 
 
 def settled(step: Callable, carry: Tree) -> Tree:
@@ -128,8 +145,12 @@ def _axes_of(leaf: Any) -> frozenset[Any]:
     return leaf.mat.varying if isinstance(leaf, jax.core.ShapedArray) else frozenset()
 
 
+def ordered(axes: frozenset[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(axes, key=str))
+
+
 def _cast(leaf: Any, axes: frozenset[Any]) -> Any:
-    more = tuple(sorted(axes - _axes_of(leaf), key=str))
+    more = ordered(axes - _axes_of(leaf))
     if not more or not eqx.is_array_like(leaf):
         return leaf
     return lax.pcast(jnp.asarray(leaf), more, to="varying")

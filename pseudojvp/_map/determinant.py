@@ -35,6 +35,7 @@ from .._solver import (
     SVD,
 )
 from .._solver.auto import DENSE_ENTRIES
+from .._solver.direct.diagonal import Diagonal
 from .guard import Guard, is_complex_linear
 from .primitive import bind
 from .rows import Blocks, Problem
@@ -64,7 +65,7 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
     told = None
     if isinstance(solver, AbstractByParts):
         told = solver.slogdet_by_parts(operator, problem.state, factorised)
-    elif isinstance(solver, lx.Diagonal):
+    elif isinstance(solver, lx.Diagonal | Diagonal):
         told = _of_diagonal(solver, operator)
     if told is None and isinstance(solver, AbstractFactorisation | SparseLU):
         told = _of_factors(problem, guard)
@@ -98,7 +99,9 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
     return Slogdet(sign, logabsdet)
 
 
-def _of_diagonal(solver: lx.Diagonal, operator: lx.AbstractLinearOperator) -> Slogdet:
+def _of_diagonal(
+    solver: lx.Diagonal | Diagonal, operator: lx.AbstractLinearOperator
+) -> Slogdet:
     diagonal = jnp.ones(0, Structure.of(operator.in_structure()).dtype)
     if not lx.has_unit_diagonal(operator):
         diagonal = lx.diagonal(widened(operator))

@@ -30,6 +30,7 @@ from .._solver import (
 from .._solver.counterpart import counterpart
 from .determinant import slogdet
 from .guard import Guard, is_complex_linear
+from .mesh import check_spread
 from .primitive import bind
 from .rows import Blocks, Problem
 
@@ -93,6 +94,7 @@ class Factorised(eqx.Module):
             operator, constant = map(normal, (operator, constant))
         if isinstance(own, lx.Diagonal) and operator.in_size() == 0:
             own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
+        check_spread(operator, own)
         if isinstance(state, Unset):
             solver, state = own, own.init(constant, options)
         elif own is not solver and _is_state(state, own, constant, options):

@@ -7,17 +7,42 @@ of the codomain vary and those of the domain do not.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._base.axes import as_varying, is_manual, varying_axes
+from .._base.axes import as_varying, is_manual, largest, ordered, varying_axes
 from .._base.structure import Structure
 from .._operator.adjoint import adjoint
+from .._operator.function import Spread
+from .._solver import AbstractKrylovSolver, LSMR, Normal
 from .rows import Blocks, Problem, spaces
+
+
+def check_spread(operator: lx.AbstractLinearOperator, solver: Any) -> None:
+    """That a solver sums over the devices which have a part of A each."""
+    spread = Spread.of(operator)
+    if not spread.any:
+        return
+    inner = solver.inner_solver if isinstance(solver, Normal) else None
+    if not isinstance(solver, LSMR) and not isinstance(inner, AbstractKrylovSolver):
+        raise ValueError(
+            f"`{type(solver).__name__}` got an operator of which each device has a part, "
+            f"along the axes {ordered(spread.any)} of the mesh. Use `LSMR()` or "
+            "`Normal(CG())`, which take products alone and sum over the axes."
+        )
+    rows, cols = operator.out_size(), operator.in_size()
+    if (spread.codomain and rows < cols) or (spread.domain and rows > cols):
+        raise ValueError(
+            f"`{type(solver).__name__}` got an operator of which each device has a part "
+            f"of shape {rows, cols}, along the axes {ordered(spread.any)} of the mesh. "
+            "A part has to be no shorter than the side that is not spread: use fewer "
+            "devices."
+        )
 
 
 def varying_alike(problem: Problem, rhs: Blocks) -> tuple[Problem, Blocks]:
@@ -41,13 +66,13 @@ def checked(problem: Problem, out: Blocks) -> Blocks:
     if problem.axes is None:
         return out
     for axes, block in zip(problem.axes, out, strict=True):
-        more = sorted(varying_axes(block) - axes, key=str)
+        more = ordered(varying_axes(block) - axes)
         if more:
             raise ValueError(
                 f"A solve inside `jax.shard_map` varies over the axes {more} of the "
                 "mesh, and neither operator nor vector does: a preconditioner, a first "
                 "guess, a state or a tolerance is different on each device. Pass "
-                f"`jax.lax.pcast(vector, {tuple(more)}, to='varying')` for a solve on "
+                f"`jax.lax.pcast(vector, {more}, to='varying')` for a solve on "
                 "each device, or sum over the axes where that was made."
             )
     return typed(problem, out)
@@ -57,8 +82,7 @@ def shared(problem: Problem, told: Array) -> Array:
     """The largest of those that devices tell which share one solution."""
     if problem.axes is None:
         return told
-    axes = varying_axes(told) - (problem.axes.codomain & problem.axes.domain)
-    return lax.pmax(told, tuple(sorted(axes, key=str))) if axes else told
+    return largest(told, problem.axes.codomain ^ problem.axes.domain)
 
 
 def _axes(problem: Problem, rhs: Blocks) -> tuple[frozenset, frozenset]:

@@ -6,6 +6,7 @@ from equinox import is_array
 from jaxtyping import Array, Shaped
 
 from .._base.inexact import as_inexact
+from .function import typed
 from .multiples import with_true_dtypes
 from .sparse import is_sparse, SparseLinearOperator
 from .tags import with_known_tags
@@ -53,7 +54,7 @@ def as_operator(
     **Raises:** `ValueError` if an array is not 2-D, `TypeError` for anything else.
     """
     if isinstance(operator, lx.AbstractLinearOperator):
-        return with_true_dtypes(with_known_tags(operator))
+        return with_true_dtypes(with_known_tags(typed(operator)))
     if is_sparse(operator):
         return SparseLinearOperator(operator)
     if not (is_array(operator) or isinstance(operator, np.ndarray)):

@@ -10,9 +10,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Real
 
+from .._base.axes import largest
 from .._base.structure import Structure
 from .._base.tree import tree_scale
 from .._kernel.norms import power_of_two, two_norm
+from .function import Spread
 
 
 class Divided(lx.AbstractLinearOperator):
@@ -30,7 +32,8 @@ class Divided(lx.AbstractLinearOperator):
         factor = 1 / self.root
         if self.near_one:
             return tree_scale(factor, self.operator.mv(tree_scale(factor, vector)))
-        size = power_of_two(vector).astype(factor.dtype)
+        size = largest(power_of_two(vector), Spread.of(self.operator).domain)
+        size = size.astype(factor.dtype)
         image = self.operator.mv(tree_scale(factor, tree_scale(1 / size, vector)))
         return tree_scale(size, tree_scale(factor, image))
 
@@ -93,6 +96,7 @@ def unit_of_products(operator: lx.AbstractLinearOperator) -> Real[Array, ""]:
     signs = np.random.default_rng(0).choice([-1, 1], structure.size)
     probe = signs / math.sqrt(max(structure.size, 1))
     size = two_norm(operator.mv(structure.unravel(jnp.asarray(probe))))
+    size = largest(size, Spread.of(operator).codomain)
     root = 2.0 ** (jnp.finfo(size.dtype).maxexp // 4)
     extreme = (size > 0) & (size < 1 / root) | (size > root)
     return jnp.where(extreme, power_of_two(size), 1)

@@ -11,11 +11,12 @@ from jaxtyping import Array, Inexact
 
 from .._base.structure import Structure
 from .._base.tree import at_least_single
+from .function import Function
 from .over_reals import mixes
 from .sparse import SparseLinearOperator, untagged
 
 
-_FUNCTIONS = lx.FunctionLinearOperator | lx.JacobianLinearOperator
+_FUNCTIONS = lx.FunctionLinearOperator | lx.JacobianLinearOperator | Function
 _STORED = (
     lx.MatrixLinearOperator
     | lx.DiagonalLinearOperator

@@ -13,6 +13,7 @@ from .._operator.sparse import SparseLinearOperator, untagged
 from .._operator.toeplitz import Toeplitz
 from .circulant import CirculantPreconditioned
 from .direct.cholesky import Cholesky
+from .direct.diagonal import diagonal_solver
 from .direct.lu import LU
 from .direct.sparse_triangular import SparseTriangular
 from .direct.triangular import Triangular
@@ -119,7 +120,7 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> AutoState:
         check_options(self, options)
-        solver = self.select_solver(operator)
+        solver = diagonal_solver(self.select_solver(operator))
         return AutoState(solver, solver.init(operator, options))
 
     def compute(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree, Real
 
 from .._base.checks import check_options
+from .._base.closed import closed
 from .._base.structure import Structure
 from .._base.tree import is_zero, tree_conj, tree_scale, tree_sub, tree_where
 from .._kernel.norms import power_of_two, two_norm
@@ -40,7 +41,7 @@ class _System(eqx.Module):
         probe = np.random.default_rng(0).standard_normal(structure.size)
         probe = structure.unravel(jnp.asarray(probe / max(np.linalg.norm(probe), 1)))
         # What `solve` closes over may be traced: here it is known, within the map not.
-        function = eqx.filter_closure_convert(function, operator.out_structure())
+        function = closed(function, operator.out_structure())
         return cls(operator, function, two_norm(operator.mv(probe)))
 
     def solve(self, vector: PyTree[Array]) -> PyTree[Array]:

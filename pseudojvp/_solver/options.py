@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._base.structure import Structure
+from .._operator.function import typed
 from .._operator.multiples import with_true_dtypes
 
 
@@ -77,7 +78,7 @@ def resolve_preconditioner(
             f"{given[1].as_tree()}. It approximates the inverse, so it must map "
             f"{in_structure.as_tree()} to {out_structure.as_tree()}."
         )
-    return lx.linearise(with_true_dtypes(preconditioner))
+    return lx.linearise(with_true_dtypes(typed(preconditioner)))
 
 
 def resolve_y0(

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
+from ..._base.closed import closed
 from ..._base.structure import Structure
 from ..._base.tree import tree_conj
 from ..._kernel.norms import power_of_two
@@ -123,4 +124,4 @@ def _converted(
             "vector. It approximates the inverse of a square operator, so it must return "
             f"a vector of the structure, shapes and dtypes of its argument, {domain}."
         )
-    return eqx.filter_closure_convert(convert, domain)
+    return closed(convert, domain)

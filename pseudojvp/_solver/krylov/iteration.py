@@ -22,12 +22,13 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real, Scalar
 
-from ..._base.axes import while_loop
+from ..._base.axes import largest, total, while_loop
 from ..._base.checks import check_options
 from ..._base.structure import Structure
 from ..._base.tree import promoting, tree_conj
 from ..._kernel.norms import power_of_two
 from ..._operator.adjoint import transpose_of
+from ..._operator.function import Spread
 from ..._operator.matrix import widened
 from ..options import check_tolerances, resolve_y0
 
@@ -56,7 +57,8 @@ class KrylovState(eqx.Module):
     @classmethod
     def create(cls, operator: lx.AbstractLinearOperator) -> "KrylovState":
         operator = lx.linearise(operator)
-        return cls(operator, power_of_two(operator.mv(unit_probe(operator))))
+        image = operator.mv(unit_probe(operator))
+        return cls(operator, largest(power_of_two(image), Spread.of(operator).codomain))
 
 
 def unit_probe(operator: lx.AbstractLinearOperator) -> PyTree[Array]:
@@ -219,6 +221,7 @@ class System(NamedTuple):
     unit: Real[Array, ""]
     scale: Real[Array, ""]
     in_structure: Structure
+    spread: Spread
 
     def solution(self, flat) -> PyTree[Array]:
         flat = self.unit.astype(flat.dtype) * flat / self.scale.astype(flat.dtype)
@@ -260,17 +263,18 @@ def flat_system(
     out_structure = Structure.of(operator.out_structure())
     y0 = resolve_y0(solver, options, in_structure)
     flat = out_structure.ravel(vector)
+    spread = Spread.of(operator)
     if y0 is None:
         guess = in_structure.ravel(jtu.tree_map(jnp.zeros_like, in_structure.as_tree()))
-        unit = power_of_two(flat)
+        unit = largest(power_of_two(flat), spread.codomain)
     else:
         guess = in_structure.ravel(y0)
         guess = guess * state.scale.astype(guess.dtype)
-        unit = power_of_two((flat, guess))
+        unit = largest(power_of_two((flat, guess)), spread.any)
         guess = guess / unit.astype(guess.dtype)
     scale = state.scale.astype(unit.dtype)
     flat = flat / unit.astype(flat.dtype)
-    norm = length(flat)
+    norm = length(flat, spread.codomain)
     products = widened(operator)
     eps: Any = Structure.of((products.in_structure(), products.out_structure())).eps
     rtol = resolve_rtol(solver.rtol, norm.dtype, eps)
@@ -303,6 +307,7 @@ def flat_system(
         unit=unit,
         scale=scale,
         in_structure=in_structure,
+        spread=spread,
     )
 
 
@@ -331,9 +336,9 @@ def dot(left: Inexact[Array, " n"], right: Inexact[Array, " n"]) -> Array:
     return jnp.vdot(left, right, precision=lax.Precision.HIGHEST)
 
 
-def length(flat: Inexact[Array, " n"]) -> Real[Array, ""]:
-    """The Euclidean norm of a vector that is near one in size."""
-    return jnp.sqrt(dot(flat, flat).real)
+def length(flat: Inexact[Array, " n"], spread: frozenset = frozenset()) -> Array:
+    """The Euclidean norm of a vector that is near one in size; see `Spread`."""
+    return jnp.sqrt(total(dot(flat, flat).real, spread))
 
 
 def divide(numerator, denominator, *, at_zero: float = 0):

@@ -257,17 +257,20 @@ class LSMR(AbstractKrylovSolver):
         residual = system.vector - image
         u = maps.left(jnp.where(cycle.due, residual, image))
         u = u - tree_scale(jnp.where(cycle.due, 0, bidiagonal.alpha), bidiagonal.u)
-        beta = length(u)
+        beta = length(u, system.spread.codomain)
         u = over(beta, u)
         v = maps.right_adjoint(maps.adjoint_mv(maps.left_adjoint(u)))
         v = v - tree_scale(jnp.where(cycle.due, 0, beta), bidiagonal.v)
-        alpha = length(v)
+        alpha = length(v, system.spread.domain)
         bidiagonal = _Bidiagonal(u, over(alpha, v), alpha)
         old = iterate.bidiagonal
         # Asked for by a check alone: one branch for a whole batch.
         norms = cond(
             eqxi.nonbatchable(eqxi.unvmap_any(cycle.due)),
-            lambda: (length(system.vector - image), length(x)),
+            lambda: (
+                length(system.vector - image, system.spread.codomain),
+                length(x, system.spread.domain),
+            ),
             lambda: (jnp.zeros_like(beta),) * 2,
         )
         checked = self._checked(

@@ -1,0 +1,51 @@
+"""Functions closed by Equinox, inside `jax.shard_map`.
+
+Equinox closes a function for arguments of one type, of which the axes of a mesh are a
+part, and refuses any other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .axes import as_varying, is_manual, like, manual_axes, varying_axes
+
+
+def closed(function: Callable, structure: PyTree[jax.ShapeDtypeStruct]) -> Callable:
+    """`function`, of one argument, with all that it closes over as a pytree.
+
+    On a mesh for an argument that is the same on each device, and for one that is not.
+    """
+    if not is_manual():
+        return eqx.filter_closure_convert(function, structure)
+    varying = jax.eval_shape(lambda tree: as_varying(manual_axes(), tree), structure)
+    return _Closed(
+        eqx.filter_closure_convert(function, structure),
+        eqx.filter_closure_convert(function, varying),
+    )
+
+
+def call(function: Any, structure: PyTree[jax.ShapeDtypeStruct], argument: PyTree) -> Any:
+    """`function` of an argument, which is cast to the types of `structure`."""
+    argument = like(structure, argument)
+    jaxpr = getattr(function, "jaxpr", None)
+    if jaxpr is None:
+        return getattr(function, "fn", function)(argument)
+    program = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, function.consts))
+    out = program(*jtu.tree_leaves(argument))
+    return jtu.tree_unflatten(jtu.tree_structure(function.out_struct), out)
+
+
+class _Closed(eqx.Module):
+    same: Callable
+    varying: Callable
+
+    def __call__(self, argument: PyTree) -> Any:
+        function = self.varying if varying_axes(argument) else self.same
+        (structure,), _ = function.in_struct  # pyright: ignore[reportFunctionMemberAccess]
+        return call(function, structure, argument)
