@@ -13,7 +13,7 @@ import jax.extend.core as jex
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .axes import as_varying, is_manual, like, manual_axes, varying_axes
+from .axes import as_varying, is_manual, manual_axes, varying_axes
 
 
 def closed(function: Callable, structure: PyTree[jax.ShapeDtypeStruct]) -> Callable:
@@ -30,13 +30,16 @@ def closed(function: Callable, structure: PyTree[jax.ShapeDtypeStruct]) -> Calla
     )
 
 
-def call(function: Any, structure: PyTree[jax.ShapeDtypeStruct], argument: PyTree) -> Any:
-    """`function` of an argument, which is cast to the types of `structure`."""
-    argument = like(structure, argument)
-    jaxpr = getattr(function, "jaxpr", None)
-    if jaxpr is None:
+def is_closed(function: Any) -> bool:
+    """Whether Equinox has closed it, for arguments of one type."""
+    return getattr(function, "jaxpr", None) is not None
+
+
+def call(function: Any, argument: PyTree) -> Any:
+    """`function` of an argument of the type that it was closed for, if it was."""
+    if not is_closed(function):
         return getattr(function, "fn", function)(argument)
-    program = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, function.consts))
+    program = jex.jaxpr_as_fun(jex.ClosedJaxpr(function.jaxpr, function.consts))
     out = program(*jtu.tree_leaves(argument))
     return jtu.tree_unflatten(jtu.tree_structure(function.out_struct), out)
 
@@ -46,6 +49,7 @@ class _Closed(eqx.Module):
     varying: Callable
 
     def __call__(self, argument: PyTree) -> Any:
-        function = self.varying if varying_axes(argument) else self.same
-        (structure,), _ = function.in_struct  # pyright: ignore[reportFunctionMemberAccess]
-        return call(function, structure, argument)
+        axes = varying_axes(argument)
+        if not axes:
+            return call(self.same, argument)
+        return call(self.varying, as_varying(manual_axes(), argument))

@@ -15,12 +15,20 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from .._base.axes import is_manual, like, varying_axes
-from .._base.closed import call
+from .._base.axes import as_varying, is_manual, like, ordered, varying_axes
+from .._base.closed import call, closed, is_closed
 from .._base.structure import Structure
 from .._base.tree import tree_conj
 
 
+_SAME = (
+    "`operator` is a function of vectors that are the same on each device, and the "
+    "vector differs along the axes"
+)
+_ADVICE = (
+    "If each device solves for itself, make the operator with `closure_convert=False`; "
+    "if the operator sums over the devices, sum the vector too."
+)
 _OF_LINEAX = lx.FunctionLinearOperator | lx.JacobianLinearOperator
 
 
@@ -33,27 +41,22 @@ class Function(lx.AbstractLinearOperator):
 
     @classmethod
     def create(cls, function: Callable, structure: PyTree, tags) -> "Function":
-        zeros = lambda: jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
-        structure = jax.eval_shape(lambda: like(structure, zeros()))  # with the mesh
-        if isinstance(function, types.FunctionType):
-            function = eqx.filter_closure_convert(function, structure)
         leaves, treedef = jtu.tree_flatten(structure)
         return cls(function, (tuple(leaves), treedef), tags)
 
     def mv(self, vector: PyTree[Array]) -> PyTree[Array]:
         structure = self.in_structure()
-        leaves = zip(*map(jtu.tree_leaves, (vector, structure)), strict=True)
-        more = {axis for v, s in leaves for axis in varying_axes(v) - varying_axes(s)}
-        if more:
-            axes = tuple(sorted(more, key=str))
+        vector = like(structure, vector)
+        more = varying_axes(vector) - varying_axes(structure)
+        if more and is_closed(self.function):
+            raise ValueError(f"{_SAME} {ordered(more)} of the mesh. {_ADVICE}")
+        out = call(self.function, vector)
+        if not more <= varying_axes(out):
             raise ValueError(
-                "`operator` is a function of vectors that are the same on each device, "
-                f"and the vector differs over the axes {axes} of the mesh. If each "
-                "device solves for itself, make the operator with "
-                "`jax.eval_shape(lambda: vector)` as its structure, of such a vector; if "
-                "the operator sums over the devices, sum the vector too."
+                f"`operator` sums over the axes {ordered(more)} of the mesh, and the "
+                "vector differs along them. Sum the vector too."
             )
-        return call(self.function, structure, vector)
+        return out
 
     def as_matrix(self) -> Inexact[Array, "rows cols"]:
         domain, codomain = map(Structure.of, (self.in_structure(), self.out_structure()))
@@ -63,21 +66,16 @@ class Function(lx.AbstractLinearOperator):
     def transpose(self) -> lx.AbstractLinearOperator:
         if lx.is_symmetric(self):
             return self
-        structure = self.out_structure()
-        transposed = jax.linear_transpose(self.mv, self.in_structure())
         tags = lx.transpose_tags(self.tags)
-        return Function.create(lambda vector: transposed(vector)[0], structure, tags)
-
-    def conj(self) -> "Function":
-        product = lambda vector: tree_conj(self.mv(tree_conj(vector)))
-        return Function.create(product, self.in_structure(), self.tags)
+        return Function.create(_Transposed(self), self.out_structure(), tags)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         leaves, treedef = self.structure
         return jtu.tree_unflatten(treedef, leaves)
 
     def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        return jax.eval_shape(self.mv, self.in_structure())
+        product = lambda operator, vector: operator.mv(vector)
+        return eqx.filter_eval_shape(product, self, self.in_structure())
 
 
 class _Jacobian(eqx.Module):
@@ -87,29 +85,60 @@ class _Jacobian(eqx.Module):
         return self.operator.mv(vector)
 
 
-def typed(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+class _Transposed(eqx.Module):
+    operator: Function
+
+    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
+        more = varying_axes(vector) - varying_axes(self.operator.out_structure())
+        structure = self.operator.in_structure()
+        structure = jax.eval_shape(lambda tree: as_varying(more, tree), structure)
+        return jax.linear_transpose(self.operator.mv, structure)(vector)[0]
+
+
+class _Conjugated(eqx.Module):
+    operator: Function
+
+    def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
+        return tree_conj(self.operator.mv(tree_conj(vector)))
+
+
+def typed(tree: Any) -> Any:
     """Inside `jax.shard_map`, with functions whose structures have the axes of a mesh."""
     if not is_manual():
-        return operator
-    is_function = lambda node: isinstance(node, _OF_LINEAX)
+        return tree
     return jtu.tree_map(
-        lambda node: _typed(node) if is_function(node) else node,
-        operator,
-        is_leaf=is_function,
+        lambda node: _typed(node) if isinstance(node, _OF_LINEAX) else node,
+        tree,
+        is_leaf=lambda node: isinstance(node, _OF_LINEAX | Function),
     )
 
 
 def _typed(operator) -> Function:
-    jacobian = isinstance(operator, lx.JacobianLinearOperator)
-    function = _Jacobian(operator) if jacobian else operator.fn
-    return Function.create(function, operator.in_structure(), operator.tags)
+    if isinstance(operator, lx.JacobianLinearOperator):
+        structure = jax.eval_shape(lambda: operator.x)
+        return Function.create(_Jacobian(operator), structure, operator.tags)
+    zeros = lambda s: jnp.zeros(s.shape, s.dtype)
+    structure = operator.in_structure()  # lineax drops the axes from it
+    structure = jax.eval_shape(lambda: jtu.tree_map(zeros, structure))
+    function = typed(operator.fn)
+    if not is_closed(function):
+        if isinstance(function, types.FunctionType):
+            function = closed(function, structure)
+        # Each device has its own A: vectors vary as their products do.
+        axes = varying_axes(jax.eval_shape(lambda v: call(function, v), structure))
+        structure = jax.eval_shape(lambda tree: as_varying(axes, tree), structure)
+    return Function.create(function, structure, operator.tags)
 
 
 @lx.linearise.register(Function)
 def _(operator):
-    if isinstance(operator.function, _Jacobian):
-        return _typed(lx.linearise(operator.function.operator))
-    return operator
+    function, structure = operator.function, operator.in_structure()
+    if not isinstance(function, _Jacobian) or function.operator.jac == "bwd":
+        return operator
+    jacobian = function.operator
+    _, linear = jax.linearize(lambda x: jacobian.fn(x, jacobian.args), jacobian.x)
+    linear = eqx.filter_closure_convert(linear, structure)
+    return Function.create(linear, structure, operator.tags)
 
 
 @lx.materialise.register(Function)
@@ -119,7 +148,7 @@ def _(operator):
 
 @lx.conj.register(Function)
 def _(operator):
-    return operator.conj()
+    return Function.create(_Conjugated(operator), operator.in_structure(), operator.tags)
 
 
 @lx.diagonal.register(Function)
