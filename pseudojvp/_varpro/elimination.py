@@ -25,7 +25,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
-from .._base.axes import cond
+from .._base.axes import cond, like
 from .._base.order import after_in_batch
 from .._map.factorised import Factorised
 from .._map.rows import Blocks
@@ -218,7 +218,7 @@ class Elimination(eqx.Module):
             direction = jnp.any(
                 jnp.arange(flat.size)[:, None] == members[None, :], axis=1
             )
-            tangent = push(direction.astype(flat.dtype))
+            tangent = push(like(flat, direction.astype(flat.dtype)))
             if isinstance(tangent, _Matrix):
                 tangents = jax.vmap(products, in_axes=(None, 0))(tangent, moved)
             else:

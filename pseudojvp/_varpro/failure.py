@@ -13,6 +13,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import PyTree
 
+from .._base.axes import is_manual
 from .._base.host import raise_if
 
 
@@ -24,10 +25,20 @@ def result_of(
     result = results.where(sound, result, results.nonfinite)
     unusable: Any = results.nonfinite_input  # a name of lineax
     # Not finite is what the solver got, but not from the user.
-    failed = results.promote(eliminated)
+    failed = _promoted(eliminated)
     failed = results.where(failed == unusable, results.nonfinite, failed)
     result = results.where(failed == results.successful, result, failed)
     return results.where(sound_input, result, unusable)
+
+
+def _promoted(eliminated: lx.RESULTS) -> optx.RESULTS:
+    results = optx.RESULTS
+    if not is_manual():
+        return results.promote(eliminated)
+    promoted = results.successful  # Equinox looks a code up outside of the mesh
+    for kind in _LINEAR:
+        promoted = results.where(eliminated == kind, results.promote(kind), promoted)
+    return promoted
 
 
 def raise_if_failed(fit: PyTree) -> PyTree:
@@ -65,6 +76,14 @@ class _Messages(Sequence[str]):
         return f"`varpro` {saw} With `throw=False` this is `result` instead."
 
 
+_LINEAR = (
+    lx.RESULTS.max_steps_reached,
+    lx.RESULTS.singular,
+    lx.RESULTS.breakdown,
+    lx.RESULTS.stagnation,
+    lx.RESULTS.conlim,
+    lx.RESULTS.nonfinite_input,
+)
 _KINDS = [
     (
         optx.RESULTS.nonfinite_input,

@@ -14,7 +14,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, Inexact, Int, Integer, PyTree
 
-from .._base.axes import cond
+from .._base.axes import as_varying, cond, like, varying_axes
 from .._base.order import after, after_in_batch
 from .._base.tree import all_finite
 from .._front.adjoint import PseudoinverseAdjoint
@@ -99,6 +99,7 @@ def optimise(
     settings: Settings,
 ) -> Solution:
     """Returns the solution, differentiable as the adjoint says."""
+    start = as_varying(varying_axes((elimination, args, observations)), start)
     # Other adjoints differentiate through the search, and the factor is a constant.
     if settings.through_the_search:
         reduced = observations
@@ -162,7 +163,7 @@ def _solution_jvp(primals, tangents):
 
     _, push = jax.linearize(system, point, moving)
     no_motion = jtu.tree_map(jnp.zeros_like, moving)
-    by_point = jax.vmap(lambda unit: push(unit, no_motion))(
+    by_point = jax.vmap(lambda unit: push(like(point, unit), no_motion))(
         jnp.eye(point.size, dtype=point.dtype)
     )
     hessian, *rest = by_point

@@ -13,7 +13,8 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Inexact, Int, Integer
 
-from .._base.axes import cond
+from .._base import axes
+from .._base.axes import cond, is_manual
 from .._base.tree import all_finite
 from .._map.factorised import Factorised
 from .._solver import PivotedQR
@@ -137,6 +138,8 @@ class Search(eqx.Module):
         )
         # To differentiate through a loop, its length has to be known.
         length = 1 + _POLISHING_STEPS if self.differentiable else None
+        if is_manual() and not self.differentiable:
+            return axes.while_loop(lambda f: ~f.done, self._next, found)
         return while_loop(lambda f: ~f.done, self._next, found, max_steps=length)
 
     def _next(self, old: Found) -> Found:
