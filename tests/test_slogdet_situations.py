@@ -88,8 +88,8 @@ def test_solve_determinant_and_gradient_share_one_factorisation(solver, call):
 
 def test_tangents_of_many_directions_take_one_application_of_the_factors():
     jacobian = jax.make_jaxpr(jax.jacfwd(logabsdet(pj.LU(), throw=False)))(np.eye(3))
-    # `vprim`: the primitive under the `vmap` over the unit vectors.
-    assert count_primitive("vprim", jacobian.jaxpr) == 1
+    # `linear_solve_batch`: the primitive under the `vmap` over the unit vectors.
+    assert count_primitive("linear_solve_batch", jacobian.jaxpr) == 1
     assert count_primitive("linear_solve", jacobian.jaxpr) == 0
 
 

@@ -30,6 +30,12 @@ def manual_axes() -> frozenset[Any]:
     return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
 
 
+def has_explicit_axes(tree: PyTree) -> bool:
+    """Whether an array of `tree` is on a mesh with explicit axes."""
+    arrays = [leaf for leaf in jtu.tree_leaves(tree) if isinstance(leaf, jax.Array)]
+    return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
+
+
 def varying_axes(tree: PyTree) -> frozenset[Any]:
     """The axes that any array of `tree`, or any abstract one, varies over."""
     return frozenset().union(*map(_axes_of, jtu.tree_leaves(tree)))
@@ -45,6 +51,46 @@ def as_varying(axes: frozenset[Any], tree: Tree) -> Tree:
 def alike(*trees: PyTree) -> tuple[PyTree, ...]:
     """The trees, all arrays in them varying over the axes of any."""
     return as_varying(varying_axes(trees), trees) if is_manual() else trees
+
+
+def on_mesh_of(given: PyTree, avals: Tree) -> Tree:
+    """The abstract arrays on the mesh of those given, as what depends on them is."""
+    meshes = [aval.sharding.mesh for aval in jtu.tree_leaves(given) if _is_aval(aval)]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    if mesh is None:
+        return avals
+
+    def put(aval):
+        if not _is_aval(aval) or not aval.sharding.mesh.empty:
+            return aval
+        spec = jax.sharding.PartitionSpec(*(None for _ in aval.shape))
+        return aval.update(sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    return jtu.tree_map(put, avals)
+
+
+def in_auto_mode(function: Callable, abstract_eval: Callable) -> Callable:
+    """`function` of arrays, for which XLA alone decides how to shard what is within.
+
+    JAX refuses much of what it has no rule for on a mesh with explicit axes. What comes
+    out is sharded as `abstract_eval` says.
+    """
+
+    def run(*arrays, **params):
+        if not has_explicit_axes(arrays):
+            return function(*arrays, **params)
+        avals = [jax.typeof(array) for array in arrays]
+        shardings = [aval.sharding for aval in abstract_eval(*avals, **params)]
+        auto = jax.sharding.auto_axes(
+            lambda *arrays: list(function(*arrays, **params)), out_sharding=shardings
+        )
+        return auto(*arrays)
+
+    return run
+
+
+def _is_aval(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.ShapedArray)
 
 
 def largest(value: Array, axes: frozenset[Any]) -> Array:
@@ -72,9 +118,12 @@ def settled(step: Callable, carry: Tree) -> Tree:
 
 
 def as_structs(tree: PyTree) -> PyTree:
-    """Abstract arrays as what `jax.eval_shape` takes, of the same types."""
-    avals, rest = eqx.partition(tree, lambda leaf: isinstance(leaf, jax.core.ShapedArray))
-    if on_mesh(avals):
+    """Abstract arrays as what `jax.eval_shape` takes, of the same types.
+
+    But for explicit axes: what is traced so runs with `AxisType.Auto`.
+    """
+    avals, rest = eqx.partition(tree, _is_aval)
+    if any(aval.sharding.mesh.manual_axes for aval in jtu.tree_leaves(avals)):
         structs = jax.eval_shape(lambda *avals: avals, *jtu.tree_leaves(avals))
         structs = jtu.tree_unflatten(jtu.tree_structure(avals), structs)
     else:

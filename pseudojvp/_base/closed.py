@@ -22,7 +22,7 @@ def closed(function: Callable, structure: PyTree[jax.ShapeDtypeStruct]) -> Calla
     On a mesh for an argument that is the same on each device, and for one that is not.
     """
     if not is_manual():
-        return eqx.filter_closure_convert(function, structure)
+        return _Closed(eqx.filter_closure_convert(function, structure), None)
     varying = jax.eval_shape(lambda tree: as_varying(manual_axes(), tree), structure)
     return _Closed(
         eqx.filter_closure_convert(function, structure),
@@ -46,10 +46,10 @@ def call(function: Any, argument: PyTree) -> Any:
 
 class _Closed(eqx.Module):
     same: Callable
-    varying: Callable
+    varying: Callable | None
 
     def __call__(self, argument: PyTree) -> Any:
         axes = varying_axes(argument)
-        if not axes:
+        if not axes or self.varying is None:
             return call(self.same, argument)
         return call(self.varying, as_varying(manual_axes(), argument))

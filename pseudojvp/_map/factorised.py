@@ -28,8 +28,10 @@ from .._solver import (
     Tridiagonal,
 )
 from .._solver.counterpart import counterpart
+from .._solver.direct.diagonal import diagonal_solver
 from .determinant import slogdet
 from .guard import Guard, is_complex_linear
+from .initial import initial_state
 from .mesh import check_spread
 from .primitive import bind
 from .rows import Blocks, Problem
@@ -80,7 +82,7 @@ class Factorised(eqx.Module):
         if mixed is not None:
             operator, constant = over_reals(mixed), over_reals(lx.linearise(constant))
         own = Normal(solver.inner_solver) if type(solver) is lx.Normal else solver
-        own = counterpart(own)
+        own = diagonal_solver(counterpart(own), operator)
         if isinstance(own, lx.GMRES | lx.LSMR) and is_narrow(operator):
             name = type(own).__name__
             raise TypeError(
@@ -96,7 +98,7 @@ class Factorised(eqx.Module):
             own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
         check_spread(operator, own)
         if isinstance(state, Unset):
-            solver, state = own, own.init(constant, options)
+            solver, state = own, initial_state(own, constant, options)
         elif own is not solver and _is_state(state, own, constant, options):
             solver = own
         state = stop_gradient(state)

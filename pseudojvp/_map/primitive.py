@@ -33,8 +33,9 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._base.axes import as_avals, as_structs, like
+from .._base.axes import as_avals, as_structs, like, on_mesh_of
 from .._base.tree import tree_add, tree_conj, tree_sub
+from .._base.vprim import create_vprim
 from .guard import Guard
 from .mesh import checked, typed, varying_alike
 from .rows import apply_saddle_point, Blocks, Problem, spaces, structure_of_blocks
@@ -65,13 +66,14 @@ def _impl(problem: Problem, rhs: Blocks, wanted: Blocks, guard: Guard, *, check_
 
 @eqxi.filter_primitive_def
 def _abstract_eval(problem, rhs, wanted, guard):
-    problem, rhs = as_structs((problem, rhs))
+    given = problem, rhs
+    problem, rhs = as_structs(given)
     if guard.derivative:  # known without a trace of the solver
         out = _types_of_blocks(problem, rhs, wanted), _successful(), {}
     else:
         impl = ft.partial(_impl, check_closure=False)
         out = eqx.filter_eval_shape(impl, problem, rhs, wanted, guard)
-    return as_avals(out)
+    return on_mesh_of(given, as_avals(out))
 
 
 def _successful() -> lx.RESULTS:
@@ -81,7 +83,7 @@ def _successful() -> lx.RESULTS:
 
 def _types_of_blocks(problem: Problem, rhs: Blocks, wanted: Blocks) -> Blocks:
     structure = structure_of_blocks(problem, rhs, wanted)
-    if problem.axes is None:
+    if jax.sharding.get_abstract_mesh().empty:
         return structure
     zeros = ft.partial(jtu.tree_map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
     return jax.eval_shape(lambda: typed(problem, zeros(structure)))
@@ -269,7 +271,7 @@ def _transpose(inputs, cts):
 
 
 # `check_closure=False`, so that the batching rule made from `impl` works.
-linear_solve_p = eqxi.create_vprim(
+linear_solve_p = create_vprim(
     "linear_solve",
     eqxi.filter_primitive_def(ft.partial(_impl, check_closure=False)),
     _abstract_eval,

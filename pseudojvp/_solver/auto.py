@@ -120,7 +120,7 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> AutoState:
         check_options(self, options)
-        solver = diagonal_solver(self.select_solver(operator))
+        solver = diagonal_solver(self.select_solver(operator), operator)
         return AutoState(solver, solver.init(operator, options))
 
     def compute(

@@ -7,7 +7,6 @@ import lineax as lx
 
 from .auto import AutoLinearSolver
 from .direct.cholesky import Cholesky
-from .direct.diagonal import diagonal_solver
 from .direct.lu import LU
 from .direct.triangular import Triangular
 from .direct.tridiagonal import Tridiagonal
@@ -56,4 +55,4 @@ def _gmres(solver: lx.GMRES) -> lx.AbstractLinearSolver:
 def counterpart(solver: Any) -> Any:
     """Returns the solver of this library for one of lineax's, any other as it is."""
     convert = _COUNTERPARTS.get(type(solver))
-    return diagonal_solver(solver) if convert is None else convert(solver)
+    return solver if convert is None else convert(solver)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from ..._base.axes import is_manual
+from ..._base.axes import has_explicit_axes, is_manual
 from ..._base.checks import check_options
 from ..state import conjugated, structures_of, swapped
 
@@ -18,9 +18,10 @@ class DiagonalState(eqx.Module):
     structures: eqxi.Static
 
 
-def diagonal_solver(solver: Any) -> Any:
-    """`lineax.Diagonal` inside `jax.shard_map` as one that takes its vectors."""
-    if isinstance(solver, lx.Diagonal) and is_manual():
+def diagonal_solver(solver: Any, operator: lx.AbstractLinearOperator) -> Any:
+    """`lineax.Diagonal` on a mesh as one that takes its vectors."""
+    on_mesh = is_manual() or has_explicit_axes(operator)
+    if isinstance(solver, lx.Diagonal) and on_mesh:
         return Diagonal(solver.well_posed, solver.rcond)
     return solver
 

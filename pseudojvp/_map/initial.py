@@ -1,0 +1,57 @@
+"""What a solver keeps of A, on a mesh with explicit axes."""
+
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import PyTree
+
+from .._base.axes import as_avals, as_structs, has_explicit_axes, on_mesh_of
+from .._base.vprim import create_vprim
+from .._operator.matrix import has_functions
+from .._solver import FlexibleCG, FlexibleGMRES, FunctionSolver
+
+
+def initial_state(
+    solver: lx.AbstractLinearSolver,
+    operator: lx.AbstractLinearOperator,
+    options: dict[str, Any],
+) -> PyTree[Any]:
+    """`solver.init(operator, options)`, of a constant operator."""
+    explicit = has_explicit_axes((operator, options))
+    # What they close over is another function each time that it is traced.
+    closes = isinstance(solver, FlexibleCG | FlexibleGMRES | FunctionSolver)
+    if not explicit or closes or has_functions(operator):
+        return solver.init(operator, options)
+    return eqxi.filter_primitive_bind(_initial_state_p, solver, operator, options)
+
+
+def _impl(solver, operator, options):
+    return solver.init(operator, options)
+
+
+@eqxi.filter_primitive_def
+def _abstract_eval(solver, operator, options):
+    given = operator, options
+    state = eqx.filter_eval_shape(_impl, solver, *as_structs(given))
+    return on_mesh_of(given, as_avals(state))
+
+
+@eqxi.filter_primitive_jvp
+def _jvp(primals, tangents):
+    del tangents  # those of a constant
+    state = eqxi.filter_primitive_bind(_initial_state_p, *primals)
+    return state, jtu.tree_map(lambda _: None, state)
+
+
+@eqxi.filter_primitive_transpose
+def _transpose(inputs, cts):
+    raise NotImplementedError  # of a constant
+
+
+_initial_state_p = create_vprim(
+    "initial_state", eqxi.filter_primitive_def(_impl), _abstract_eval, _jvp, _transpose
+)
+eqxi.register_impl_finalisation(_initial_state_p)
