@@ -21,22 +21,22 @@ import pseudojvp as pj
 from .turns import print_header
 
 
-_TIMES = np.linspace(0, 12, 64)
-_START = np.log([0.6, 4.0])
+TIMES = np.linspace(0, 12, 64)
+START = np.log([0.6, 4.0])
 
 
-def _decays(log_lifetimes, times):
+def decays(log_lifetimes, times):
     decays = jnp.exp(-times[:, None] / jnp.exp(log_lifetimes))
     return jnp.column_stack([decays, jnp.ones_like(times)])
 
 
-def _make_image(pixels: int):
-    rng = np.random.default_rng(0)
+def make_image(pixels: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
     lifetimes = np.stack([rng.uniform(0.4, 0.8, pixels), rng.uniform(2, 4, pixels)])
     photons = rng.uniform(500, 2000, (2, pixels))
-    counts = np.full((pixels, _TIMES.size), 5.0)
+    counts = np.full((pixels, TIMES.size), 5.0)
     for lifetime, amplitude in zip(lifetimes, photons, strict=True):
-        counts += amplitude[:, None] * np.exp(-_TIMES / lifetime[:, None])
+        counts += amplitude[:, None] * np.exp(-TIMES / lifetime[:, None])
     return rng.poisson(counts).astype(float)
 
 
@@ -46,10 +46,10 @@ def _peak() -> float:
 
 def _fit(counts, weights, chunk: int):
     fit = pj.varpro_batch(
-        _decays,
+        decays,
         counts,
-        _START,
-        _TIMES,
+        START,
+        TIMES,
         weights=weights,
         batch_size=chunk,
         progress=True,
@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     print_header()
-    counts = jax.device_put(_make_image(arguments.pixels))
+    counts = jax.device_put(make_image(arguments.pixels))
     weights = 1 / jnp.sqrt(jnp.maximum(counts, 1))
     before = _peak()
     seconds = []

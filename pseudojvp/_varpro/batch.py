@@ -1,24 +1,33 @@
-import math
-from collections.abc import Callable
+import functools as ft
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
 from .._base.call import compiled_lazily, Frame, split
 from .._base.inexact import as_inexact
 from .._solver import PivotedQR
+from .chunks import in_chunks
 from .failure import raise_if_failed
 from .fit import as_arrays, default_adjoint, varpro, VarProFit
-from .progress import ChunkBar
+from .members import axes_of, Batched, check_in_axes
 from .residual import check_theta, prepare
 from .statistics import VarProPrediction, VarProStatistics
+from .stream import (
+    Chunk,
+    chunks_of_iterator,
+    chunks_of_stored,
+    is_stored,
+    refuse_tracers,
+    StoredArray,
+    stream,
+)
 
 
 class VarProBatch(eqx.Module):
@@ -37,8 +46,8 @@ class VarProBatch(eqx.Module):
     result: optx.RESULTS
     stats: dict[str, Any]
     _data: Inexact[Array, "members m *k"]
-    _weights: "_Batched"
-    _args: "_Batched"
+    _weights: Batched
+    _args: Batched
     # Basis, offset and solver: functions as static parts, as in `VarProFit`.
     _arrays: list[Array]
     _functions: Frame
@@ -93,48 +102,19 @@ class VarProBatch(eqx.Module):
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
 
 
-class _Batched(eqx.Module):
-    """A pytree of which some leaves have a batch axis in front."""
-
-    batched: PyTree[Array]
-    shared: PyTree[Any]
-
-    @classmethod
-    def create(cls, tree: PyTree[Any], axes: PyTree[int | None], batch: int, name: str):
-        def expand(axis, subtree):
-            return jtu.tree_map(lambda _: axis, subtree)
-
-        def check(leaf, axis):
-            if axis not in (0, None):
-                raise ValueError(
-                    f"`varpro_batch(in_axes=...)` got the axis {axis!r} for `{name}`. "
-                    "Pass 0 for a batch axis in front, `None` for what all members share."
-                )
-            if axis == 0 and jnp.shape(leaf)[:1] != (batch,):
-                raise ValueError(
-                    f"`varpro_batch({name}=...)` got an array of shape "
-                    f"{jnp.shape(leaf)} beside {batch} members of `data`. Put the batch "
-                    f"axis in front, or pass `in_axes={{'{name}': None}}`."
-                )
-            return axis == 0
-
-        axes = jtu.tree_map(expand, axes, tree, is_leaf=lambda axis: axis is None)
-        mask = jtu.tree_map(check, tree, axes)
-        return cls(*eqx.partition(tree, mask))
-
-    def of(self, member: PyTree[Array]) -> PyTree[Any]:
-        return eqx.combine(member, self.shared)
-
-
 def varpro_batch(
     basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, "members m"] | Num[ArrayLike, "members m k"] | list,
-    theta0: PyTree[ArrayLike],
+    data: Num[ArrayLike, "members m"]
+    | Num[ArrayLike, "members m k"]
+    | list
+    | Iterator[Any]
+    | StoredArray,
+    theta0: Iterator[Any] | PyTree[ArrayLike],
     args: Any = None,
     *,
     in_axes: dict[str, Any] | None = None,
     batch_size: int = 1024,
-    weights: Real[ArrayLike, "..."] | list | None = None,
+    weights: Real[ArrayLike, "..."] | list | Iterator[Any] | StoredArray | None = None,
     offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
     | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
@@ -147,7 +127,7 @@ def varpro_batch(
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
     progress: bool = False,
-) -> VarProBatch:
+) -> VarProBatch | Any:  # an iterator of them, where `data` are read in chunks
     """Fits many data sets, each as [`pseudojvp.varpro`][], in chunks.
 
     What `jax.vmap` of `varpro` returns, with memory for one chunk at a time beside data
@@ -155,9 +135,15 @@ def varpro_batch(
 
     **Arguments:** those of `varpro` with the same defaults, of which differ
 
-    - `data`: `(members, m)`, or `(members, m, k)` for k columns in each member.
+    - `data`: `(members, m)`, or `(members, m, k)` for k columns in each member. Of a
+        memory map of NumPy, and of any other array that is not in memory and is read by
+        slices (of h5py, zarr, ...), `batch_size` members at a time are read and fitted.
+        Of an iterator each item is, an array of any number of members.
     - `theta0`: the start, shared, or with the axis of the members in front of each leaf.
     - `weights`: of the shape of `data`, or without its first axis where shared.
+    - `theta0`, `weights` and `args` may be iterators where `data` is one, with an item
+        for each of `data`. Those of `theta0` and `weights` have the axis of the members,
+        unless `in_axes` says `None`; what is no iterator is shared.
     - `in_axes`: a dictionary that says of `"theta0"`, `"weights"` and `"args"` what is
         batched: 0 for an axis in front, `None` for shared, or a pytree of these as in
         `jax.vmap`. Defaults to `None`: `theta0` and `weights` by their shapes, where
@@ -168,42 +154,31 @@ def varpro_batch(
         `result` tells of each, and the others are what they are. Defaults to `True`.
     - `progress`: whether to show a bar of the chunks. Defaults to `False`.
 
-    **Returns:** a [`pseudojvp.VarProBatch`][].
+    **Returns:** a [`pseudojvp.VarProBatch`][]; for data that are read in chunks an
+    iterator of one for each chunk. All chunks are fitted by one program, the last and any
+    smaller one padded with copies of its last member; a chunk that is larger than those
+    before compiles another. A chunk is read while the one before is fitted, and no more
+    than these two are held: residuals take as much memory as the data, so keep of each
+    chunk what you need. The iterator raises what `throw` asks for when it comes to the
+    chunk.
 
     Of d devices each holds the members `i * members / d` to `(i + 1) * members / d - 1`
     of an array sharded over the members, and a chunk is `batch_size / d` members of each:
     neither data nor results move, under `jax.jit` and inside `jax.shard_map`.
 
-    **Derivatives:** as of `varpro`.
+    **Derivatives:** as of `varpro`; not of data that are read in chunks.
 
-    **Raises:** as `varpro`; `ValueError` at trace time for batch axes that do not fit.
+    **Raises:** as `varpro`; `ValueError` at trace time for batch axes that do not fit,
+    for an iterator without an item and for items that differ in more than their members;
+    `TypeError` for data that are read in chunks within `jax.jit` and `jax.grad`.
 
     **Sources:** as of `varpro`.
     """
-    data = as_inexact(data, "varpro_batch(data=...)")
-    if data.ndim not in (2, 3) or 0 in data.shape:
-        raise ValueError(
-            f"`varpro_batch(data=...)` got an array of shape {data.shape}. Pass one of "
-            "shape (members, m) or (members, m, k), without empty axes."
-        )
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
             f"`varpro_batch(batch_size=...)` got {batch_size!r}. Pass 1 or more."
         )
-    in_axes = _check_in_axes(in_axes)
-    theta0 = check_theta(theta0, "varpro_batch")
-    if weights is not None:
-        weights = as_inexact(weights, "varpro_batch(weights=...)")
-    batch = data.shape[0]
-    theta0_axes = in_axes.get("theta0", ...)
-    if theta0_axes is ...:
-        theta0_axes = jtu.tree_map(lambda leaf: _guess_start(leaf, batch), theta0)
-    weights_axis = in_axes.get("weights", ...)
-    if weights_axis is ...:
-        weights_axis = None if weights is None else _guess_weights(weights, data)
-    starts = _Batched.create(theta0, theta0_axes, batch, "theta0")
-    weighting = _Batched.create(weights, weights_axis, batch, "weights")
-    arguments = _Batched.create(as_arrays(args), in_axes.get("args", None), batch, "args")
+    in_axes = check_in_axes(in_axes)
     keywords = {
         "offset": offset,
         "solver": solver,
@@ -214,11 +189,74 @@ def varpro_batch(
         "throw": False,
         "adjoint": default_adjoint(throw) if adjoint is None else adjoint,
     }
-    fields = _fit_all(
-        basis, data, starts, weighting, arguments, keywords, batch_size, progress
-    )
-    arrays, functions = split((basis, offset, solver))
-    fits = VarProBatch(
+    fit = ft.partial(_fit_chunk, basis=basis, keywords=keywords, batch_size=batch_size)
+    if isinstance(data, Iterator):
+        refuse_tracers((theta0, weights, args))
+        chunks = chunks_of_iterator(data, theta0, weights, args, in_axes)
+        return stream(fit, chunks, None, throw, progress)
+    _check_not_iterators({"theta0": theta0, "weights": weights, "args": args})
+    stored = is_stored(data)
+    data = data if stored else as_inexact(data, "varpro_batch(data=...)")
+    shape = np.shape(data)
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(
+            f"`varpro_batch(data=...)` got an array of shape {shape}. Pass one of "
+            "shape (members, m) or (members, m, k), without empty axes."
+        )
+    theta0 = check_theta(theta0, "varpro_batch")
+    if stored:
+        refuse_tracers((theta0, weights, args))
+        chunks = chunks_of_stored(data, theta0, weights, args, in_axes, batch_size)
+        return stream(fit, chunks, -(-shape[0] // batch_size), throw, progress)
+    if weights is not None:
+        weights = as_inexact(weights, "varpro_batch(weights=...)")
+    in_axes = axes_of(in_axes, theta0, weights, shape)
+    chunk = Chunk(data, theta0, weights, args, in_axes)
+    fits = fit(chunk, shape[0], progress=progress)
+    return raise_if_failed(fits) if throw else fits
+
+
+def _check_not_iterators(trees: dict[str, Any]) -> None:
+    for name, tree in trees.items():
+        if isinstance(tree, Iterator):
+            raise TypeError(
+                f"`varpro_batch({name}=...)` got an iterator, but `data` is none. "
+                f"Pass `data` as an iterator too, or `{name}` as an array."
+            )
+
+
+def _fit_chunk(
+    chunk: Chunk,
+    size: int,
+    *,
+    basis: Callable,
+    keywords: dict[str, Any],
+    batch_size: int,
+    progress: bool = False,
+) -> VarProBatch:
+    """The fits of a chunk, by the program for `size` members."""
+    data, theta0, weights, args, in_axes = chunk
+    members = data.shape[0]
+    theta0 = check_theta(theta0, "varpro_batch")
+    if weights is not None:
+        weights = as_inexact(weights, "varpro_batch(weights=...)")
+    parts = [
+        Batched.create(tree, in_axes[name], members, name)
+        for name, tree in (
+            ("theta0", theta0),
+            ("weights", weights),
+            ("args", as_arrays(args)),
+        )
+    ]
+    inputs = [data, *parts]
+    if size > members:
+        inputs = [_pad(data, size), *(part.map(_pad, size) for part in parts)]
+    fields = _fit_all(basis, *inputs, keywords, batch_size, progress)
+    if size > members:
+        fields = jtu.tree_map(lambda leaf: leaf[:members], fields)
+    _, weighting, arguments = parts
+    arrays, functions = split((basis, keywords["offset"], keywords["solver"]))
+    return VarProBatch(
         *fields,
         _data=data,
         _weights=weighting,
@@ -227,7 +265,12 @@ def varpro_batch(
         _functions=functions,
         _batch_size=batch_size,
     )
-    return raise_if_failed(fits) if throw else fits
+
+
+def _pad(leaf: Array, size: int) -> Array:
+    """With copies of the last member, which fail if it does."""
+    more = jnp.broadcast_to(leaf[-1:], (size - leaf.shape[0], *leaf.shape[1:]))
+    return jnp.concatenate([leaf, more])
 
 
 @compiled_lazily
@@ -240,96 +283,11 @@ def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, pr
         return *fields, fit.result, fit.stats
 
     inputs = (data, starts.batched, weighting.batched, arguments.batched)
-    return _in_chunks(member, inputs, batch_size, ChunkBar() if progress else None)
+    return in_chunks(member, inputs, batch_size, progress)
 
 
 @compiled_lazily
 def _map_fits(function: Callable, fits: VarProBatch):
     """`function` of the fit of each member."""
     member = lambda fields: function(fits._fit(fields))
-    return _in_chunks(member, fits._members(), fits._batch_size, None)
-
-
-def _in_chunks(function: Callable, xs: PyTree[Array], batch_size: int, bar):
-    """`jax.vmap` of `function`, one chunk after the other.
-
-    A chunk has as many members of each group: what is sharded over the members is then
-    cut into chunks on each device by itself. The last chunk reaches back, so that all
-    are of one size and compile as one.
-    """
-    arrays = jtu.tree_leaves(xs)
-    size = arrays[0].shape[0]
-    groups = _groups(arrays)
-    share = size // groups
-    length = min(max(batch_size // groups, 1), share)
-    chunks = -(-share // length)
-    if bar is not None:
-        jax.debug.callback(bar.begin, chunks, ordered=False)
-    grouped = jtu.tree_map(lambda leaf: _split_first(leaf, groups), xs)
-
-    def chunk(index):
-        start = jnp.minimum(index * length, share - length)
-        slices = jtu.tree_map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length, 1), grouped
-        )
-        out = jax.vmap(function)(jtu.tree_map(_join_first, slices))
-        if bar is not None:
-            jax.debug.callback(bar.update, jtu.tree_leaves(out)[0].ravel()[0])
-        return jtu.tree_map(lambda leaf: _split_first(leaf, groups), out)
-
-    stacked = lax.map(chunk, jnp.arange(chunks))
-    whole = (chunks - 1) * length
-
-    def join(leaf):  # (chunks, groups, length, ...)
-        first = jnp.moveaxis(leaf[:-1], 0, 1).reshape(groups, whole, *leaf.shape[3:])
-        last = leaf[-1][:, whole - share :]
-        return _join_first(jnp.concatenate([first, last], axis=1))
-
-    return jtu.tree_map(join, stacked)
-
-
-def _groups(arrays: list[Array]) -> int:
-    """Into how many groups of neighbours members are divided: those of each device."""
-    meshes = [jax.typeof(array).sharding.mesh.size or 1 for array in arrays]
-    return math.gcd(len(arrays[0]), math.lcm(jax.device_count(), *meshes))
-
-
-def _split_first(leaf: Array, groups: int) -> Array:
-    return leaf.reshape(groups, leaf.shape[0] // groups, *leaf.shape[1:])
-
-
-def _join_first(leaf: Array) -> Array:
-    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-
-
-def _check_in_axes(in_axes: dict[str, Any] | None) -> dict[str, Any]:
-    in_axes = {} if in_axes is None else in_axes
-    unknown = set(in_axes) - {"theta0", "weights", "args"}
-    if unknown:
-        raise ValueError(
-            f"`varpro_batch(in_axes=...)` got the keys {sorted(unknown)}. It takes "
-            "'theta0', 'weights' and 'args'; the batch axis of `data` is the first."
-        )
-    return in_axes
-
-
-def _guess_start(leaf: Array, batch: int) -> int | None:
-    if leaf.ndim == 1 and leaf.shape[0] == batch:
-        raise ValueError(
-            f"`varpro_batch(theta0=...)` got a leaf of shape {leaf.shape} beside "
-            f"{batch} members: one number for each, or {batch} for all? Pass "
-            "`in_axes={'theta0': 0}` or `in_axes={'theta0': None}`."
-        )
-    return 0 if leaf.ndim > 1 and leaf.shape[0] == batch else None
-
-
-def _guess_weights(weights: Array, data: Array) -> int | None:
-    shared = weights.shape in (data.shape[1:2], data.shape[1:])
-    batched = weights.shape in (data.shape[:2], data.shape)
-    if shared and batched:
-        raise ValueError(
-            f"`varpro_batch(weights=...)` got an array of shape {weights.shape} beside "
-            f"`data` of shape {data.shape}: batched or shared? Pass "
-            "`in_axes={'weights': 0}` or `in_axes={'weights': None}`."
-        )
-    return 0 if batched else None
+    return in_chunks(member, fits._members(), fits._batch_size)

@@ -28,10 +28,15 @@ class ChunkBar:
         self._bar = None
 
     def begin(self, chunks) -> None:
-        self._bar = tqdm.tqdm(total=int(chunks), desc="varpro_batch", unit="chunk")
+        total = None if chunks is None else int(chunks)
+        self._bar = tqdm.tqdm(total=total, desc="varpro_batch", unit="chunk")
 
     def update(self, _) -> None:
         if self._bar is not None:
             self._bar.update()
             if self._bar.n == self._bar.total:
                 self._bar.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
