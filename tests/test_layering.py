@@ -155,7 +155,9 @@ def test_module_assigns_to_no_attribute_or_item_on_import(module):
     assert [ast.unparse(t) for t in targets if not isinstance(t, ast.Name)] == []
 
 
-def test_importing_the_package_changes_neither_jax_settings_nor_the_environment():
+@pytest.fixture(scope="module")
+def imported():
+    """What a process prints that imports the package."""
     script = """
 import os, warnings
 import jax, lineax, numpy, optimistix
@@ -163,6 +165,8 @@ before = dict(jax.config.values), dict(os.environ), list(warnings.filters)
 import pseudojvp
 after = dict(jax.config.values), dict(os.environ), list(warnings.filters)
 print(before == after)
+jax.config.update("jax_num_cpu_devices", 3)
+print(len(jax.devices()))
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
@@ -173,4 +177,13 @@ print(before == after)
         text=True,
         timeout=300,
     )
-    assert process.stdout.strip() == "True"
+    return process.stdout.split()
+
+
+def test_importing_the_package_changes_neither_jax_settings_nor_the_environment(imported):
+    assert imported[0] == "True"
+
+
+def test_importing_the_package_starts_no_device(imported):
+    """Or `jax.distributed.initialize` and the number of devices would come too late."""
+    assert imported[1] == "3"

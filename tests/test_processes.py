@@ -20,6 +20,7 @@ import json
 import sys
 import time
 import jax
+import pseudojvp as pj
 
 process, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_enable_x64", True)
@@ -29,7 +30,6 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 4, process)
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-import pseudojvp as pj
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))

@@ -107,7 +107,7 @@ _KINDS = [
         "transformed parameter, such as the logarithm of a positive one.",
     ),
     (
-        optx.RESULTS.promote(lx.RESULTS.breakdown),
+        optx.RESULTS.breakdown,
         "could not solve for the coefficients: the solver broke down, or the basis "
         "conjugates and is not linear over the complex numbers. Let such a basis take "
         "real and imaginary part of c as two real leaves, or use another solver.",
