@@ -34,21 +34,22 @@ def after_in_batch(earlier: PyTree, tree: PyTree[Array]) -> PyTree[Array]:
 
 
 class Steps:
-    """Calls of functions of one vector, in a batch one after the other."""
+    """Calls of functions of one vector, one after the other; by default in a batch."""
 
-    def __init__(self):
+    def __init__(self, order: Callable = after_in_batch):
+        self._order = order
         self._last: PyTree[Array] | None = None
 
     def __call__(self, function: Callable, vector: PyTree[Array] | None, **kwargs):
         """Returns the function of the vector; `None`, a zero, is left alone."""
         if vector is None:
             return None
-        self._last = function(after_in_batch(self._last, vector), **kwargs)
+        self._last = function(self._order(self._last, vector), **kwargs)
         return self._last
 
     def end(self, tree: PyTree[Array]) -> PyTree[Array]:
         """`tree`, so that whoever needs it waits for all steps."""
-        return after_in_batch(self._last, tree)
+        return self._order(self._last, tree)
 
 
 def _entries(tree: PyTree, later: PyTree[Array]) -> list[Array]:

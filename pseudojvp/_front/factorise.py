@@ -9,6 +9,7 @@ from .._map.factorised import Factorised, unset
 from .._operator import as_operator, Matrix
 from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
+from .._solver.known_blocks import with_known_blocks
 
 
 def factorise(
@@ -62,6 +63,7 @@ def factorise(
     """
     operator = with_known_pattern(operator, "factorise")
     check_solver(solver, "factorise")
+    solver = with_known_blocks(solver, operator)
     return _factorise(operator, solver, options, state, throw)
 
 

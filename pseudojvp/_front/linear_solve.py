@@ -10,6 +10,7 @@ from .._map.factorised import Factorised, unset
 from .._operator import as_operator, Matrix
 from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
+from .._solver.known_blocks import with_known_blocks
 
 
 def linear_solve(
@@ -65,6 +66,7 @@ def linear_solve(
     form of `docs/maths.md`.
     """
     operator = with_known_pattern(operator, "linear_solve")
+    solver = with_known_blocks(solver, operator)
     return _linear_solve(operator, vector, solver, options, state, throw)
 
 

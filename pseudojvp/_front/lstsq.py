@@ -23,6 +23,7 @@ from .._operator import SparseLinearOperator, SparseMatrix
 from .._operator.sparse import is_sparse
 from .._solver import PivotedQR, SVD
 from .._solver.auto import DENSE_ENTRIES
+from .._solver.known_blocks import with_known_blocks
 from .._solver.orthogonal.pivoted_qr import PivotedQRState
 from .._solver.orthogonal.svd import SVDState
 
@@ -147,6 +148,7 @@ def lstsq(
     if given.itemsize == 2 and rcond is None and isinstance(solver, _TRUNCATING):
         rcond = float(jnp.finfo(given).eps)  # above the rounding of entries
     a, b = at_least_single(a), at_least_single(b)
+    solver = with_known_blocks(solver, a)
     damp = _real(damp, "damp", (), a.dtype)
     weights = _real(weights, "weights", a.shape[:1], a.dtype)
     x, residuals, rank, s = _lstsq(a, b, rcond, damp, weights, solver, throw)

@@ -9,6 +9,7 @@ from .._map.factorised import Factorised, unset
 from .._operator import Matrix
 from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
+from .._solver.known_blocks import with_known_blocks
 from .linear_solve import check_system
 
 
@@ -64,6 +65,7 @@ def project(
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), lemma 4.1.
     """
     operator = with_known_pattern(operator, "project")
+    solver = with_known_blocks(solver, operator)
     return _project(operator, vector, solver, options, state, throw)
 
 

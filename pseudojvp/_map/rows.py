@@ -37,7 +37,7 @@ from .._solver import (
 )
 from .._solver.guess import combined
 from .._solver.verified import verified
-from .traits import traits_of
+from .traits import order_of, traits_of
 
 
 class Blocks(NamedTuple):
@@ -187,7 +187,7 @@ def _qr(solver: QR, problem: Problem, rhs: Blocks, wanted: Blocks):
     check_options(solver, problem.options)
     state = problem.state
     codomain, domain, v, w = _raveled(problem, rhs)
-    step = Steps()
+    step = Steps(order_of(solver))
     qh_v = step(state.qh_mv, v)
     rh_w = step(state.r_solve, w, adjoint=True)
     c = tree_sub(qh_v, rh_w)
@@ -219,7 +219,7 @@ def _orthogonal(solver: PivotedQR | SVD, problem: Problem, rhs: Blocks, wanted: 
     check_options(solver, problem.options)
     state = problem.state
     codomain, domain, v, w = _raveled(problem, rhs)
-    step = Steps()
+    step = Steps(order_of(solver))
     qh_v = step(state.qh_mv, v)
     th_w = step(state.adjoint_solve, w)
     c = tree_sub(qh_v, th_w)

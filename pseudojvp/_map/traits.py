@@ -21,6 +21,7 @@ from .._solver import (
     Neumann,
     Normal,
     PivotedQR,
+    QR,
     ShiftedSolver,
     smallest_reciprocal_condition,
     Structured,
@@ -235,5 +236,9 @@ def factorises(solver: lx.AbstractLinearSolver) -> bool:
 
 def order_of(solver: lx.AbstractLinearSolver) -> Callable:
     """What orders library calls of the map: also without `jax.vmap`, if it batches."""
-    batches = isinstance(solver, Structured) and solver.batches
+    if isinstance(solver, Structured):
+        batches = solver.batches
+    else:
+        blocks = solver.blocks if isinstance(solver, QR | PivotedQR) else None
+        batches = blocks not in (None, 1)
     return after if batches else after_in_batch

@@ -22,6 +22,7 @@ from .krylov.bicgstab import BiCGStab
 from .krylov.cg import CG
 from .krylov.lsmr import LSMR
 from .krylov.minres import MINRES
+from .orthogonal.blocks import check_blocks
 from .orthogonal.pivoted_qr import PivotedQR
 from .orthogonal.qr import QR
 from .structured.solver import is_structured, Structured
@@ -84,6 +85,9 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         count as zero. Of a structured operator it holds for each part alone. Defaults to
         `None`: `eps` times the larger dimension. Not for `well_posed=True`.
 
+    - `blocks`: that of `QR` or `PivotedQR`, where one of them is picked. Defaults to
+        `None`.
+
     Takes no `options`: for a preconditioner, name the solver.
 
     **Raises:** `ValueError` for any other value, a non-square operator under
@@ -92,8 +96,10 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
 
     well_posed: bool | None
     rcond: float | None = None
+    blocks: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        check_blocks(self)
         if self.well_posed not in (True, False, None):
             raise ValueError(
                 f"`AutoLinearSolver(well_posed=...)` got {self.well_posed!r}. Pass "
@@ -114,7 +120,9 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
         self, operator: lx.AbstractLinearOperator
     ) -> lx.AbstractLinearSolver:
         """Returns the solver that `operator` will be handed to."""
-        return default_solver(operator, self.well_posed, rcond=self.rcond)
+        return default_solver(
+            operator, self.well_posed, rcond=self.rcond, blocks=self.blocks
+        )
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -158,6 +166,7 @@ def default_solver(
     well_posed: bool | None,
     options: Collection[str] = (),
     rcond: float | None = None,
+    blocks: int | None = None,
 ) -> lx.AbstractLinearSolver:
     """The solver for `operator` where none is named; an iterative one for `options`.
 
@@ -184,9 +193,9 @@ def default_solver(
     if well_posed is False:
         if iterative:
             return MINRES() if square and is_hermitian(operator) else LSMR()
-        return PivotedQR(rcond)
+        return PivotedQR(rcond, blocks)
     if not square:
-        return LSMR(well_posed=True) if iterative else QR()
+        return LSMR(well_posed=True) if iterative else QR(blocks)
     registered = None if options else registered_solver(untagged(operator))
     if registered is not None:
         return registered

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Integer, PyTree, Real
 from ..._base.checks import check_options
 from ..._base.order import after_in_batch
 from ..._base.tree import one_or_nan
+from ..._kernel.blocked_householder import BlockReflectors, orthogonal_factor
 from ..._kernel.condition import (
     reciprocal_condition,
     resolve_rcond,
@@ -22,6 +23,7 @@ from ..._kernel.products import adjoint_matmul, matmul
 from ..._operator.matrix import rounding_of_rank
 from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, long_side_first, structures_of, transposed
+from .blocks import blocks_for, check_blocks
 
 
 class PivotedQRState(eqx.Module):
@@ -32,7 +34,7 @@ class PivotedQRState(eqx.Module):
     side; there is none if A is square.
     """
 
-    outer: Reflectors | None
+    outer: Reflectors | BlockReflectors | None
     inner: Inexact[Array, "short short"]
     t_adjoint: Inexact[Array, "short short"]
     z: Inexact[Array, "short short"]
@@ -125,14 +127,21 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
         less, are dropped; a number without unit, as in `numpy.linalg.lstsq`. Defaults to
         `None`: `eps * max(rows, cols)` in the operator's dtype. A negative value means
         `eps`.
+    - `blocks`: row blocks of the first QR factorisation, for an A whose rows lie on
+        several devices; as in [`pseudojvp.QR`][]. Defaults to `None`.
 
-    **Raises:** `ValueError` at trace time for an unknown option.
+    **Raises:** `ValueError` for `blocks` that is no integer from 1 on, and at trace time
+    for an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), sections 5.4.2
     (column pivoting), 5.4.7 (complete orthogonal decomposition) and 5.5.
     """
 
     rcond: Real[ArrayLike, ""] | None = None
+    blocks: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        check_blocks(self)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -142,7 +151,7 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
         rounding = rounding_of_rank(operator)
         outer = None
         if matrix.shape[0] != matrix.shape[1]:
-            outer = Reflectors.of(matrix)
+            outer = orthogonal_factor(matrix, blocks_for(self.blocks, matrix))
             matrix = outer.r
         # A NaN or an Inf in A is a NaN in R.
         finite = jnp.all(jnp.isfinite(matrix))
@@ -171,8 +180,7 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
         )
         reveals = finite & (estimate > cutoff / 100)
         if outer is not None:
-            # Each application waits for the estimate, whatever the vectors are.
-            outer = Reflectors(outer.rows, after_in_batch(estimate, outer.taus))
+            outer = outer.after(estimate)
         return PivotedQRState(
             outer,
             inner,

@@ -2,6 +2,7 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import lineax as lx
@@ -9,12 +10,14 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real
 
 from ..._base.checks import check_options
 from ..._base.tree import one_or_nan
+from ..._kernel.blocked_householder import BlockReflectors
 from ..._kernel.condition import resolve_rcond
 from ..._kernel.determinant import of_product, sign_of
 from ..._kernel.products import adjoint_matmul, matmul
 from ..._operator.matrix import matrix_of, rounding_of_rank
 from ..factorisation import AbstractFactorisation, Slogdet
 from ..state import conjugated, structures_of, swapped
+from .blocks import blocks_for, check_blocks
 
 
 class SVDState(eqx.Module):
@@ -59,6 +62,19 @@ class SVDState(eqx.Module):
         return adjoint_matmul(self.vh, matmul(self.vh, vector))
 
 
+def _svd(matrix: Inexact[Array, "rows cols"], blocks: int):
+    """The thin SVD; with several blocks that of the R of a QR factorisation by them."""
+    rows, cols = matrix.shape
+    if blocks == 1:
+        return jsl.svd(matrix, full_matrices=False)
+    if cols > rows:
+        v, singular_values, uh = _svd(matrix.conj().T, blocks)
+        return uh.conj().T, singular_values, v.conj().T
+    factor = BlockReflectors.of(matrix, blocks)
+    u, singular_values, vh = jsl.svd(factor.r, full_matrices=False)
+    return jax.vmap(factor.mv, 1, 1)(u), singular_values, vh
+
+
 class SVD(AbstractFactorisation[SVDState]):
     """Returns the pseudoinverse solution A†b of any system by a thin SVD.
 
@@ -75,13 +91,21 @@ class SVD(AbstractFactorisation[SVDState]):
         number without unit. Defaults to `None`: `2 * eps * max(rows, cols)` in the
         operator's dtype, as lineax (the factor 2 guards rank-deficient products against
         their own rounding). A negative value means `eps`, as in NumPy.
+    - `blocks`: with more than one, the SVD is that of the R of a QR factorisation by so
+        many row blocks, for an A whose rows lie on several devices; as in
+        [`pseudojvp.QR`][]. Defaults to `None`.
 
-    **Raises:** `ValueError` at trace time for an unknown option.
+    **Raises:** `ValueError` for `blocks` that is no integer from 1 on, and at trace time
+    for an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 5.5.2.
     """
 
     rcond: Real[ArrayLike, ""] | None = None
+    blocks: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        check_blocks(self)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -91,7 +115,7 @@ class SVD(AbstractFactorisation[SVDState]):
         # LAPACK's `gesdd` can loop for ever on an Inf.
         finite = jnp.all(jnp.isfinite(matrix))
         matrix = jnp.where(finite, matrix, 0)
-        u, singular_values, vh = jsl.svd(matrix, full_matrices=False)
+        u, singular_values, vh = _svd(matrix, blocks_for(self.blocks, matrix))
         dtype = singular_values.dtype
         rcond = resolve_rcond(self.rcond, 2 * rounding_of_rank(operator), dtype)
         # From their number, which XLA keeps, as it is the outcome of a sum.

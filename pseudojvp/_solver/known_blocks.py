@@ -1,0 +1,30 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.core
+import lineax as lx
+
+from .._operator.sparse import untagged
+from .auto import AutoLinearSolver
+from .orthogonal.blocks import blocks_for
+from .orthogonal.pivoted_qr import PivotedQR
+from .orthogonal.qr import QR
+from .orthogonal.svd import SVD
+
+
+def with_known_blocks(solver: Any, operator: Any) -> Any:
+    """The solver with as many row blocks as devices hold a matrix, where none are named.
+
+    To be called outside of `jit`, where the sharding of a matrix is known.
+    """
+    matrix = operator
+    if isinstance(operator, lx.AbstractLinearOperator):
+        matrix = getattr(untagged(operator), "matrix", None)
+    if not isinstance(matrix, jax.Array) or isinstance(matrix, jax.core.Tracer):
+        return solver
+    takes_blocks = isinstance(solver, QR | PivotedQR | SVD | AutoLinearSolver)
+    if not takes_blocks or solver.blocks is not None or matrix.ndim != 2:
+        return solver
+    blocks = blocks_for(None, matrix)
+    return solver if blocks == 1 else dataclasses.replace(solver, blocks=blocks)
