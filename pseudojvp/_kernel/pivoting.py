@@ -6,18 +6,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Real
 
 from .._base.axes import fori_loop
+from .norms import power_of_two
 from .products import adjoint_matmul, matmul
 
 
 def pivoted_columns(
     matrix: Inexact[Array, "n n"],
 ) -> tuple[Inexact[Array, "n n"], Real[Array, " n"]]:
-    """Q and |diag(R)| of A P = Q R with column pivoting; the latter falls."""
+    """Q and |diag(R)| of A P = Q R with column pivoting; the latter falls.
+
+    By LAPACK on the CPU alone. JAX has no `geqp3` on the TPU, and on a GPU calls that of
+    the host (or of MAGMA, which also works there), one matrix after the other.
+    """
     if matrix.size == 0:
         return matrix, jnp.zeros(0, matrix.real.dtype)
-    return lax.platform_dependent(
-        matrix, cpu=_by_lapack, cuda=_by_lapack, rocm=_by_lapack, default=by_projections
-    )
+    return lax.platform_dependent(matrix, cpu=_by_lapack, default=by_projections)
 
 
 def _by_lapack(matrix):
@@ -25,10 +28,17 @@ def _by_lapack(matrix):
     return q, jnp.abs(jnp.diagonal(r))
 
 
-def by_projections(matrix: Inexact[Array, "n n"]):
-    """By modified Gram–Schmidt, each column of Q orthogonalised twice, where JAX has no
-    pivoted QR, as on the TPU. A column without a pivot is zero.
+def by_projections(
+    matrix: Inexact[Array, "n n"],
+) -> tuple[Inexact[Array, "n n"], Real[Array, " n"]]:
+    """The same by products alone, of all matrices of a batch at once: modified
+    Gram–Schmidt, each column of Q orthogonalised twice. One without a pivot is zero.
+
+    The pivots are those of LAPACK, to rounding, and with them the rank. Björck, *Numerics
+    of Gram–Schmidt orthogonalization*, Linear Algebra Appl. 197/198 (1994).
     """
+    unit = power_of_two(matrix)
+    matrix = matrix / unit.astype(matrix.dtype)
 
     def step(k, carry):
         q, pivots, rest = carry
@@ -43,4 +53,4 @@ def by_projections(matrix: Inexact[Array, "n n"]):
     q = jnp.zeros_like(matrix)
     carry = q, jnp.zeros(len(matrix), matrix.real.dtype), matrix
     q, pivots, _ = fori_loop(0, len(matrix), step, carry)
-    return q, pivots
+    return q, pivots * unit

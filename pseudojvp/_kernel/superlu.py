@@ -26,8 +26,9 @@ _BYTES_OF_ANY = 2**12
 
 
 _NOT_EXPORTED = (
-    "`jax.export` cannot serialise `SparseLU()`, which factorises by a call of the host. "
-    "Use an iterative solver, or a dense one."
+    "`SparseLU()` factorises by a call of the host: `jax.export` cannot serialise it, "
+    "and it cannot be lowered for a platform that is not here. Use an iterative solver, "
+    "or a dense one."
 )
 
 
