@@ -4,6 +4,8 @@ Both operators have 2000 unknowns and coefficients θ; the gradient of <c, A(θ)
 with respect to θ and b. The tolerances are 1e-10, relative and absolute.
 """
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import jax.scipy.sparse.linalg as jspl
@@ -20,7 +22,6 @@ from .harness import Workload
 _SIZE = 2000
 _TAPS = 7
 _SHIFT = 0.2
-_TOLERANCES = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def _convolve(kernel, x):
@@ -82,40 +83,47 @@ def _diffusion_reference(conductivity, vector, weights):
     return -(differences @ ct_vector) * (differences @ x), ct_vector
 
 
-def _jax_cg(operator, vector):
-    return jspl.cg(operator.mv, vector, tol=1e-10)[0]
+def _jax_cg(operator, vector, tol):
+    return jspl.cg(operator.mv, vector, tol=tol)[0]
 
 
-def _jax_cgls(operator, vector):
+def _jax_cgls(operator, vector, tol):
     adjoint = operator.transpose()
-    return jspl.cg(lambda x: adjoint.mv(operator.mv(x)), adjoint.mv(vector), tol=1e-10)[0]
+    return jspl.cg(lambda x: adjoint.mv(operator.mv(x)), adjoint.mv(vector), tol=tol)[0]
 
 
-workloads = (
-    Workload(
-        "convolution 2006 x 2000, matrix-free: gradient",
-        _convolution_problem,
-        _convolution_reference,
-        contenders.solvers(
-            _gradient(_convolve, ()),
-            ours=(
-                Ours(
-                    pseudojvp.Normal(pseudojvp.CG(**_TOLERANCES)),
-                    lx.Normal(lx.CG(**_TOLERANCES)),
+def at(tolerance: float) -> tuple[Workload, ...]:
+    """The jobs, solved to so much, relative and absolute."""
+    tolerances = {"rtol": tolerance, "atol": tolerance}
+    cg, cgls = (ft.partial(f, tol=tolerance) for f in (_jax_cg, _jax_cgls))
+    return (
+        Workload(
+            "convolution 2006 x 2000, matrix-free: gradient",
+            _convolution_problem,
+            _convolution_reference,
+            contenders.solvers(
+                _gradient(_convolve, ()),
+                ours=(
+                    Ours(
+                        pseudojvp.Normal(pseudojvp.CG(**tolerances)),
+                        lx.Normal(lx.CG(**tolerances)),
+                    ),
+                    Ours(pseudojvp.LSMR(**tolerances), lx.LSMR(**tolerances)),
                 ),
-                Ours(pseudojvp.LSMR(**_TOLERANCES), lx.LSMR(**_TOLERANCES)),
+                operators={"scipy.sparse.linalg.cg of AᵀA": cgls},
             ),
-            operators={"scipy.sparse.linalg.cg of AᵀA": _jax_cgls},
         ),
-    ),
-    Workload(
-        "diffusion 2000 x 2000, matrix-free: gradient",
-        _diffusion_problem,
-        _diffusion_reference,
-        contenders.solvers(
-            _gradient(_diffuse, lx.positive_semidefinite_tag),
-            ours=(Ours(pseudojvp.CG(**_TOLERANCES), lx.CG(**_TOLERANCES)),),
-            operators={"scipy.sparse.linalg.cg": _jax_cg},
+        Workload(
+            "diffusion 2000 x 2000, matrix-free: gradient",
+            _diffusion_problem,
+            _diffusion_reference,
+            contenders.solvers(
+                _gradient(_diffuse, lx.positive_semidefinite_tag),
+                ours=(Ours(pseudojvp.CG(**tolerances), lx.CG(**tolerances)),),
+                operators={"scipy.sparse.linalg.cg": cg},
+            ),
         ),
-    ),
-)
+    )
+
+
+workloads = at(1e-10)

@@ -242,12 +242,24 @@ def _singular_values(matrix: Inexact[Array, "m n"]) -> Real[Array, " k"]:
     return values * one_or_nan(finite).astype(values.dtype)
 
 
-@jax.custom_jvp
-@jax.custom_batching.sequential_vmap
-def _finite_singular_values(matrix):
-    # One after the other under `vmap`: batched LAPACK calls without a data dependency, as
-    # beside a factorisation, can deadlock on the CPU (jaxlib 0.10.2).
+@jax.custom_batching.custom_vmap
+def _svd_values(matrix):
     return jnp.linalg.svd(matrix, compute_uv=False)
+
+
+@_svd_values.def_vmap
+def _(size, batched, matrices):
+    # One after the other on the CPU: batched LAPACK calls without a data dependency, as
+    # beside a factorisation, can deadlock there (jaxlib 0.10.2).
+    del size, batched
+    at_once = lambda matrices: jnp.linalg.svd(matrices, compute_uv=False)
+    in_turn = lambda matrices: lax.map(_svd_values, matrices)
+    return lax.platform_dependent(matrices, cpu=in_turn, default=at_once), True
+
+
+@jax.custom_jvp
+def _finite_singular_values(matrix):
+    return _svd_values(matrix)
 
 
 @_finite_singular_values.defjvp
