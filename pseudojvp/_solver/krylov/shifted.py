@@ -16,10 +16,11 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Integer, PyTree, Real
 
-from ..._base.axes import while_loop
+from ..._base.axes import largest, while_loop
 from ..._base.checks import check_options, check_square
 from ..._base.tree import tree_add, tree_scale, tree_where
 from ..._kernel.norms import power_of_two
+from ..._operator.function import Spread
 from ..._operator.shifted import ShiftedOperator
 from . import cg, minres
 from .iteration import (
@@ -78,7 +79,7 @@ class ShiftedSolver(lx.AbstractLinearSolver[ShiftedState]):
         bare = lx.linearise(operator.operator)
         probe = unit_probe(bare)
         image = bare.mv(probe)
-        scale = power_of_two(image)
+        scale = largest(power_of_two(image), Spread.of(bare).codomain)
         if isinstance(self.inner_solver, cg.CG):
             negative = lx.is_negative_semidefinite(operator.operator)
             scale = -scale if negative else scale
@@ -144,7 +145,8 @@ class _Given(NamedTuple):
         finite = jnp.where(jnp.isfinite(shift), shift, 0).astype(self.scale.dtype)
         most = jnp.maximum(jnp.abs(self.scale), power_of_two(finite))
         image = tree_add(self.image, tree_scale(finite, self.probe))
-        left = power_of_two(image).astype(most.dtype)
+        codomain = Spread.of(self.operator).codomain
+        left = largest(power_of_two(image).astype(most.dtype), codomain)
         eps = float(jnp.finfo(most.dtype).eps)
         scale = jnp.clip(left, eps * most, most)
         return jnp.where(self.scale < 0, -scale, scale), most / scale
