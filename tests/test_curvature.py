@@ -101,6 +101,7 @@ def test_inverse_product_of_a_singular_gauss_newton_matrix_is_the_shortest():
     np.testing.assert_allclose(jfu.ravel_pytree(value)[0], want, rtol=1e-7)
 
 
+@pytest.mark.slow  # three seconds of compiling
 def test_derivatives_reach_point_damping_and_what_the_function_closes_over():
     def solve(flat, ridge, damping):
         operator = pj.hessian_operator(

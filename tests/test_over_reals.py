@@ -72,7 +72,7 @@ def test_real_unknowns_of_complex_data(solver):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.default("PivotedQR")
+@pytest.mark.default("QR")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "PivotedQR", "SVD", "LSMR"])
 def test_second_derivative_is_that_over_the_reals(name):

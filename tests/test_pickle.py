@@ -251,7 +251,6 @@ def test_copy_of_a_fit_predicts_and_tells_its_errors(copied):
     np.testing.assert_allclose(told[1].value, want, rtol=1e-12)
 
 
-@pytest.mark.default("pickle")
 @pytest.mark.ci("*")
 @_each_copy
 def test_copy_of_a_batch_of_fits_predicts_and_tells_its_errors(copied):

@@ -210,6 +210,7 @@ def test_damping_of_a_zero_array_raises():
         pj.sparse_lstsq(matrix, _vectors(7, float), damp=jnp.zeros(()))
 
 
+@pytest.mark.slow  # four seconds of compiling
 def test_damping_of_zero_is_nan_without_throw_and_so_are_its_derivatives():
     dense = _RECTANGULAR["tall"]
     matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))

@@ -142,7 +142,7 @@ _OF_NONE = [
 ]
 
 
-@pytest.mark.default("FunctionSolver-3x0", "LSMR-0x3", "SparseTriangular", "GMRES")
+@pytest.mark.default("FunctionSolver-3x0", "SparseTriangular", "GMRES")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(("solver", "tags", "shape"), _OF_NONE)
 def test_solver_of_no_rows_or_columns_gives_zero_and_so_do_derivatives(
