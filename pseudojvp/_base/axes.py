@@ -18,6 +18,10 @@ from jaxtyping import Array, PyTree
 
 
 Tree = TypeVar("Tree")
+_AUTO = (
+    "JAX cannot tell there how to shard what comes of it. Make the mesh with "
+    "`jax.make_mesh(..., axis_types=(AxisType.Auto,))`, or use `jax.shard_map`."
+)
 
 
 def is_manual() -> bool:
@@ -34,6 +38,26 @@ def has_explicit_axes(tree: PyTree) -> bool:
     """Whether an array of `tree` is on a mesh with explicit axes."""
     arrays = [leaf for leaf in jtu.tree_leaves(tree) if isinstance(leaf, jax.Array)]
     return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
+
+
+def check_not_explicit(tree: PyTree, subject: str) -> None:
+    """That no array is on a mesh with explicit axes, where parts of it have no rule."""
+    if has_explicit_axes(tree):
+        raise ValueError(f"{subject} got an array on a mesh with explicit axes. {_AUTO}")
+
+
+def check_not_sharded(tree: PyTree, subject: str) -> None:
+    """That explicit axes of a mesh shard no array but the batch of `jax.vmap`."""
+    for array in jtu.tree_leaves(tree):
+        sharding = jax.typeof(array).sharding if isinstance(array, jax.Array) else None
+        if sharding is None or not sharding.mesh.explicit_axes:
+            continue
+        if any(entry is not None for entry in sharding.spec):
+            raise ValueError(
+                f"{subject} got an array of shape {array.shape} that is sharded by "
+                f"{sharding.spec} over explicit axes of a mesh. {_AUTO} A batch may be "
+                "sharded under `jax.vmap`."
+            )
 
 
 def varying_axes(tree: PyTree) -> frozenset[Any]:

@@ -13,6 +13,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
+from .._base.axes import check_not_explicit
 from .._base.call import compiled
 from .._base.checks import check_solver
 from .._base.inexact import as_native
@@ -170,6 +171,7 @@ def _dense(matrix: Any) -> Inexact[Array, "m n"]:
 
 @compiled
 def _lstsq(a, b, rcond, damp, weights, solver, throw):
+    check_not_explicit((a, b), "`lstsq`")
     real_dtype = jnp.finfo(a.dtype).dtype
     columns = b if b.ndim == 2 else b[:, None]
     if weights is not None:

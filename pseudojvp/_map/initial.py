@@ -34,8 +34,8 @@ def _impl(solver, operator, options):
 
 @eqxi.filter_primitive_def
 def _abstract_eval(solver, operator, options):
-    given = operator, options
-    state = eqx.filter_eval_shape(_impl, solver, *as_structs(given))
+    given = solver, operator, options
+    state = eqx.filter_eval_shape(_impl, *as_structs(given))
     return on_mesh_of(given, as_avals(state))
 
 

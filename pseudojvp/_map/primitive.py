@@ -33,7 +33,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._base.axes import as_avals, as_structs, like, on_mesh_of
+from .._base.axes import as_avals, as_structs, check_not_sharded, like, on_mesh_of
 from .._base.tree import tree_add, tree_conj, tree_sub
 from .._base.vprim import create_vprim
 from .guard import Guard
@@ -106,6 +106,7 @@ def _jvp(primals, tangents):
     problem, rhs, wanted, guard = primals
     t_problem, t_rhs, *_ = tangents
     t_rhs = Blocks(*map(_materialise, rhs, t_rhs))
+    check_not_sharded((problem.operator, rhs), "The derivative of a linear solve")
     rule = _Rule(problem, guard)
     if jtu.tree_leaves(t_problem.operator):
         out, result, stats, t_out = rule.by_operator(

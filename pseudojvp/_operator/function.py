@@ -15,7 +15,15 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from .._base.axes import as_varying, is_manual, like, ordered, varying_axes
+from .._base.axes import (
+    as_varying,
+    check_not_explicit,
+    has_explicit_axes,
+    is_manual,
+    like,
+    ordered,
+    varying_axes,
+)
 from .._base.closed import call, closed, is_closed
 from .._base.structure import Structure
 from .._base.tree import tree_conj
@@ -103,8 +111,8 @@ class _Conjugated(eqx.Module):
 
 
 def typed(tree: Any) -> Any:
-    """Inside `jax.shard_map`, with functions whose structures have the axes of a mesh."""
-    if not is_manual():
+    """On a mesh, with functions whose structures have the axes that vectors vary over."""
+    if not (is_manual() or has_explicit_axes(tree)):
         return tree
     return jtu.tree_map(
         lambda node: _typed(node) if isinstance(node, _OF_LINEAX) else node,
@@ -115,6 +123,8 @@ def typed(tree: Any) -> Any:
 
 def _typed(operator) -> Function:
     if isinstance(operator, lx.JacobianLinearOperator):
+        if not is_manual():
+            check_not_explicit(operator, "`JacobianLinearOperator`")
         structure = jax.eval_shape(lambda: operator.x)
         return Function.create(_Jacobian(operator), structure, operator.tags)
     zeros = lambda s: jnp.zeros(s.shape, s.dtype)

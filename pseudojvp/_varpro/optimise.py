@@ -14,7 +14,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, Inexact, Int, Integer, PyTree
 
-from .._base.axes import as_varying, cond, like, varying_axes
+from .._base.axes import as_varying, check_not_explicit, cond, like, varying_axes
 from .._base.order import after, after_in_batch
 from .._base.tree import all_finite
 from .._front.adjoint import PseudoinverseAdjoint
@@ -99,6 +99,7 @@ def optimise(
     settings: Settings,
 ) -> Solution:
     """Returns the solution, differentiable as the adjoint says."""
+    check_not_explicit((args, observations, start), "`varpro`")
     start = as_varying(varying_axes((elimination, args, observations)), start)
     # Other adjoints differentiate through the search, and the factor is a constant.
     if settings.through_the_search:
