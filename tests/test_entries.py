@@ -11,7 +11,7 @@ from entries_cases import dominant, exact, grid
 from jax.experimental import sparse
 
 import pseudojvp as pj
-from pseudojvp._kernel import entries
+from pseudojvp._kernel import entry as entries
 from pseudojvp._kernel.pushes import Tolerance
 
 

@@ -38,6 +38,9 @@ def _solve(A=A, b=B, indices=3, *, rtol=1e-6, atol=0.0, **keywords):
         (TypeError, {"atol": None}, "Pass a number"),
         (ValueError, {"max_pushes": -1}, "not negative"),
         (ValueError, {"max_pushes": 2.5}, "not negative"),
+        (TypeError, {"key": 0}, "Pass one key"),
+        (TypeError, {"key": jax.random.split(jax.random.key(0))}, "Pass one key"),
+        (ValueError, {"confidence": 1.0}, "between 0 and 1"),
     ],
 )
 def test_input_that_does_not_fit_is_told_while_tracing(error, keywords, message):

@@ -1,27 +1,30 @@
 """`solve_entries`: a few entries of the solution, without the rest."""
 
-import operator as _operator
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
-import jax.core
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, Real
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, PRNGKeyArray, Real
 
 from .._base.call import compiled
 from .._base.host import raise_if
-from .._base.inexact import as_inexact
 from .._base.tree import at_least_single, one_or_nan
-from .._kernel.entries import entries_on_host, Told
+from .._kernel.entries import entries_on_host
+from .._kernel.entry import Told
 from .._operator import SparseLinearOperator
-from .._operator.sparse import read_entries
-from .._solver.options import check_tolerances
-from .sparse import check_sparse
+from .entries_input import (
+    check_indices,
+    check_pushes,
+    check_scalar_tolerances,
+    doubt_of,
+    read_square,
+    seed_of,
+    vector_of,
+)
 
 
 _RESULTS = (
@@ -55,6 +58,7 @@ class EntriesSolution(eqx.Module):
     - `bound`: of |x_i − value|, real; infinite where A is not dominant.
     - `pushes`: how often a row or a column of A was read.
     - `rows_read`: how many of them there were, at most n.
+    - `walks`: how many random walks the value is of; with none the bound is proved.
     - `whole`: whether it was left to the whole solve, because nothing was local.
     - `result`: a `lineax.RESULTS` for each.
     """
@@ -63,6 +67,7 @@ class EntriesSolution(eqx.Module):
     bound: Real[Array, "*k"]
     pushes: Int[Array, "*k"]
     rows_read: Int[Array, "*k"]
+    walks: Int[Array, "*k"]
     whole: Bool[Array, "*k"]
     result: lx.RESULTS
 
@@ -75,6 +80,8 @@ def solve_entries(
     rtol: Real[ArrayLike, ""],
     atol: Real[ArrayLike, ""],
     max_pushes: int | None = None,
+    key: PRNGKeyArray | None = None,
+    confidence: float = 0.999999,
     throw: bool = True,
 ) -> EntriesSolution:
     """Returns a few entries of x, where A x = b, each with a proved bound on its error.
@@ -104,13 +111,18 @@ def solve_entries(
         `bound ≤ atol + rtol |value|`. An entry that may be zero needs an `atol`.
     - `max_pushes`: of each entry at most, each the work of reading a row. Nothing is then
         left to the whole solve. Defaults to `None`, as above.
+    - `key`: of `jax.random`, for random walks in the place of the whole solve, where
+        dominance is weak and that is too much: after the pushes, as many steps of walks
+        are taken at most as pushes are allowed. The bound of an entry with `walks > 0`
+        then is that of a confidence interval. Defaults to `None`, no walks.
+    - `confidence`: with which such a bound holds, for each entry. Defaults to 0.999999.
     - `throw`: whether an entry that is not `successful` raises at run time. If `False`,
         `result` tells of each, and its derivatives are NaN. Defaults to `True`.
 
     **Returns:** an [`pseudojvp.EntriesSolution`][]. The bound has the rounding of all of
     this in it, and holds whatever `result` says:
 
-    - `max_steps_reached`: `max_pushes` were not enough.
+    - `max_steps_reached`: `max_pushes`, or as many steps of walks, were not enough.
     - `stagnation`: the tolerances are below rounding, or the whole solve did not come
         to them.
     - `singular`: A is not dominant beyond rounding, δ = 0 among it. Nothing is known of
@@ -128,7 +140,7 @@ def solve_entries(
     columns. x is solved for on the rows that ŷ reads, so that |ŷ|ᵀ |A| |x − x̂| is within
     the tolerance; where that is not local, by the whole solve, whatever `max_pushes` is.
     They take memory for two vectors of n for each index. Second ones, and those of a
-    tolerance, are an error; `bound` has none.
+    tolerance or with a `key`, are an error; `bound` has none.
 
     **Raises:** `TypeError` for a dense A, dtypes of A and b that differ, or indices that
     are no integers; `ValueError` for shapes that do not fit, indices that are known to be
@@ -139,51 +151,57 @@ def solve_entries(
     time*, ITCS (2019); Kwok, Wei & Yang, *On solving asymmetric diagonally dominant
     linear systems in sublinear time* (2025), for what is possible; Andersen, Chung &
     Lang, *Local graph partitioning using PageRank vectors*, FOCS (2006), for pushes;
-    Varah, *A lower bound for the smallest singular value of a matrix*, Linear Algebra
-    Appl. 11 (1975), for ‖A⁻¹‖∞ ≤ 1 / δ.
+    Lofgren, Banerjee & Goel, *Personalized PageRank estimation and search*, WSDM (2016),
+    for walks after pushes; Maurer & Pontil, *Empirical Bernstein bounds*, COLT (2009),
+    theorem 4, for their interval; Varah, *A lower bound for the smallest singular value
+    of a matrix*, Linear Algebra Appl. 11 (1975), for ‖A⁻¹‖∞ ≤ 1 / δ.
     """
-    data, row, col, size = _read(A)
-    _check_tolerances(rtol=rtol, atol=atol)
-    b = _right_hand_side(data, size, b)
-    indices = _check_indices(indices, size)
-    _check_pushes(max_pushes)
+    data, row, col, size = read_square(A)
+    check_scalar_tolerances(rtol=rtol, atol=atol)
+    b = vector_of(data, size, b)
+    indices = check_indices(indices, size)
+    check_pushes(max_pushes)
+    seed, doubt = seed_of(key), doubt_of(confidence)
     tolerances = jnp.asarray(rtol, float), jnp.asarray(atol, float)
-    return _solve_entries(data, row, col, b, indices, *tolerances, max_pushes, throw)
+    arguments = data, row, col, b, indices, *tolerances, seed
+    return _solve_entries(*arguments, max_pushes, doubt, throw)
 
 
 @compiled
 def _solve_entries(
-    data, row, col, b, indices, rtol, atol, max_pushes, throw
+    data, row, col, b, indices, rtol, atol, seed, max_pushes, doubt, throw
 ) -> EntriesSolution:
     data, b = at_least_single((data, b))
     tolerances = eqxi.nondifferentiable(
         (rtol, atol), name="`solve_entries(rtol=..., atol=...)`"
     )
-    system = row, col, indices.reshape(-1), *tolerances
-    value, bound, pushes, rows_read, whole, code = _told(data, b, *system, max_pushes)
+    if seed.size:
+        data, b = eqxi.nondifferentiable((data, b), name="`solve_entries(key=...)`")
+    system = row, col, indices.reshape(-1), *tolerances, seed
+    value, bound, *counts, whole, code = _told(data, b, *system, max_pushes, doubt)
     if throw:
         one = raise_if(jnp.max(code, initial=0), _MESSAGES)
         value = value * one.astype(value.dtype)
     bound = eqxi.nondifferentiable_backward(bound)
     result = eqx.filter_vmap(_result)(code)
-    solution = EntriesSolution(value, bound, pushes, rows_read, whole, result)
+    solution = EntriesSolution(value, bound, *counts, whole, result)  # pyright: ignore
     return jax.tree.map(lambda leaf: leaf.reshape(indices.shape), solution)
 
 
 @eqx.filter_custom_jvp
-def _told(data, b, row, col, indices, rtol, atol, max_pushes) -> Told:
-    arguments = row, col, data, b, indices, rtol, atol
-    return entries_on_host(*arguments, most=max_pushes, gradient=False)[0]
+def _told(data, b, row, col, indices, rtol, atol, seed, most, doubt) -> Told:
+    arguments = row, col, data, b, indices, rtol, atol, seed
+    return entries_on_host(*arguments, most=most, doubt=doubt, gradient=False)[0]
 
 
 @_told.def_jvp
 def _(primals, tangents):
-    data, b, row, col, indices, rtol, atol, max_pushes = primals
+    data, b, row, col, indices, rtol, atol, seed, most, doubt = primals
     t_data, t_b, *_ = tangents
     # Of y and x no derivative is known: that is an error, and never a zero.
     data, b = eqxi.nondifferentiable((data, b), name=_FIRST_DERIVATIVE)
-    arguments = row, col, data, b, indices, rtol, atol
-    told, both = entries_on_host(*arguments, most=max_pushes, gradient=True)
+    arguments = row, col, data, b, indices, rtol, atol, seed
+    told, both = entries_on_host(*arguments, most=most, doubt=doubt, gradient=True)
     assert both is not None
     y, x = both[:, 0], both[:, 1]
     failed = one_or_nan(told.code == 0).astype(b.dtype)
@@ -197,7 +215,7 @@ def _(primals, tangents):
     t_value = t_value * failed
     # Hung on the others, so that a gradient of it is seen, and is an error.
     t_bound = 0 * t_value.real
-    return told, Told(t_value, t_bound, None, None, None, None)
+    return told, Told(t_value, t_bound, None, None, None, None, None)
 
 
 def _result(code: Int[Array, ""]) -> lx.RESULTS:
@@ -205,82 +223,3 @@ def _result(code: Int[Array, ""]) -> lx.RESULTS:
     for number, failure in enumerate(_RESULTS[1:], 1):
         result = lx.RESULTS.where(code == number, failure, result)
     return result
-
-
-def _read(A: Any) -> tuple[Inexact[Array, " nse"], Any, Any, int]:
-    """Entries of a square A, with their rows and columns, in no order, and its size."""
-    check_sparse(A, "solve_entries")
-    if isinstance(A, SparseLinearOperator):
-        data, row, col, shape = A.data, A.sparsity.row, A.sparsity.col, A.sparsity.shape
-    else:
-        data, row, col, shape = read_entries(A)
-    if shape[0] != shape[1]:
-        raise ValueError(
-            f"`solve_entries(A=...)` got shape {shape}. Pass a square matrix; for others "
-            "use `sparse_lstsq`."
-        )
-    for name, index in (("row", row), ("col", col)):
-        if isinstance(index, np.ndarray) and np.min(index, initial=0) < 0:
-            raise ValueError(
-                f"`solve_entries(A=...)` got a `{name}` index {index.min()}, for a "
-                f"matrix of shape {shape}. Pass indices from 0 on."
-            )
-    return as_inexact(data, "solve_entries(A=...)"), row, col, shape[0]
-
-
-def _right_hand_side(data: Array, size: int, b: Any) -> Inexact[Array, " n"]:
-    b = as_inexact(b, "solve_entries(b=...)")
-    if b.shape != (size,):
-        raise ValueError(
-            f"`solve_entries(b=...)` got an array of shape {b.shape} beside A of shape "
-            f"{(size, size)}. Pass one of shape ({size},); for several use `jax.vmap`."
-        )
-    if b.dtype != data.dtype:
-        raise TypeError(
-            f"`solve_entries` got A of dtype {data.dtype} and b of dtype {b.dtype}. "
-            "Convert one of them."
-        )
-    return b
-
-
-def _check_indices(indices: Any, size: int) -> Any:
-    if not isinstance(indices, jax.core.Tracer):
-        indices = np.asarray(indices)
-    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.ndim > 1:
-        raise TypeError(
-            f"`solve_entries(indices=...)` got an array of shape {indices.shape} and "
-            f"dtype {indices.dtype}. Pass an integer, or a 1-D array of them."
-        )
-    if isinstance(indices, np.ndarray):
-        wrong = indices[(indices < 0) | (indices >= size)]
-        if wrong.size:
-            raise ValueError(
-                f"`solve_entries(indices=...)` got {wrong[0]}, for x of shape ({size},). "
-                f"Pass indices from 0 to {size - 1}."
-            )
-    return indices
-
-
-def _check_tolerances(**given: Any) -> None:
-    check_tolerances("solve_entries", **given)
-    for name, value in given.items():
-        if value is None:
-            raise TypeError(
-                f"`solve_entries({name}=None)`. Pass a number, `0.0` for none."
-            )
-        if jnp.ndim(value) != 0:
-            raise ValueError(f"`solve_entries({name}=...)` got {value}. Pass a scalar.")
-
-
-def _check_pushes(max_pushes: Any) -> None:
-    if max_pushes is None:
-        return
-    try:
-        number = None if isinstance(max_pushes, bool) else _operator.index(max_pushes)
-    except TypeError:
-        number = None
-    if number is None or number < 0:
-        raise ValueError(
-            f"`solve_entries(max_pushes=...)` got {max_pushes!r}. Pass `None` or an "
-            "integer that is not negative."
-        )

@@ -92,7 +92,7 @@ class Side:
         self.whole = False
         # Of a dense right-hand side nothing is local.
         self.sparse = self.active.size <= max(1, size // 10)
-        self._seen, self._read = np.zeros((2, size), bool)
+        self._seen, self.was_read = np.zeros((2, size), bool)
         self._seen[self.active] = True
         self._changed()
 
@@ -153,8 +153,8 @@ class Side:
         off = cols != np.repeat(chosen, counts)
         cols, moved = cols[off], (np.repeat(steps, counts) * entries)[off]
         np.subtract.at(self.residual, cols, moved)
-        self.active = np.concatenate([self.active, _first_seen(cols, self._seen)])
-        self.pushed = np.concatenate([self.pushed, _first_seen(chosen, self._read)])
+        self.active = np.concatenate([self.active, first_seen(cols, self._seen)])
+        self.pushed = np.concatenate([self.pushed, first_seen(chosen, self.was_read)])
         self.pushes += chosen.size
         self._changed()
 
@@ -215,7 +215,7 @@ class Side:
                 return
 
 
-def _first_seen(indices, seen):
+def first_seen(indices, seen):
     """Those of `indices` that were not in the mask `seen`, each once; now they are."""
     new = np.unique(indices[~seen[indices]])
     seen[new] = True
