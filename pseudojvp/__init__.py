@@ -39,10 +39,15 @@ from ._preconditioner import (
     amg as amg,
     block_jacobi as block_jacobi,
     chebyshev as chebyshev,
+    condition_number as condition_number,
+    factorised_inverse as factorised_inverse,
     incomplete_cholesky as incomplete_cholesky,
     incomplete_lu as incomplete_lu,
+    inverse_residual as inverse_residual,
     jacobi as jacobi,
+    kaporin_number as kaporin_number,
     nystrom as nystrom,
+    PreconditionerNetwork as PreconditionerNetwork,
     woodbury as woodbury,
 )
 from ._solver import (

@@ -61,7 +61,7 @@ FACTORS = 1 + 0.2 * RNG.standard_normal(STEPS)
 SHIFTS = 0.1 * RNG.standard_normal(STEPS)
 
 
-@pytest.mark.default("real-other")
+@pytest.mark.default("real-first")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("numbers", ["first", "other"])
 @pytest.mark.parametrize("name", CASES)
@@ -87,6 +87,7 @@ def test_the_steps_are_those_of_the_formula_and_of_cg_at_the_first_numbers(name,
     assert stats["num_steps"] == stats["max_steps"] == STEPS
 
 
+@pytest.mark.slow  # beside NumPy's steps by default
 def test_at_the_first_numbers_it_is_the_solver_cg_to_rounding():
     matrix, vector, *_ = _system(True, 1, False)
     cg = pj.CG(0.0, 0.0, max_steps=STEPS, history=True)
@@ -235,6 +236,7 @@ def test_indefinite_operator_is_told():
     assert np.isfinite(value).all()
 
 
+@pytest.mark.slow  # a program that raises is not kept
 def test_failure_raises_with_throw():
     operator = krylov.operator(jnp.asarray(_system(False, 1, False)[0]), krylov.PSD)
     with pytest.raises(eqx.EquinoxRuntimeError, match="LearnedCG"):

@@ -1,0 +1,168 @@
+"""How good a preconditioner P of A is: numbers that training makes smaller."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Inexact, PRNGKeyArray, Real
+
+from .._base.structure import Structure
+from .._kernel.products import matmul
+from .._operator import as_operator
+from .operator import check_count
+
+
+def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:
+    """Returns the condition number of P A, λ_max / λ_min: that of L^H A L with P = L L^H.
+
+    Steps of CG grow with its square root. Infinite for an A or P that is not definite,
+    and where an eigenvalue is lost to rounding; NaN for a P that has no Cholesky factor.
+
+    Cost: dense. A and P as matrices, n products each where they are known by products
+    alone, a Cholesky factorisation, two products of matrices and all eigenvalues: some
+    15 n³ flops; a gradient twice that. Memory: a few n × n matrices.
+
+    **Arguments:**
+
+    - `A`: positive semidefinite or negative semidefinite, and tagged so; real or complex;
+        what [`pseudojvp.linear_solve`][] takes.
+    - `P`: a positive definite operator near A^-1, and tagged so. Defaults to `None`, the
+        identity.
+
+    **Returns:** a real scalar, at least one up to rounding.
+
+    **Derivatives:** in A and P. Where the largest or smallest eigenvalue is multiple it
+    has none, and that of one of its eigenvectors is taken.
+
+    **Raises:** `ValueError` for operators of different or non-square structure, or
+    without these tags.
+    """
+    A, P = _operators(A, P, "condition_number")
+    matrix = _hermitian(A)
+    if P is not None:
+        L = jnp.linalg.cholesky(_hermitian(P))
+        matrix = matmul(L.conj().T, matmul(matrix, L))
+        matrix = (matrix + matrix.conj().T) / 2
+    eigenvalues = jnp.linalg.eigvalsh(matrix)
+    smallest, largest = eigenvalues[0], eigenvalues[-1]
+    if lx.is_negative_semidefinite(A):
+        smallest, largest = -largest, -smallest
+    noise = len(eigenvalues) * float(jnp.finfo(eigenvalues.dtype).eps) * largest
+    lost = smallest <= noise
+    quotient = largest / jnp.where(lost, 1, smallest)
+    return jnp.where(lost, jnp.inf, quotient)
+
+
+def kaporin_number(A: Any, P: Any = None) -> Real[Array, ""]:
+    """Returns the logarithm of Kaporin's condition number of P A,
+
+        ln K = n ln(tr(P A) / n) − ln det(P A),
+
+    zero for P = A^-1 and multiples of it. Every eigenvalue counts, and it is smooth,
+    other than the ratio of the extreme ones. (ln K + 2 |ln ε|) / ln 2 steps of CG make
+    the residual, in the norm of P, ε times smaller.
+
+    Cost: dense. A and P as matrices and two Cholesky factorisations, 2 n³ / 3 flops; a
+    gradient some five times that. NaN where one of them is not definite.
+
+    **Arguments, Raises:** as [`pseudojvp.condition_number`][].
+
+    **Returns:** a real scalar, at least zero up to rounding.
+
+    **Derivatives:** in A and P, of every order.
+
+    **Sources:** Kaporin, *New convergence results and preconditioning strategies for the
+    conjugate gradient method*, Numer. Linear Algebra Appl. 1 (1994), section 2.
+    """
+    A, P = _operators(A, P, "kaporin_number")
+    matrix = _hermitian(A)
+    if lx.is_negative_semidefinite(A):
+        matrix = -matrix
+    size = len(matrix)
+    if P is None:
+        trace, logdet = jnp.trace(matrix).real, _logdet(matrix)
+    else:
+        inverse = _hermitian(P)
+        trace = jnp.sum((inverse * matrix.conj()).real)
+        logdet = _logdet(matrix) + _logdet(inverse)
+    return size * jnp.log(trace / size) - logdet
+
+
+def inverse_residual(
+    A: Any, P: Any, key: PRNGKeyArray, num_probes: int = 8
+) -> Real[Array, ""]:
+    """Returns an unbiased estimate of ‖I − P A‖² in the Frobenius norm, matrix-free:
+
+        the mean of |z − P A z|² over random z with E z z^H = I.
+
+    z has entries ±1. With E = I − P A, the variance is at most 2 ‖E^H E‖² in the
+    Frobenius norm, over `num_probes`.
+
+    Cost: a product with A and one with P a probe; a gradient three times that. It needs
+    no tag, and A and P may be of any symmetry. Every singular value of E counts as any
+    other, so that eigenvalues of A near zero, of which CG has most of its steps, weigh
+    little.
+
+    **Arguments:**
+
+    - `A`: a square operator, what [`pseudojvp.linear_solve`][] takes.
+    - `P`: an operator near A^-1, of the same structure.
+    - `key`: a key of `jax.random`. A new one for each estimate.
+    - `num_probes`: a positive Python integer. Defaults to `8`.
+
+    **Returns:** a real scalar, `≥ 0`.
+
+    **Derivatives:** in A and P, of the estimate: unbiased as well.
+
+    **Raises:** `TypeError` and `ValueError` for a bad `num_probes`, `ValueError` for
+    operators of different or non-square structure.
+
+    **Sources:** Hutchinson, *A stochastic estimator of the trace of the influence matrix
+    for Laplacian smoothing splines*, Comm. Statist. Simulation Comput. 19 (1990).
+    """
+    check_count(num_probes, "num_probes", "inverse_residual")
+    A, P = _operators(A, P, "inverse_residual", definite=False)
+    structure = Structure.of(A.in_structure())
+    dtype = jax.eval_shape(structure.ravel, A.in_structure()).dtype
+    signs = jax.random.rademacher(key, (num_probes, structure.size), jnp.int32)
+
+    def square(z):
+        image = P.mv(A.mv(structure.unravel(z)))
+        rest = z - structure.ravel(image)
+        return jnp.vdot(rest, rest).real
+
+    return jnp.mean(jax.vmap(square)(signs.astype(dtype)))
+
+
+def _operators(A: Any, P: Any, caller: str, definite: bool = True):
+    A = as_operator(A, caller)
+    operators = {"A": A} if P is None else {"A": A, "P": as_operator(P, caller)}
+    structure = Structure.of(A.in_structure())
+    for name, operator in operators.items():
+        ends = operator.in_structure(), operator.out_structure()
+        ends = tuple(map(Structure.of, ends))
+        if ends != (structure, structure):
+            raise ValueError(
+                f"`{caller}({name}=...)` got an operator that maps "
+                f"{ends[0].as_tree()} to {ends[1].as_tree()}. A and P are square, and "
+                f"both of the structure of A, {structure.as_tree()}."
+            )
+        semidefinite = lx.is_positive_semidefinite(operator) or (
+            name == "A" and lx.is_negative_semidefinite(operator)
+        )
+        if definite and not semidefinite:
+            raise ValueError(
+                f"`{caller}({name}=...)` needs a definite operator: tag it with "
+                "`lineax.positive_semidefinite_tag` if it is."
+            )
+    return A, operators.get("P")
+
+
+def _hermitian(operator: lx.AbstractLinearOperator) -> Inexact[Array, "n n"]:
+    matrix = jnp.asarray(operator.as_matrix())
+    return (matrix + matrix.conj().T) / 2
+
+
+def _logdet(matrix: Inexact[Array, "n n"]) -> Real[Array, ""]:
+    return 2 * jnp.sum(jnp.log(jnp.diag(jnp.linalg.cholesky(matrix)).real))
