@@ -23,6 +23,7 @@ from .krylov.learned_cg import LearnedCG as LearnedCG
 from .krylov.lsmr import LSMR as LSMR
 from .krylov.minres import MINRES as MINRES
 from .krylov.shifted import ShiftedSolver as ShiftedSolver
+from .low_rank.woodbury import Woodbury as Woodbury
 from .neumann import Neumann as Neumann
 from .normal import Normal as Normal
 from .options import PreconditioningFunction as PreconditioningFunction
@@ -35,4 +36,3 @@ from .orthogonal.qr import QR as QR
 from .orthogonal.svd import SVD as SVD
 from .structured.solver import Structured as Structured
 from .transpose_pair import TransposePair as TransposePair
-from .woodbury import Woodbury as Woodbury

@@ -1,5 +1,4 @@
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,83 +10,36 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, PyTree, Real
 
-from .._base.axes import while_loop
-from .._base.checks import check_options, check_square
-from .._base.order import after_in_batch
-from .._base.results import first_failure
-from .._base.structure import Structure
-from .._base.tree import all_finite, one_or_nan
-from .._kernel.condition import (
+from ..._base.checks import check_options, check_square
+from ..._base.order import after_in_batch
+from ..._base.results import first_failure
+from ..._base.structure import Structure
+from ..._base.tree import all_finite, one_or_nan
+from ..._kernel.condition import (
     full_rank_result,
-    largest_entries,
     PROBES,
     probes,
     reciprocal_condition,
 )
-from .._kernel.norms import two_norm
-from .._kernel.products import matmul
-from .._operator import LowRankUpdate, SparseLinearOperator
-from .._operator.matrix import as_dense, has_functions, is_narrow, matrix_of
-from .._operator.sparse import untagged
-from .auto import AutoLinearSolver, registered_solver
-from .counterpart import counterpart
-from .direct.lu import LU
-from .factorisation import AbstractByParts, AbstractTelling, Slogdet
-from .function import FunctionSolver
-from .krylov.iteration import AbstractKrylovSolver, flat_adjoint_mv, flat_mv, resolve_rtol
-from .neumann import Neumann
-from .normal import Normal
-from .state import structures_of, swapped
-
-
-_ITERATING = (
+from ..._kernel.norms import two_norm
+from ..._kernel.products import matmul
+from ..._operator import LowRankUpdate
+from ..._operator.matrix import as_dense, is_narrow
+from ..._operator.sparse import untagged
+from ..auto import AutoLinearSolver, registered_solver
+from ..counterpart import counterpart
+from ..direct.lu import LU
+from ..factorisation import AbstractByParts, AbstractTelling, Slogdet
+from ..krylov.iteration import (
     AbstractKrylovSolver,
-    FunctionSolver,
-    Neumann,
-    lx.BiCGStab,
-    lx.CG,
-    lx.GMRES,
-    lx.LSMR,
+    flat_adjoint_mv,
+    flat_mv,
 )
-_GOAL = 10.0  # backward error to refine down to, in multiples of eps
-_LARGEST_ERROR = 1e4  # and the largest that is successful, as for `LU`
-_ROUNDING_OF_ROWS = 1e3  # a row this small, in n eps, is rounding (Arioli et al.)
-_MOST_STEPS = 50  # of refinement, each of which halves the residual at least
-
-
-class WoodburyState(eqx.Module):
-    """M = A + U C Vᴴ with the solver's state for A: what is solved with is Mᵀ if
-    `transposed`.
-
-    - `solved`: A⁻¹U.
-    - `weights`: (I + C Vᴴ A⁻¹U)⁻¹ C.
-    - `size`: |M v| for a unit vector v.
-    - `result`: of the solves for `solved`, `breakdown` if there are none.
-    - `estimate`: the reciprocal condition number of M; `None` if A is solved with by
-        iterations.
-    - `capacitance`: that of I + C Vᴴ A⁻¹U, its columns scaled.
-    """
-
-    operator: LowRankUpdate
-    inner: PyTree[Any]
-    solved: Inexact[Array, "n k"]
-    weights: Inexact[Array, "k k"]
-    size: Real[Array, ""]
-    result: lx.RESULTS
-    estimate: Real[Array, ""] | None
-    capacitance: Real[Array, ""]
-    transposed: eqxi.Static
-    structures: eqxi.Static
-
-
-class _Iterate(eqx.Module):
-    solution: Inexact[Array, " n"]
-    residual: Inexact[Array, " n"]
-    norm: Real[Array, ""]  # of the residual, or a backward error
-    before: Real[Array, ""]  # the norm one step earlier
-    step: Any
-    inner_steps: Any
-    result: lx.RESULTS
+from ..state import structures_of, swapped
+from .iterating import iterates, resolved, tolerance
+from .refinement import Iterate, refined
+from .sizes import largest_of_columns
+from .state import WoodburyState
 
 
 class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
@@ -196,7 +148,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
             transposed=eqxi.Static(False),
             structures=structures,
         )
-        if _iterates(_resolved(self.solver, inner)):
+        if iterates(resolved(self.solver, inner)):
             return state
         return dataclasses.replace(state, estimate=self._estimate(state, options))
 
@@ -215,7 +167,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         result = results.where(met, results.successful, told)
         result = first_failure(result, self._of_estimate(state))
         stats = self.stats(state) | {"num_refinements": final.step - 1}
-        if isinstance(_resolved(self.solver, state.inner), AbstractKrylovSolver):
+        if isinstance(resolved(self.solver, state.inner), AbstractKrylovSolver):
             stats["num_steps"] = final.inner_steps
         return in_structure.unravel(final.solution), result, stats
 
@@ -239,67 +191,18 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         size = state.structures.value[0].size
         return full_rank_result(state.estimate, size, size)
 
-    def _refined(self, state: WoodburyState, vector, options):
-        """The last iterate, and whether its residual is small enough."""
+    def _refined(
+        self, state: WoodburyState, vector, options
+    ) -> tuple[Iterate, Bool[Array, ""]]:
         operator = state.operator
         if state.transposed.value:
             operator = operator.transpose()
-        mv = flat_mv(operator)
-        spaces = operator.in_structure(), operator.out_structure()
-        eps = Structure.of(spaces).eps
-        solver = _resolved(self.solver, state.inner)
-        norm = two_norm(vector)
-        aimed = _tolerance(solver, norm, eps)
-
-        if _iterates(solver):
-            measure = lambda _, residual: two_norm(residual)
-            rounding = lambda x: eps * (state.size * two_norm(x) + norm)
-        else:
-            measure = _backward_error(operator, vector, eps)
-            rounding = lambda _: jnp.asarray(eps, norm.dtype)
-
-        def goal(iterate):
-            goal = _GOAL * rounding(iterate.solution)
-            return goal if aimed is None else jnp.maximum(goal, aimed)
-
-        def goes_on(iterate):
-            moves = (iterate.norm > goal(iterate)) & (
-                iterate.norm <= 0.5 * iterate.before
-            )
-            moves &= jnp.isfinite(iterate.norm)  # else b of the next solve is not
-            return (iterate.step == 0) | (moves & (iterate.step < _MOST_STEPS))
-
-        def advance(iterate):
-            change, result, steps = self._apply(state, iterate.residual, options)
-            solution = iterate.solution + change
-            residual = vector - mv(solution)
-            size = measure(solution, residual)
-            better = (iterate.step == 0) | (size < iterate.norm)
-            keep = lambda new, old: jnp.where(better, new, old)
-            return _Iterate(
-                solution=keep(solution, iterate.solution),
-                residual=keep(residual, iterate.residual),
-                norm=keep(size, iterate.norm),
-                before=iterate.norm,
-                step=iterate.step + 1,
-                inner_steps=iterate.inner_steps + steps,
-                result=first_failure(iterate.result, result),
-            )
-
-        start = _Iterate(
-            solution=jnp.zeros(operator.in_size(), vector.dtype),
-            residual=vector,
-            norm=jnp.full_like(norm, jnp.inf),
-            before=jnp.full_like(norm, jnp.inf),
-            step=jnp.array(0),
-            inner_steps=jnp.array(0),
-            result=lx.RESULTS.successful,
-        )
-        final = while_loop(goes_on, advance, start)
-        allowed = goal(final)
-        if aimed is None:
-            allowed = _LARGEST_ERROR * rounding(final.solution)
-        return final, final.norm <= allowed
+        solver = resolved(self.solver, state.inner)
+        eps = Structure.of((operator.in_structure(), operator.out_structure())).eps
+        aimed = tolerance(_innermost(solver), two_norm(vector), eps)
+        apply = lambda flat: self._apply(state, flat, options)
+        size = state.size if iterates(solver) else None
+        return refined(operator, vector, apply, aimed, size)
 
     def _apply(self, state: WoodburyState, flat: Inexact[Array, " n"], options):
         """M⁻¹b by the formula, the result and the steps of an iterative solver of A."""
@@ -318,7 +221,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         vector = Structure.of(part.out_structure()).unravel(flat)
         solution, result, stats = self.solver.compute(inner, vector, options)
         solution = Structure.of(part.in_structure()).ravel(solution)
-        krylov = isinstance(_resolved(self.solver, inner), AbstractKrylovSolver)
+        krylov = isinstance(resolved(self.solver, inner), AbstractKrylovSolver)
         steps = stats["num_steps"] if krylov else jnp.array(0)
         return solution, _broken(result, solution), steps
 
@@ -329,7 +232,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         transposed = dataclasses.replace(state, inner=inner, transposed=flipped)
         solve = lambda flat: self._apply(transposed, flat, options)[0]
         return reciprocal_condition(
-            _largest_entries(state.operator),
+            largest_of_columns(state.operator),
             flat_mv(state.operator),
             flat_adjoint_mv(state.operator),
             state.solved.dtype,
@@ -445,114 +348,5 @@ def _broken(result: lx.RESULTS, solution: Array) -> lx.RESULTS:
     return results.where(failed, results.breakdown, result)
 
 
-def _resolved(solver: lx.AbstractLinearSolver, state) -> lx.AbstractLinearSolver:
-    return state.solver if isinstance(solver, AutoLinearSolver) else solver
-
-
-def _iterates(solver: lx.AbstractLinearSolver) -> bool:
-    parts = jtu.tree_leaves(solver, is_leaf=lambda part: isinstance(part, _ITERATING))
-    return any(isinstance(part, _ITERATING) for part in parts)
-
-
-def _tolerance(
-    solver: lx.AbstractLinearSolver, norm: Real[Array, ""], eps: float
-) -> Real[Array, ""] | None:
-    """What a residual of the sum may be by the solver of A; `None` if it has none."""
-    if isinstance(solver, Woodbury):
-        return _tolerance(solver.solver, norm, eps)
-    if isinstance(solver, Normal):
-        return _tolerance(solver.inner_solver, norm, eps)
-    if isinstance(solver, Neumann) or not isinstance(solver, _ITERATING):
-        return None
-    given = solver.rtol, solver.atol
-    if all(isinstance(tol, int | float) and tol == 0 for tol in given):
-        return jnp.full_like(norm, jnp.inf)  # asked for a number of steps
-    if isinstance(solver, FunctionSolver) and solver.rtol is None:
-        rtol = jnp.asarray(eps**0.5, norm.dtype)
-    else:
-        rtol = resolve_rtol(solver.rtol, norm.dtype, eps)
-    return jnp.asarray(solver.atol, norm.dtype) + rtol * norm
-
-
-def _backward_error(
-    operator: LowRankUpdate, vector: Inexact[Array, " n"], eps: float
-) -> Callable[[Inexact[Array, " n"], Inexact[Array, " n"]], Real[Array, ""]]:
-    """The largest of |b − M x| / (|M| |x| + |b|) over the rows, of x and b − M x.
-
-    Where a row of |M| |x| + |b| is itself rounding, as of an x with zeros, its size takes
-    the largest entry of x for all (Arioli, Demmel & Duff 1989, section 3).
-    """
-    moduli, of_vector = _moduli(operator), jnp.abs(vector)
-    rows = moduli(jnp.ones_like(of_vector))
-
-    def error(solution, residual):
-        solution = jnp.abs(solution)
-        bound = moduli(solution) + of_vector
-        whole = rows * jnp.max(solution, initial=0)
-        tiny = bound <= _ROUNDING_OF_ROWS * vector.size * eps * whole
-        bound = jnp.where(tiny, bound + whole, bound)
-        errors = jnp.abs(residual) / jnp.where(bound > 0, bound, 1)
-        errors = jnp.where(jnp.isfinite(bound), errors, jnp.inf)
-        return jnp.max(errors, initial=0)
-
-    return error
-
-
-def _moduli(operator: lx.AbstractLinearOperator) -> Callable[[Array], Array]:
-    """|A| v of a v that is nowhere negative, of no more than the parts."""
-    bare = untagged(operator)
-    if isinstance(bare, LowRankUpdate):
-        left, core, right = map(jnp.abs, (bare.U, bare.core(), bare.right))
-        of_part = _moduli(bare.operator)
-
-        def of_update(v):
-            update = matmul(left, matmul(core, matmul(right.T, v.astype(left.dtype))))
-            return of_part(v) + update.astype(v.dtype)
-
-        return of_update
-    if isinstance(bare, SparseLinearOperator):
-        sparse = dataclasses.replace(bare, data=jnp.abs(bare.data))
-        return lambda v: sparse.mv(v.astype(sparse.data.dtype)).astype(v.dtype)
-    if lx.is_diagonal(operator):
-        diagonal = jnp.abs(lx.diagonal(operator))
-        return lambda v: diagonal.astype(v.dtype) * v
-    if lx.is_tridiagonal(operator):
-        bands = [jnp.abs(band) for band in lx.tridiagonal(operator)]
-
-        def of_bands(v):
-            diagonal, lower, upper = (band.astype(v.dtype) for band in bands)
-            product = (diagonal * v).at[1:].add(lower * v[:-1])
-            return product.at[:-1].add(upper * v[1:])
-
-        return of_bands
-    if isinstance(bare, lx.MatrixLinearOperator):
-        matrix = jnp.abs(matrix_of(operator))
-        return lambda v: matmul(matrix, v.astype(matrix.dtype)).astype(v.dtype)
-    size = operator.in_size()
-    vectors = probes(size, PROBES, jnp.finfo(jnp.float32).dtype)
-    spaces = operator.in_structure(), operator.out_structure()
-    vectors = vectors.astype(Structure.of(spaces).dtype)
-    images = jnp.abs(jax.vmap(flat_mv(operator), 1, 1)(vectors))
-    norms = jax.vmap(two_norm)(images) * (size / max(vectors.shape[1], 1)) ** 0.5
-    return lambda v: norms.astype(v.dtype) * two_norm(v)
-
-
-def _largest_entries(operator: lx.AbstractLinearOperator) -> Real[Array, " n"]:
-    """The sizes of the columns, of no more than the parts; ones if there is no way."""
-    bare = untagged(operator)
-    if isinstance(bare, LowRankUpdate):
-        left = jnp.max(jnp.abs(bare.times_core(bare.U)), initial=0)
-        update = left * jnp.max(jnp.abs(bare.right), axis=1, initial=0)
-        return _largest_entries(bare.operator).astype(update.dtype) + update
-    if isinstance(bare, SparseLinearOperator):
-        return bare.largest_entries()
-    if lx.is_tridiagonal(operator) and operator.in_size() > 1:
-        diagonal, lower, upper = map(jnp.abs, lx.tridiagonal(operator))
-        # Those of a diagonal are of another dtype (lineax 0.1.1).
-        lower, upper = lower.astype(diagonal.dtype), upper.astype(diagonal.dtype)
-        others = jnp.maximum(jnp.pad(lower, (0, 1)), jnp.pad(upper, (1, 0)))
-        return jnp.maximum(diagonal, others)
-    if isinstance(bare, lx.MatrixLinearOperator) or has_functions(operator):
-        return largest_entries(matrix_of(operator))
-    spaces = operator.in_structure(), operator.out_structure()
-    return jnp.ones(operator.in_size(), jnp.finfo(Structure.of(spaces).dtype).dtype)
+def _innermost(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+    return _innermost(solver.solver) if isinstance(solver, Woodbury) else solver
