@@ -260,7 +260,7 @@ def _problems():
         _row(
             "square", "lineax.GMRES", lx.GMRES(1e-13, 1e-13), default="real", **iterative
         ),
-        _row("square", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), ci="real", **nested),
+        _row("square", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), default="real", **nested),
         _row("tall", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), nightly="real", **nested),
         _row("wide", "lineax.Normal(LU)", lx.Normal(lx.LU()), default="complex"),
         _row("diagonal-deficient", "lineax.Diagonal", lx.Diagonal(), ci="complex"),

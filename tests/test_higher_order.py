@@ -71,7 +71,7 @@ ONE = ("jvp-vmap-vjp-jvp",)
 FEW = (*ONE, "vmap-vjp-vjp-vjp")
 CLASSES = [
     RuleClass("independent-columns", PROBLEMS["tall-complex-Pinv(True)"], FEW),
-    RuleClass("independent-columns-and-rows", PROBLEMS["square-real-Pinv(True)"], ()),
+    RuleClass("independent-columns-and-rows", PROBLEMS["square-real-Pinv(True)"], ONE),
     RuleClass("entered-from-the-adjoint", PROBLEMS["wide-complex-Pinv(True)"], FEW),
     RuleClass(
         "deficient-with-projection",
@@ -83,7 +83,7 @@ CLASSES = [
     RuleClass(
         "neumann",
         PROBLEMS["consistent-clustered-semidefinite-complex-Neumann"],
-        (),
+        ONE,
         loops=True,
         others="nightly",
     ),
