@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import PyTree
@@ -11,7 +12,18 @@ from jaxtyping import PyTree
 from .._base.axes import as_avals, as_structs, has_explicit_axes, on_mesh_of
 from .._base.vprim import create_vprim
 from .._operator.matrix import has_functions
-from .._solver import FlexibleCG, FlexibleGMRES, FunctionSolver
+from .._solver import (
+    AutoLinearSolver,
+    FlexibleCG,
+    FlexibleGMRES,
+    FunctionSolver,
+    PivotedQR,
+    QR,
+    SVD,
+)
+
+
+_BLOCKED = QR | PivotedQR | SVD | AutoLinearSolver
 
 
 def initial_state(
@@ -23,9 +35,19 @@ def initial_state(
     explicit = has_explicit_axes((operator, options))
     # What they close over is another function each time that it is traced.
     closes = isinstance(solver, FlexibleCG | FlexibleGMRES | FunctionSolver)
-    if not explicit or closes or has_functions(operator):
+    if not explicit or closes or _in_blocks(solver, operator) or has_functions(operator):
         return solver.init(operator, options)
     return eqxi.filter_primitive_bind(_initial_state_p, solver, operator, options)
+
+
+def _in_blocks(solver, operator) -> bool:
+    """Whether row blocks lie on several devices: so does what is kept of them, and
+    nothing that comes of the primitive.
+    """
+    if not isinstance(solver, _BLOCKED) or solver.blocks is None:
+        return False
+    specs = [jax.typeof(leaf).sharding.spec for leaf in jtu.tree_leaves(operator)]
+    return any(entry is not None for spec in specs for entry in spec)
 
 
 def _impl(solver, operator, options):

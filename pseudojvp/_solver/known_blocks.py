@@ -2,7 +2,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.core
 import lineax as lx
 
 from .._operator.sparse import untagged
@@ -16,12 +15,13 @@ from .orthogonal.svd import SVD
 def with_known_blocks(solver: Any, operator: Any) -> Any:
     """The solver with as many row blocks as devices hold a matrix, where none are named.
 
-    To be called outside of `jit`, where the sharding of a matrix is known.
+    To be called where a front is: outside of `jit` the sharding of a matrix is known, and
+    within it that over explicit axes, which are not there where the solver is.
     """
     matrix = operator
     if isinstance(operator, lx.AbstractLinearOperator):
         matrix = getattr(untagged(operator), "matrix", None)
-    if not isinstance(matrix, jax.Array) or isinstance(matrix, jax.core.Tracer):
+    if not isinstance(matrix, jax.Array):
         return solver
     takes_blocks = isinstance(solver, QR | PivotedQR | SVD | AutoLinearSolver)
     if not takes_blocks or solver.blocks is not None or matrix.ndim != 2:
