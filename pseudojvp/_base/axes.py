@@ -46,18 +46,11 @@ def check_not_explicit(tree: PyTree, subject: str) -> None:
         raise ValueError(f"{subject} got an array on a mesh with explicit axes. {_AUTO}")
 
 
-def check_not_sharded(tree: PyTree, subject: str) -> None:
-    """That explicit axes of a mesh shard no array but the batch of `jax.vmap`."""
-    for array in jtu.tree_leaves(tree):
-        sharding = jax.typeof(array).sharding if isinstance(array, jax.Array) else None
-        if sharding is None or not sharding.mesh.explicit_axes:
-            continue
-        if any(entry is not None for entry in sharding.spec):
-            raise ValueError(
-                f"{subject} got an array of shape {array.shape} that is sharded by "
-                f"{sharding.spec} over explicit axes of a mesh. {_AUTO} A batch may be "
-                "sharded under `jax.vmap`."
-            )
+def is_sharded_explicitly(array: Array) -> bool:
+    """Over explicit axes of a mesh, but for the batch of `jax.vmap`."""
+    sharding = jax.typeof(array).sharding
+    explicit = len(sharding.mesh.explicit_axes) > 0
+    return explicit and any(entry is not None for entry in sharding.spec)
 
 
 def varying_axes(tree: PyTree) -> frozenset[Any]:
@@ -121,6 +114,16 @@ def largest(value: Array, axes: frozenset[Any]) -> Array:
     """The largest over the axes of a mesh, of those that `value` varies over."""
     names = ordered(axes & varying_axes(value))
     return lax.pmax(value, names) if names else value
+
+
+def largest_of_devices(value: Array) -> Array:
+    """The largest that a device has, inside `jax.shard_map`; the same on each."""
+    axes = manual_axes()
+    if not axes:
+        return value
+    checked = len(varying_axes(as_varying(axes, value))) > 0  # by `check_vma=True`
+    axes = ordered(varying_axes(value) if checked else axes)
+    return lax.pmax(value, axes) if axes else value
 
 
 def total(value: Array, axes: frozenset[Any]) -> Array:

@@ -12,7 +12,7 @@ import jax.interpreters.mlir as mlir
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from .axes import varying_axes
+from .axes import largest_of_devices
 from .results import worst_of_batch
 
 
@@ -30,9 +30,7 @@ def raise_if(told: Integer[Array, ""], messages: Sequence[str]) -> Float[Array, 
     several devices each raises: where one does it alone, the others wait for it until
     XLA ends the process.
     """
-    told = worst_of_batch(told)
-    if varying_axes(told):  # what Equinox makes has branches of other types
-        return _raise_if_p.bind(told, program=None, messages=messages)
+    told = largest_of_devices(worst_of_batch(told))
     if not isinstance(told, jax.core.Tracer):  # perhaps on several devices
         return _raise_by_equinox(jnp.asarray(int(told)), messages)
     program = jax.make_jaxpr(lambda told: _raise_by_equinox(told, messages))(told)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from .axes import as_varying, is_manual, varying_axes
+from .axes import as_varying, is_manual, is_sharded_explicitly, varying_axes
 from .tree import all_finite
 
 
@@ -55,7 +55,8 @@ class Steps:
 def _entries(tree: PyTree, later: PyTree[Array]) -> list[Array]:
     """One of each array, of those which vary over no axes but those of `later`."""
     arrays = jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))
-    entries = [array.reshape(-1)[0] for array in arrays if array.size > 0]
+    usable = lambda array: array.size > 0 and not is_sharded_explicitly(array)
+    entries = [array.reshape(-1)[0] for array in arrays if usable(array)]
     if not is_manual():
         return entries
     axes = varying_axes(later)

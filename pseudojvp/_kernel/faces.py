@@ -13,7 +13,7 @@ import jax.interpreters.ad as ad
 import jax.interpreters.batching as batching
 import jax.interpreters.mlir as mlir
 
-from .._base.axes import alike, as_avals, on_mesh
+from .._base.axes import alike, as_avals, in_auto_mode, on_mesh
 
 
 def bound(primitive: jex.Primitive, first, second, *rest, **params):
@@ -28,19 +28,26 @@ def create_faces(
     batch: Callable,
     transposes: Mapping[tuple[str, int], Callable],
     *static: str,
+    specs: Callable | None = None,
 ) -> jex.Primitive:
     """A primitive of two arrays, more that are constants, and `face=`.
 
     `transposes` maps a face and which argument is transposed to a function of the other
     argument and the cotangent, that returns the two arguments and the name of the face
-    which is the cotangent of that argument. `static` are further parameters.
+    which is the cotangent of that argument. `static` are further parameters. `specs` says
+    how a face is sharded over explicit axes, from how the two arrays are and its name.
     """
     primitive = jex.Primitive(name)
 
     def typed(*avals, **params):
-        if on_mesh(avals):
-            return as_avals(jax.eval_shape(ft.partial(impl, **params), *avals))
-        return abstract_eval(*avals, **params)
+        if not on_mesh(avals):
+            return abstract_eval(*avals, **params)
+        first, second, *_ = avals
+        if specs is not None and first.sharding.mesh.explicit_axes:
+            spec = specs(first.sharding.spec, second.sharding.spec, params["face"])
+            sharding = jax.sharding.NamedSharding(first.sharding.mesh, spec)
+            return abstract_eval(*avals, **params).update(sharding=sharding)
+        return as_avals(jax.eval_shape(ft.partial(impl, **params), *avals))
 
     def jvp(primals, tangents, **params):
         first, second, *rest = primals
@@ -64,9 +71,18 @@ def create_faces(
         cotangents = (ct_linear, None) if linear == 0 else (None, ct_linear)
         return (*cotangents, *(None for _ in rest))
 
-    primitive.def_impl(jax.jit(impl, static_argnames=("face", *static)))
+    def lowered(*arrays, **params):
+        if specs is None:
+            return impl(*arrays, **params)
+        several = in_auto_mode(
+            lambda *arrays, **params: [impl(*arrays, **params)],
+            lambda *avals, **params: [typed(*avals, **params)],
+        )
+        return several(*arrays, **params)[0]
+
+    primitive.def_impl(jax.jit(lowered, static_argnames=("face", *static)))
     primitive.def_abstract_eval(typed)
-    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(lowered, multiple_results=False))
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batch

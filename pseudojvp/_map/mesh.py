@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from .._base.axes import as_varying, is_manual, largest, ordered, varying_axes
 from .._base.structure import Structure
 from .._operator.adjoint import adjoint
 from .._operator.function import Spread
+from .._operator.sparse import untagged
 from .._solver import AbstractKrylovSolver, LSMR, Normal
 from .rows import Blocks, Problem, spaces
 
@@ -59,6 +61,45 @@ def typed(problem: Problem, blocks: Blocks) -> Blocks:
     if problem.axes is None:
         return blocks
     return Blocks(*map(as_varying, problem.axes, blocks))
+
+
+def sharded_as(problem: Problem, rhs: Blocks, out: Blocks) -> Blocks:
+    """Abstract blocks, over explicit axes of a mesh each sharded as its space.
+
+    That is as a vector of it that came, or as this side of a matrix.
+    """
+    explicit = lambda aval: len(aval.sharding.mesh.explicit_axes) > 0
+    if not any(map(explicit, jtu.tree_leaves(out))):
+        return out
+    matrix = untagged(problem.operator)
+    codomain, domain = rhs.codomain, rhs.domain
+    if isinstance(matrix, lx.MatrixLinearOperator) and matrix.matrix.ndim == 2:
+        sharding: Any = matrix.matrix.sharding
+        rows, cols = sharding.spec or (None, None)
+        if problem.from_adjoint:
+            rows, cols = cols, rows
+        sides = PartitionSpec(rows), PartitionSpec(cols), PartitionSpec(cols)
+    else:
+        sides = None, None, None
+    known = codomain, rhs.projection if domain is None else domain
+    known = known[0], known[1], known[1]
+
+    def put(block, given, side):
+        if block is None:
+            return None
+        if given is not None:
+            as_given = lambda aval, like: _put(aval, like)
+            return jtu.tree_map(as_given, block, given)
+        return jtu.tree_map(lambda aval: _put(aval, side), block)
+
+    return Blocks(*map(put, out, known, sides))
+
+
+def _put(aval: Any, like: Any) -> Any:
+    spec = like if isinstance(like, PartitionSpec | None) else like.sharding.spec
+    if spec is None:
+        return aval
+    return aval.update(sharding=NamedSharding(aval.sharding.mesh, spec))
 
 
 def checked(problem: Problem, out: Blocks) -> Blocks:

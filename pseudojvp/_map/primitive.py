@@ -33,11 +33,11 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._base.axes import as_avals, as_structs, check_not_sharded, like, on_mesh_of
+from .._base.axes import as_avals, as_structs, like, on_mesh_of
 from .._base.tree import tree_add, tree_conj, tree_sub
 from .._base.vprim import create_vprim
 from .guard import Guard
-from .mesh import checked, typed, varying_alike
+from .mesh import checked, sharded_as, typed, varying_alike
 from .rows import apply_saddle_point, Blocks, Problem, spaces, structure_of_blocks
 from .tangents import tangent_products
 from .traits import order_of, traits_of
@@ -73,7 +73,8 @@ def _abstract_eval(problem, rhs, wanted, guard):
     else:
         impl = ft.partial(_impl, check_closure=False)
         out = eqx.filter_eval_shape(impl, problem, rhs, wanted, guard)
-    return on_mesh_of(given, as_avals(out))
+    out, result, stats = on_mesh_of(given, as_avals(out))
+    return sharded_as(*given, out), result, stats
 
 
 def _successful() -> lx.RESULTS:
@@ -106,7 +107,6 @@ def _jvp(primals, tangents):
     problem, rhs, wanted, guard = primals
     t_problem, t_rhs, *_ = tangents
     t_rhs = Blocks(*map(_materialise, rhs, t_rhs))
-    check_not_sharded((problem.operator, rhs), "The derivative of a linear solve")
     rule = _Rule(problem, guard)
     if jtu.tree_leaves(t_problem.operator):
         out, result, stats, t_out = rule.by_operator(

@@ -23,6 +23,7 @@ import jax.core
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Inexact, PyTree
 
 from .._base.tree import tree_conj
@@ -95,6 +96,13 @@ def _abstract_eval(first, second, *, face: str):
     return jax.core.ShapedArray(shape, first.dtype)
 
 
+def _specs(first: PartitionSpec, second: PartitionSpec, face: str) -> PartitionSpec:
+    batch = second[0] if first[0] is None else first[0]
+    if face == "matrix":
+        return PartitionSpec(batch, first[2], second[2])
+    return PartitionSpec(batch, second[1], first[1 if face == "rows" else 2])
+
+
 # (face, which argument) to the face of its cotangent, from (the other argument, the
 # cotangent) in the order that this face takes them: M before u before v.
 _TRANSPOSES = {
@@ -135,5 +143,5 @@ def _batch(arguments, dims, *, face: str):
 
 
 matrix_product_p = create_faces(
-    "matrix_product", _impl, _abstract_eval, _batch, _TRANSPOSES
+    "matrix_product", _impl, _abstract_eval, _batch, _TRANSPOSES, specs=_specs
 )
