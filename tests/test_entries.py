@@ -166,6 +166,16 @@ def test_rows_read_do_not_grow_with_the_number_of_unknowns(side):
     assert rows[1] < 1.1 * rows[0]
 
 
+@pytest.mark.slow  # beside the solver that it is compared with
+def test_entry_takes_a_tenth_of_the_rows_of_all_of_x():
+    A, b = grid(100, 1.0), np.cos(np.arange(10_000))
+    operator = pj.SparseLinearOperator(A, lx.positive_semidefinite_tag)
+    whole = pj.linear_solve(operator, b, pj.CG(rtol=0.0, atol=1e-6))
+    one = pj.solve_entries(A, b, 5050, rtol=0.0, atol=1e-6)
+    assert int(one.pushes) < 0.1 * int(whole.stats["num_steps"]) * 10_000
+    assert abs(float(one.value) - float(whole.value[5050])) < 2e-6
+
+
 def test_random_graph_is_left_to_the_whole_solve_unless_pushes_are_limited():
     rng = np.random.default_rng(0)
     row, col = np.repeat(np.arange(2000), 4), rng.integers(0, 2000, 8000)

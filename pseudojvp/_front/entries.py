@@ -97,8 +97,8 @@ def solve_entries(
     y is found by local pushes: each reads one row of A, near the i-th. Of a b with few
     entries x is pushed as well, and both meet; of A dominant by columns the two change
     places. Where more than half of the rows are read, or after 10 n pushes, nothing is
-    local: the entry is left to the whole solve (SciPy's `bicgstab`, scaled by the
-    diagonal, once for all indices), and gets its bound from b − A x.
+    local: the entry is left to the whole solve (BiCGStab on the host, scaled by
+    the diagonal, once for all indices), and gets its bound from b − A x.
 
     **Arguments:**
 
@@ -129,9 +129,10 @@ def solve_entries(
         x then: the bound is infinite and the value NaN.
     - `nonfinite_input`: NaN or Inf in A or b, or a traced index out of range.
 
-    Cost: one pass over the entries of A and over b for δ and ‖b‖∞; then what is near, for
-    each entry at most ln(‖b‖∞ / (δ · tolerance)) / δ pushes for rows of diagonal one,
-    however large A is. All of it is done on the host, in double precision.
+    Cost: one pass over the entries of A and over b for δ and ‖b‖∞; then for each entry,
+    by rows of diagonal one, at most 2 m ln(‖b‖∞ / (δ · tolerance)) / δ pushes, where m is
+    the number of rows that are touched, however large A is. All of it is done on the
+    host, in double precision.
 
     **Derivatives:** first ones with respect to b, of which it is y, and to the stored
     entries of A, of which it is −y_j x_k in place (j, k); forward and reverse. Both come

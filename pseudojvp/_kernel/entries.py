@@ -39,7 +39,7 @@ def entries_on_host(
     empty for none, random walks take the place of the whole solve. With `gradient`, y and
     x are such that x_i' = yᵀ(b' − A' x).
     """
-    import_late("scipy.sparse.linalg")  # here, where filters of warnings can be kept
+    import_late("scipy.sparse")  # here, where filters of warnings can be kept
     real, integer = jnp.finfo(data.dtype).dtype, jnp.result_type(int)
     dtypes = data.dtype, real, *3 * [integer], jnp.dtype(bool), integer
     shapes = Told(*(jax.ShapeDtypeStruct(indices.shape, dtype) for dtype in dtypes))

@@ -73,8 +73,9 @@ class System:
             self.code = NONFINITE
             return
         matrix = sparse.csr_array((data, (row, col)), shape)
-        # Where entries add up, rounding is that of their sizes.
-        absolute = sparse.csr_array((np.abs(data), (row, col)), shape)
+        absolute = None
+        if matrix.nnz < data.size:  # entries add up: rounding is that of their sizes
+            absolute = sparse.csr_array((np.abs(data), (row, col)), shape)
         rows = Rows(matrix, absolute)
         self.by_rows = _positive(rows.gaps)
         self.of_c = rows if self.by_rows else rows.transposed

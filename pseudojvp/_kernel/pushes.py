@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .bicgstab import krylov
+from .bicgstab import krylov, two_norm
 
 
 EPS = float(np.finfo(np.float64).eps)
@@ -39,19 +39,22 @@ def rounding(terms: int) -> float:
 
 
 class Rows:
-    """The rows of a sparse matrix; `absolute` has Σ |.| of entries in one place."""
+    """The rows of a sparse matrix, and Σ |.| of the entries that add up in each place."""
 
-    def __init__(self, matrix: Any, absolute: Any):
-        self.matrix, self.absolute = matrix, absolute
+    def __init__(self, matrix: Any, absolute: Any = None):
+        self.matrix = matrix
+        self.sizes = abs(matrix)
+        self.absolute = self.sizes if absolute is None else absolute
         self.diagonal = matrix.diagonal()
         self.longest = int(np.max(np.diff(matrix.indptr), initial=0))
 
     @ft.cached_property
-    def gaps(self):
+    def gaps(self) -> Any:
         """d_j of (1), at most: what rounding may hide is taken off."""
-        sums = self.absolute @ np.ones(len(self.diagonal))
-        gaps = 2 * np.abs(self.diagonal) - np.abs(self.matrix) @ np.ones(len(sums))
-        return gaps - rounding(self.longest) * sums
+        sums = apart = self.sizes @ np.ones(len(self.diagonal))
+        if self.absolute is not self.sizes:
+            apart = self.absolute @ np.ones(len(sums))
+        return 2 * np.abs(self.diagonal) - sums - rounding(self.longest) * apart
 
     @ft.cached_property
     def gap(self) -> float:
@@ -59,7 +62,10 @@ class Rows:
 
     @ft.cached_property
     def transposed(self) -> "Rows":
-        return Rows(self.matrix.T.tocsr(), self.absolute.T.tocsr())
+        absolute = None
+        if self.absolute is not self.sizes:
+            absolute = self.absolute.T.tocsr()
+        return Rows(self.matrix.T.tocsr(), absolute)
 
     def read(self, rows):
         """Columns, entries, those of `absolute`, and how many of them each row has."""
@@ -198,17 +204,17 @@ class Side:
         self._changed()
         self.look()
         for _ in range(_RESTARTS):
-            if np.linalg.norm(self.residual) <= target:
+            if two_norm(self.residual) <= target:
                 return
             step, products = krylov(
                 self.matrix, self.of_c.diagonal, self.residual, target
             )
-            kept = self.solution, np.linalg.norm(self.residual)
+            kept = self.solution, two_norm(self.residual)
             self.solution = self.solution + step
             self.pushes += products * self.rhs.size
             self._changed()
             self.look()
-            if not np.linalg.norm(self.residual) < kept[1]:
+            if not two_norm(self.residual) < kept[1]:
                 self.solution = kept[0]
                 self._changed()
                 self.look()
