@@ -33,6 +33,7 @@ from .._solver import (
     Slogdet,
     SparseLU,
     SVD,
+    Woodbury,
 )
 from .._solver.auto import DENSE_ENTRIES
 from .._solver.direct.diagonal import Diagonal
@@ -53,8 +54,13 @@ _KNOWN = (
 
 _NAN = (
     "is NaN: an entry of A is non-finite (NaN or Inf), A is not definite, as "
-    "`Cholesky()` needs, the vectors of an `Eigh` are not orthonormal, or A is singular "
-    "without its low-rank update. Use `LU()` in the second and last case."
+    "`Cholesky()` needs, or the vectors of an `Eigh` are not orthonormal. Use `LU()` in "
+    "the second case."
+)
+_NAN_OF_UPDATE = (
+    "is NaN: A without its low-rank update is singular, or so nearly that the parts lose "
+    "the digits of the determinant of the sum, or an entry is NaN or Inf. A + U C Vᴴ "
+    "need not be singular. Use `LU()`, which makes its matrix."
 )
 _CONJUGATES = "is none: A is not linear over the complex numbers, A(i v) is not i A v."
 
@@ -94,8 +100,9 @@ def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
             f"The determinant with `{type(solver).__name__}()` of an operator of shape "
             f"{operator.out_size(), operator.in_size()}"
         )
+        nan = _NAN_OF_UPDATE if isinstance(solver, Woodbury) else _NAN
         failure = jnp.where(sound, 0, jnp.where(linear, 1, 2))
-        one = raise_if(failure, ("", f"{subject} {_NAN}", f"{subject} {_CONJUGATES}"))
+        one = raise_if(failure, ("", f"{subject} {nan}", f"{subject} {_CONJUGATES}"))
         logabsdet = logabsdet * one.astype(logabsdet.dtype)
     return Slogdet(sign, logabsdet)
 

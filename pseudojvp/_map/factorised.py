@@ -126,7 +126,8 @@ class Factorised(eqx.Module):
 
         A solver that looks at A in each solve (an iterative one, `SparseLU`, those of
         lineax) has not done so yet, and says `successful`. `Woodbury` tells here that a
-        low-rank update is singular, and each solve whether digits are lost.
+        low-rank update is singular, or that all digits are lost (`stagnation`), and each
+        solve whether too many are.
         """
         told = self._told()
         if told is None:
@@ -316,7 +317,7 @@ def _adjoint_solve(factorised: Factorised, vector):
 def _slogdet(factorised: Factorised) -> Slogdet:
     throw = factorised._guard.throw
 
-    def part(operator, solver, state) -> Factorised:
+    def part(operator, solver, state, throw=throw) -> Factorised:
         return Factorised.create(operator, solver, state=state, throw=throw)[0]
 
     return slogdet(factorised._problem, factorised._guard, part)

@@ -17,7 +17,7 @@ from .sizes import moduli
 
 
 _GOAL = 10.0  # backward error to refine down to, in multiples of eps
-_LARGEST_ERROR = 1e4  # and the largest that is successful, as for `LU`
+LARGEST_ERROR = 1e4  # and the largest that is successful, as for `LU`
 _ROUNDING_OF_ROWS = 1e3  # a row this small, in n eps, is rounding (Arioli et al.)
 _MOST_STEPS = 50  # of refinement, each of which halves the residual at least
 
@@ -95,7 +95,7 @@ def refined(
     final = while_loop(goes_on, advance, start)
     allowed = goal(final)
     if aimed is None:
-        allowed = _LARGEST_ERROR * rounding(final.solution)
+        allowed = LARGEST_ERROR * rounding(final.solution)
     return final, final.norm <= allowed
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import lineax as lx
-from jaxtyping import Array, Inexact, PyTree, Real
+from jaxtyping import Array, Bool, Inexact, PyTree, Real
 
 from ..._operator import LowRankUpdate
 
@@ -18,8 +18,9 @@ class WoodburyState(eqx.Module):
     - `weights`: (I + C Vᴴ A⁻¹U)⁻¹ C.
     - `size`: |M v| for a unit vector v.
     - `result`: of the solves for `solved`, `breakdown` if there are none.
-    - `estimate`: the reciprocal condition number of M; `None` if A is solved with by
-        iterations.
+    - `estimate`: the reciprocal condition number of M, NaN if lost digits hide it;
+        `None` if A is solved with by iterations.
+    - `lost`: whether the formula has no digits left that could be refined.
     - `capacitance`: that of I + C Vᴴ A⁻¹U, its columns scaled.
     """
 
@@ -30,6 +31,7 @@ class WoodburyState(eqx.Module):
     size: Real[Array, ""]
     result: lx.RESULTS
     estimate: Real[Array, ""] | None
+    lost: Bool[Array, ""]
     capacitance: Real[Array, ""]
     transposed: eqxi.Static
     structures: eqxi.Static

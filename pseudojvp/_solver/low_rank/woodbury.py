@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, Bool, Inexact, PyTree
 
 from ..._base.checks import check_options, check_square
 from ..._base.order import after_in_batch
@@ -16,10 +16,12 @@ from ..._base.results import first_failure
 from ..._base.structure import Structure
 from ..._base.tree import all_finite, one_or_nan
 from ..._kernel.condition import (
+    estimate_of,
     full_rank_result,
+    largest_singular_value,
     PROBES,
     probes,
-    reciprocal_condition,
+    random_signs,
 )
 from ..._kernel.norms import two_norm
 from ..._kernel.products import matmul
@@ -36,9 +38,10 @@ from ..krylov.iteration import (
     flat_mv,
 )
 from ..state import structures_of, swapped
+from .digits import capacitance, Rounding
 from .iterating import iterates, resolved, tolerance
-from .refinement import Iterate, refined
-from .sizes import largest_of_columns
+from .refinement import Iterate, LARGEST_ERROR, refined
+from .sizes import largest_of_columns, moduli
 from .state import WoodburyState
 
 
@@ -59,7 +62,8 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         |A| |x| + |U| |C| |V|ᴴ |x| + |b|, whatever the units of the rows: the formula has
         lost the digits, and the sum need not be ill-conditioned;
     - `singular` if the sum is singular to working precision: an estimate of its
-        reciprocal condition number, with the columns scaled, is at most `eps * n`.
+        reciprocal condition number, with the columns scaled, is at most `eps * n`, and
+        the residuals of its solves say that it is to be trusted.
 
     Of an A whose entries are not at hand (a function, a structured operator) an estimate
     of the 2-norm of each row times |x| stands for |A| |x|, of eight products.
@@ -73,14 +77,16 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
     for each step of refinement; the same again for a JVP and for a VJP. Memory: n × k.
     Never n × n, in derivatives either, unless the solver of A is dense.
 
-    `stats`: `"reciprocal_condition"` of the sum (a direct solver of A),
+    `stats`: `"reciprocal_condition"` of the sum (a direct solver of A), NaN where lost
+    digits hide it,
     `"capacitance_reciprocal_condition"` of I + C Vᴴ A⁻¹U, `"num_refinements"`, and with
     an iterative solver of A `"num_steps"`, of all solves for this b.
 
     `slogdet` is det A det(I + C Vᴴ A⁻¹U), where the solver of A has one, with derivatives
-    through the parts: k + 16 solves more for the value, and k for a gradient. The
-    derivatives are NaN where A⁻¹ is larger than the inverse of the sum by eps^-⅓: they
-    lose so many digits, and those of second order twice as many.
+    through the parts: k solves more for the value, 2k + 16 of an A that is not diagonal,
+    and k for a gradient. The value is NaN where the parts lose more digits than eps^0.6
+    leaves, of a sum that has them. So are derivatives where a first loses more than
+    eps^½ leaves, or a second than eps^⅜, by an estimate in the units of each row.
 
     `options` are those of `solver`, but for `y0`: a preconditioner is one of A.
 
@@ -131,11 +137,14 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         (code,) = jtu.tree_leaves(results)
         code = jnp.max(code, initial=0)
         result = _broken(jtu.tree_map(lambda _: code, results), solved)
-        core, capacitance = update.core(), _capacitance(update, solved)
-        factors = LU().init(lx.MatrixLinearOperator(capacitance), {})
+        core = update.core()
+        factors = LU().init(lx.MatrixLinearOperator(capacitance(update, solved)), {})
         weights = LU().solve_columns(factors.factors, core, transposed=False)
         probe = np.random.default_rng(0).standard_normal(update.in_size())
         probe = jnp.asarray(probe / max(np.linalg.norm(probe), 1)).astype(core.dtype)
+        # A singular capacitance matrix is of a singular sum, or of one that is hidden.
+        rounding = Rounding.of(update, solved, earlier=factors.reciprocal_condition)
+        lost = ~all_finite(weights) & ~rounding.keeps_value()
         state = WoodburyState(
             operator=update,
             inner=inner,
@@ -144,13 +153,18 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
             size=two_norm(flat_mv(update)(probe)),
             result=result,
             estimate=None,
+            lost=lost,
             capacitance=factors.reciprocal_condition,
             transposed=eqxi.Static(False),
             structures=structures,
         )
         if iterates(resolved(self.solver, inner)):
             return state
-        return dataclasses.replace(state, estimate=self._estimate(state, options))
+        estimate, certain, none_left = self._estimate(state, options)
+        lost = jnp.where(all_finite(weights), none_left, lost)
+        certain = jnp.where(all_finite(weights), certain, ~lost)
+        estimate = jnp.where(certain, estimate, jnp.nan)
+        return dataclasses.replace(state, estimate=estimate, lost=lost)
 
     def compute(
         self, state: WoodburyState, vector: PyTree[Array], options: dict[str, Any]
@@ -161,8 +175,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         final, met = self._refined(state, flat, options)
         results = lx.RESULTS
         # What is wrong with a solve for A counts where the sum is not solved for.
-        finite = jnp.isfinite(final.norm)
-        told = results.where(finite, results.stagnation, results.singular)
+        told = results.where(jnp.isfinite(final.norm), results.stagnation, _hidden(state))
         told = first_failure(first_failure(state.result, final.result), told)
         result = results.where(met, results.successful, told)
         result = first_failure(result, self._of_estimate(state))
@@ -175,9 +188,13 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         """Of an A that is solved with by iterations only whether they gave numbers."""
         results = lx.RESULTS
         finite = all_finite((state.solved, state.weights))
-        told = first_failure(state.result, results.singular)
-        told = results.where(finite, results.successful, told)
-        return first_failure(told, self._of_estimate(state))
+        told = results.where(finite, results.successful, _hidden(state))
+        if state.estimate is None:
+            broken = first_failure(state.result, told)
+            return results.where(finite, results.successful, broken)
+        told = first_failure(first_failure(state.result, self._of_estimate(state)), told)
+        lost = results.where(state.lost, results.stagnation, results.successful)
+        return first_failure(told, lost)
 
     def stats(self, state: WoodburyState) -> dict[str, Any]:
         stats = {"capacitance_reciprocal_condition": state.capacitance}
@@ -189,7 +206,8 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         if state.estimate is None:
             return lx.RESULTS.successful
         size = state.structures.value[0].size
-        return full_rank_result(state.estimate, size, size)
+        estimate = jnp.where(jnp.isnan(state.estimate), 1, state.estimate)
+        return full_rank_result(estimate, size, size)
 
     def _refined(
         self, state: WoodburyState, vector, options
@@ -225,19 +243,33 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         steps = stats["num_steps"] if krylov else jnp.array(0)
         return solution, _broken(result, solution), steps
 
-    def _estimate(self, state: WoodburyState, options) -> Real[Array, ""]:
-        """Of M with its columns scaled, as those of the direct solvers."""
+    def _estimate(self, state: WoodburyState, options):
+        """That of M with its columns scaled, as by the direct solvers; whether it is to
+        be trusted, and whether refinement with the factors is in vain.
+        """
+        scale = largest_of_columns(state.operator)
+        if scale.size == 0:
+            return jnp.ones((), scale.dtype), jnp.array(True), jnp.array(False)
+        dtype = state.solved.dtype
         inner, options = self.solver.transpose(state.inner, options)
         flipped = eqxi.Static(True)
         transposed = dataclasses.replace(state, inner=inner, transposed=flipped)
+        vectors = probes(scale.size, PROBES, scale.dtype)
+        mvs = flat_mv(state.operator), flat_adjoint_mv(state.operator)
+        largest = largest_singular_value(scale, *mvs, vectors.astype(dtype))
         solve = lambda flat: self._apply(transposed, flat, options)[0]
-        return reciprocal_condition(
-            largest_of_columns(state.operator),
-            flat_mv(state.operator),
-            flat_adjoint_mv(state.operator),
-            state.solved.dtype,
-            jax.vmap(solve, 1, 1),
-        )
+        scaled = (scale[:, None] * vectors).astype(dtype)
+        solved = jax.vmap(solve, 1, 1)(scaled)
+        image = jax.vmap(flat_mv(state.operator.transpose()), 1, 1)(solved)
+        inverse = jnp.linalg.norm(solved)
+        estimate = estimate_of(largest, inverse, vectors.shape)
+        residuals = (scaled - image) / scale[:, None].astype(dtype)
+        residual, size = jnp.linalg.norm(residuals), jnp.linalg.norm(vectors)
+        # A backward error beside which the estimate is large, or as allowed of a solve.
+        allowed = jnp.maximum(0.1 * estimate, LARGEST_ERROR * jnp.finfo(scale.dtype).eps)
+        certain = residual <= allowed * (largest * inverse + size)
+        refined = jnp.all(jnp.linalg.norm(residuals, axis=0) <= 0.5)  # of unit vectors
+        return estimate, certain, ~certain & ~refined
 
     def slogdet_by_parts(
         self, operator: lx.AbstractLinearOperator, state: WoodburyState, factorised: Any
@@ -245,38 +277,44 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         """det A det(I + C Vᴴ A⁻¹U)."""
         update: Any = untagged(operator)
         update = _solvable(update)
-        part = factorised(update.operator, self.solver, state.inner)
+        part = factorised(update.operator, self.solver, state.inner, throw=False)
         structure = Structure.of(update.in_structure())
         rows = Structure.of(update.out_structure())
         solve = lambda flat: structure.ravel(part.solve(rows.unravel(flat)))
         solved = jax.vmap(solve, 1, 1)(update.U)
-        sign, logabsdet = jnp.linalg.slogdet(_capacitance(update, solved))
+        sign, logabsdet = jnp.linalg.slogdet(capacitance(update, solved))
         of_part = part.slogdet()
-        told = Slogdet(of_part.sign * sign, of_part.logabsdet + logabsdet)
-        sound = self.result(state) == lx.RESULTS.successful
-        sound = sound & self._keeps_digits(state)
-        return Slogdet(*_derivable((sound, told)))
+        keeps_value, keeps_derivatives = self._keep_digits(state)
+        kept = one_or_nan(keeps_value)
+        sign = of_part.sign * sign * kept.astype(sign.dtype)
+        logabsdet = (of_part.logabsdet + logabsdet) * kept.astype(logabsdet.dtype)
+        sound = (self.result(state) == lx.RESULTS.successful) & keeps_derivatives
+        return Slogdet(*_derivable((sound, Slogdet(sign, logabsdet))))
 
-    def _keeps_digits(self, state: WoodburyState) -> Bool[Array, ""]:
-        """Whether |M⁻¹| is above eps^⅓ |A⁻¹|, by probes.
-
-        The derivative of the determinant by A is M⁻ᴴ, made of A⁻ᴴ by a difference: it
-        loses as many digits as A⁻ᴴ is larger, and the second derivative twice as many.
-        """
-        part, dtype = state.operator.operator, state.solved.dtype
-        inner, options = self.solver.transpose(state.inner, {})
-        flipped = eqxi.Static(True)
-        transposed = dataclasses.replace(state, inner=inner, transposed=flipped)
-        vectors = probes(state.solved.shape[0], PROBES, state.capacitance.dtype)
-        vectors = vectors.astype(dtype)
-        of_part = lambda v: self._inner_solve(part.transpose(), inner, v, options)[0]
-        of_sum = lambda v: self._apply(transposed, v, options)[0]
-        before, after = (
-            jnp.max(jnp.abs(jax.vmap(solve, 1, 1)(vectors)), initial=0)
-            for solve in (of_part, of_sum)
-        )
-        # Neither is compared where it is not finite: the value tells.
-        return ~(after < float(jnp.finfo(dtype).eps) ** (1 / 3) * before)
+    def _keep_digits(
+        self, state: WoodburyState
+    ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+        """Whether the determinant of the sum has digits, and its derivatives have."""
+        update, solved = state.operator, state.solved
+        part, size = update.operator, solved.shape[0]
+        if lx.is_diagonal(part):
+            rounding = Rounding.of(update, solved)
+            return rounding.keeps_value(), rounding.keeps_diagonal()
+        # The errors of solves with A: those by rounding A and b, of random signs.
+        solve = lambda flat: self._inner_solve(part, state.inner, flat, {})[0]
+        solve = jax.vmap(solve, 1, 1)
+        scale = largest_of_columns(update)
+        rows = moduli(update)(1 / scale).astype(scale.dtype)
+        columns = rows[:, None] * probes(size, PROBES, scale.dtype)
+        columns = jnp.concatenate([update.U, columns.astype(solved.dtype)], axis=1)
+        of_part = solve(columns)
+        sizes = jax.vmap(moduli(part), 1, 1)(jnp.abs(of_part)) + jnp.abs(columns)
+        signs = jnp.asarray(random_signs(*sizes.shape) * size**0.5, sizes.dtype)
+        error = solve((signs * sizes).astype(solved.dtype))
+        of_solved, of_probes = error[:, : update.rank], error[:, update.rank :]
+        rounding = Rounding.of(update, solved)
+        kept = rounding.keeps_rows(of_solved, of_part[:, update.rank :], of_probes)
+        return rounding.keeps_value(of_solved), kept
 
     def _check(self, options: dict[str, Any]) -> None:
         if "y0" in options:
@@ -334,11 +372,10 @@ def _solvable(update: LowRankUpdate) -> LowRankUpdate:
     return dataclasses.replace(update, operator=part)
 
 
-def _capacitance(update: LowRankUpdate, solved: Inexact[Array, "n k"]):
-    """I + C Vᴴ A⁻¹U, and not C⁻¹ + Vᴴ A⁻¹U, for a C that is singular."""
-    core = update.core()
-    product = matmul(core, matmul(update.right.conj().T, solved))
-    return product + jnp.eye(update.rank, dtype=core.dtype)
+def _hidden(state: WoodburyState) -> lx.RESULTS:
+    """Of numbers that are not finite: `singular`, unless the sum need not be."""
+    results = lx.RESULTS
+    return results.where(state.lost, results.stagnation, results.singular)
 
 
 def _broken(result: lx.RESULTS, solution: Array) -> lx.RESULTS:
