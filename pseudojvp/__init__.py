@@ -20,6 +20,10 @@ from ._front.warm import (
     warm_value_and_grad as warm_value_and_grad,
     WarmStart as WarmStart,
 )
+from ._map.adjoints import (
+    ImplicitAdjoint as ImplicitAdjoint,
+    UnrolledAdjoint as UnrolledAdjoint,
+)
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
 from ._operator import (

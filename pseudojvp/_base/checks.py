@@ -34,6 +34,15 @@ def check_solver(solver: Any, caller: str) -> None:
         )
 
 
+def check_count(value: Any, name: str, caller: str, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"`{caller}({name}=...)` got a {type(value).__name__}. Pass a Python integer."
+        )
+    if value < least:
+        raise ValueError(f"`{caller}({name}=...)` got {value}. It is at least {least}.")
+
+
 def check_options(
     solver: lx.AbstractLinearSolver, options: dict[str, Any], known: Iterable[str] = ()
 ) -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 from .._base.checks import check_solver
 from .._base.order import after_in_batch
 from .._base.tree import tree_neg
-from .._map.factorised import Factorised, nondifferentiable
+from .._map.factorised import Factorised
+from .._map.rows import nondifferentiable
 from .._solver import AutoLinearSolver
 
 

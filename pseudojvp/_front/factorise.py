@@ -5,7 +5,7 @@ from jaxtyping import PyTree
 
 from .._base.call import compiled
 from .._base.checks import check_solver
-from .._map.factorised import Factorised, unset
+from .._map.factorised import Factorised, implicit, unset
 from .._operator import as_operator, Matrix
 from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
@@ -64,10 +64,10 @@ def factorise(
     operator = with_known_pattern(operator, "factorise")
     check_solver(solver, "factorise")
     solver = with_known_blocks(solver, operator)
-    return _factorise(operator, solver, options, state, throw)
+    return factors_of(operator, solver, options, state, throw, implicit)
 
 
 @compiled
-def _factorise(operator, solver, options, state, throw) -> Factorised:
+def factors_of(operator, solver, options, state, throw, adjoint) -> Factorised:
     operator = as_operator(operator, "factorise")
-    return Factorised.create(operator, solver, options, state, throw)[0]
+    return Factorised.create(operator, solver, options, state, throw, adjoint)[0]

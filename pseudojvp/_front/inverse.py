@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -13,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Inexact, PyTree
 from .._base.call import compiled, Frame, split
 from .._base.checks import check_vector
 from .._base.inexact import as_inexact
+from .._base.statistics import without_derivative
 from .._base.structure import Structure
 from .._base.tree import tree_conj
 from .._map.factorised import Factorised
@@ -198,7 +198,8 @@ def _solution(product: _Product, vector) -> lx.Solution:
     vector = check_vector(vector, product.in_structure(), "solve")
     factorised = product.factorised
     value, result, stats = product.apply(factorised, vector)
-    stats = eqxi.nondifferentiable_backward(stats)
+    if not factorised.unrolls:
+        stats = without_derivative(stats, factorised, vector)
     return lx.Solution(value=value, result=result, stats=stats, state=None)
 
 

@@ -3,10 +3,14 @@ from typing import Any
 import lineax as lx
 
 from .._base.checks import check_solver
+from .._map.adjoints import AbstractAdjoint, check_adjoint
+from .._map.factorised import implicit, unset
 from .._operator import as_operator, Matrix
 from .._operator.adjoint import hermitian_tag, is_hermitian
+from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
-from .factorise import factorise
+from .._solver.known_blocks import with_known_blocks
+from .factorise import factors_of
 from .inverse import InverseLinearOperator
 
 
@@ -16,6 +20,7 @@ def invert(
     *,
     options: dict[str, Any] | None = None,
     throw: bool = True,
+    adjoint: AbstractAdjoint = implicit,
 ) -> InverseLinearOperator:
     """Returns the (pseudo)inverse A† as a linear operator: one solve a product.
 
@@ -26,7 +31,8 @@ def invert(
     derivatives of every order with respect to `operator`, through every solver.
 
     **Arguments:** `operator`, `solver`, `options` as in [`pseudojvp.linear_solve`][];
-    `throw` as well, but that products whose solve failed under `throw=False` are NaN.
+    `throw` and `adjoint` as well, but that products whose solve failed under
+    `throw=False` are NaN.
 
     **Returns:** a [`pseudojvp.InverseLinearOperator`][] from the space of b to that of x.
     It carries the tags that an inverse inherits: symmetric, Hermitian, diagonal,
@@ -36,7 +42,10 @@ def invert(
     """
     operator = as_operator(operator, "invert")
     check_solver(solver, "invert")
-    factorised = factorise(operator, solver, options=options, throw=throw)
+    check_adjoint(adjoint, "invert")
+    operator = with_known_pattern(operator, "invert")
+    solver = with_known_blocks(solver, operator)
+    factorised = factors_of(operator, solver, options, unset, throw, adjoint)
     inherited = {
         lx.symmetric_tag: lx.is_symmetric,
         hermitian_tag: is_hermitian,

@@ -1,12 +1,13 @@
 from typing import Any
 
-import equinox.internal as eqxi
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
 from .._base.checks import check_solver, check_vector
-from .._map.factorised import Factorised, unset
+from .._base.statistics import without_derivative
+from .._map.adjoints import AbstractAdjoint, check_adjoint
+from .._map.factorised import Factorised, implicit, unset
 from .._operator import as_operator, Matrix
 from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
@@ -21,6 +22,7 @@ def linear_solve(
     options: dict[str, Any] | None = None,
     state: PyTree[Any] = unset,
     throw: bool = True,
+    adjoint: AbstractAdjoint = implicit,
 ) -> lx.Solution:
     """Returns the pseudoinverse solution x = A†b of A x = b, with exact derivatives.
 
@@ -46,6 +48,11 @@ def linear_solve(
         derivatives. If `False`, nothing raises: `result` of the returned solution says
         what happened, `value` is what the solver has (the last iterate, a partial sum),
         and a failed derivative is NaN. Defaults to `True`.
+    - `adjoint`: how the solution is differentiated. Defaults to
+        [`pseudojvp.ImplicitAdjoint`][], the derivative of A†b by further solves, of which
+        all below speaks; others are [`pseudojvp.UnrolledAdjoint`][], that of the steps of
+        an iterative solver, [`pseudojvp.TruncatedAdjoint`][] and
+        [`pseudojvp.StochasticAdjoint`][], cheaper ones.
 
     **Returns:** a `lineax.Solution`: `value` (x, a pytree as `operator.in_structure()`),
     `result` (compare with `lineax.RESULTS.successful`), `stats` and `state`.
@@ -56,7 +63,8 @@ def linear_solve(
     A has full rank; two and two for `SVD()`, up to three and three for other solvers that
     allow a deficient rank. `options`, `state` and a preconditioner
     within `solver` count as constants: the solution does not depend on them. Any other
-    number within `solver` cannot be differentiated, and trying is an error.
+    number within `solver` cannot be differentiated, and trying is an error, as it is in
+    reverse mode for `stats`.
 
     **Raises:** `TypeError` or `ValueError` at trace time for an operator or solver of
     another type, a vector that does not match, a solver that cannot take the operator,
@@ -67,15 +75,19 @@ def linear_solve(
     """
     operator = with_known_pattern(operator, "linear_solve")
     solver = with_known_blocks(solver, operator)
-    return _linear_solve(operator, vector, solver, options, state, throw)
+    check_adjoint(adjoint, "linear_solve")
+    return _linear_solve(operator, vector, solver, options, state, throw, adjoint)
 
 
 @compiled
-def _linear_solve(operator, vector, solver, options, state, throw) -> lx.Solution:
+def _linear_solve(operator, vector, solver, options, state, throw, adjoint):
     operator, vector = check_system(operator, vector, solver, "linear_solve")
-    factorised, state = Factorised.create(operator, solver, options, state, throw)
+    factorised, state = Factorised.create(
+        operator, solver, options, state, throw, adjoint
+    )
     value, _, result, stats = factorised.apply(vector)
-    stats = eqxi.nondifferentiable_backward(stats)
+    if not adjoint.unrolls:
+        stats = without_derivative(stats, operator, vector, solver, options)
     return lx.Solution(value=value, result=result, stats=stats, state=state)
 
 

@@ -19,7 +19,8 @@ from .._base.checks import check_solver
 from .._base.inexact import as_native
 from .._base.tree import at_least_single, one_or_nan
 from .._kernel.condition import resolve_rcond
-from .._map.factorised import Factorised
+from .._map.adjoints import AbstractAdjoint, check_adjoint
+from .._map.factorised import Factorised, implicit
 from .._operator import SparseLinearOperator, SparseMatrix
 from .._operator.sparse import is_sparse
 from .._solver import PivotedQR, SVD
@@ -43,6 +44,7 @@ def lstsq(
     weights: Real[ArrayLike, " m"] | None = None,
     solver: lx.AbstractLinearSolver | None = None,
     throw: bool = True,
+    adjoint: AbstractAdjoint = implicit,
 ) -> tuple[
     Inexact[Array, "n *k"],
     Real[Array, " k"],
@@ -81,6 +83,9 @@ def lstsq(
         matrix without full rank, raises at run time, in the primal and in derivatives. If
         `False`, x and the residuals are NaN there, as are their derivatives. Defaults to
         `True`.
+    - `adjoint`: how x is differentiated, as for [`pseudojvp.linear_solve`][]. The
+        residuals of an unrolled solver are those of its last iterate. Defaults to
+        `ImplicitAdjoint()`.
 
     **Returns:** the tuple `(x, residuals, rank, s)`:
 
@@ -112,6 +117,7 @@ def lstsq(
     1.2 and 2.7 (damping as a stacked matrix); Golub & Pereyra, SIAM J. Numer. Anal. 10
     (1973), section 4, for the derivative of the residual.
     """
+    check_adjoint(adjoint, "lstsq")
     solver = PivotedQR() if solver is None else solver
     check_solver(solver, "lstsq")
     _check_rcond(rcond, "lstsq")
@@ -152,7 +158,7 @@ def lstsq(
     solver = with_known_blocks(solver, a)
     damp = _real(damp, "damp", (), a.dtype)
     weights = _real(weights, "weights", a.shape[:1], a.dtype)
-    x, residuals, rank, s = _lstsq(a, b, rcond, damp, weights, solver, throw)
+    x, residuals, rank, s = _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint)
     if given.itemsize == 2:
         x, residuals, s = (array.astype(given) for array in (x, residuals, s))
     return x, residuals, rank, s
@@ -170,7 +176,7 @@ def _dense(matrix: Any) -> Inexact[Array, "m n"]:
 
 
 @compiled
-def _lstsq(a, b, rcond, damp, weights, solver, throw):
+def _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint):
     check_not_explicit((a, b), "`lstsq`")
     real_dtype = jnp.finfo(a.dtype).dtype
     columns = b if b.ndim == 2 else b[:, None]
@@ -185,7 +191,7 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
     if isinstance(solver, _TRUNCATING):
         solver = dataclasses.replace(solver, rcond=_resolve(rcond, stacked))
     operator = lx.MatrixLinearOperator(stacked)
-    factorised, _ = Factorised.create(operator, solver, throw=throw)
+    factorised, _ = Factorised.create(operator, solver, throw=throw, adjoint=adjoint)
     state = factorised.state
 
     def solve(column):
@@ -195,6 +201,8 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw):
         x_again, r, *_ = factorised.nan_if_failed().apply(column, residual=True)
         if r is None:  # zero, but it hangs on the solve, and so do its derivatives
             return x, jnp.sum(0 * x.real)
+        if factorised.unrolls:  # r is not orthogonal to the range
+            return x, jnp.vdot(r, r).real
         return x, _squared_norm(r, x_again, stacked, column)
 
     if columns.shape[1] == 0:  # `throw` cannot reduce over nothing

@@ -1,7 +1,6 @@
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -9,6 +8,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
 from .._base.inexact import as_inexact
+from .._base.statistics import without_derivative
 from .._map.factorised import Factorised
 from .._operator import Matrix
 from .._operator.as_operator import with_known_pattern
@@ -106,7 +106,7 @@ def _shifted_solve(operator, vector, shifts, solver, throw) -> lx.Solution:
     value, result, stats = eqx.filter_vmap(one)(shifts)
     for name in {"num_products", "lanczos"} & set(stats):  # the same for all
         stats[name] = jtu.tree_map(_first, stats[name])
-    stats = eqxi.nondifferentiable_backward(stats)
+    stats = without_derivative(stats, operator, vector, shifts, solver)
     value = joined(value) if mixed else value
     # A state would have a copy of A for each shift.
     return lx.Solution(value=value, result=result, stats=stats, state=None)

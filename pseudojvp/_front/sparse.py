@@ -14,7 +14,8 @@ from .._base.checks import check_solver
 from .._base.host import raise_if
 from .._base.inexact import as_inexact
 from .._base.tree import one_or_nan
-from .._map.factorised import Factorised
+from .._map.adjoints import AbstractAdjoint, check_adjoint
+from .._map.factorised import Factorised, implicit
 from .._operator import SparseLinearOperator
 from .._operator.damped import damped
 from .._operator.sparse import is_sparse
@@ -46,6 +47,7 @@ def sparse_solve(
     options: dict[str, Any] | None = None,
     tags: object | frozenset[object] = frozenset(),
     throw: bool = True,
+    adjoint: AbstractAdjoint = implicit,
 ) -> Inexact[Array, "n *k"]:
     """Returns X with A X = B for a square sparse A.
 
@@ -78,6 +80,8 @@ def sparse_solve(
         operator. Defaults to none.
     - `throw`: whether a solve that did not converge raises at run time, here and in
         derivatives. If `False`, X is NaN where it failed. Defaults to `True`.
+    - `adjoint`: how the solution is differentiated, as for
+        [`pseudojvp.linear_solve`][]. Defaults to `ImplicitAdjoint()`.
 
     **Returns:** X, of the shape of B.
 
@@ -93,6 +97,7 @@ def sparse_solve(
 
     **Sources:** Giles, *Collected matrix derivative results* (2008), section 2.3.1.
     """
+    check_adjoint(adjoint, "sparse_solve")
     operator = _as_sparse(A, tags, "sparse_solve")
     if operator.in_size() != operator.out_size():
         raise ValueError(
@@ -109,7 +114,7 @@ def sparse_solve(
     if transpose_solver is not None:
         transpose_solver = _as_solver(transpose_solver, tolerances, True, "sparse_solve")
         solver = TransposePair(solver, transpose_solver)
-    return _solve_columns(operator, columns, solver, options, throw, None)
+    return _solve_columns(operator, columns, solver, options, throw, None, adjoint)
 
 
 def sparse_lstsq(
@@ -123,6 +128,7 @@ def sparse_lstsq(
     options: dict[str, Any] | None = None,
     tags: object | frozenset[object] = frozenset(),
     throw: bool = True,
+    adjoint: AbstractAdjoint = implicit,
 ) -> Inexact[Array, "n *k"]:
     """Returns the least-squares solution of A X = B for a sparse A of any shape and rank.
 
@@ -146,6 +152,7 @@ def sparse_lstsq(
         `None`, none.
     - `rtol`, `atol`, `options`, `tags`: as for `sparse_solve`.
     - `throw`: as for `sparse_solve`; a `damp` of zero is a failure as well.
+    - `adjoint`: as for `sparse_solve`.
 
     **Returns:** X, `(n,)` or `(n, k)`.
 
@@ -160,6 +167,7 @@ def sparse_lstsq(
     problems*, SIAM J. Sci. Comput. 33 (2011); Golub & Pereyra, SIAM J. Numer. Anal. 10
     (1973), theorem 4.3, for the derivative.
     """
+    check_adjoint(adjoint, "sparse_lstsq")
     operator = _as_sparse(A, tags, "sparse_lstsq")
     columns = _right_hand_side(operator, B, "sparse_lstsq")
     options = {} if options is None else options
@@ -171,7 +179,7 @@ def sparse_lstsq(
         solver = LSMR(well_posed=True, **tolerances)
     else:
         solver = _with_tolerances(default_solver(operator, False, options), tolerances)
-    return _solve_columns(operator, columns, solver, options, throw, damp)
+    return _solve_columns(operator, columns, solver, options, throw, damp, adjoint)
 
 
 @compiled
@@ -182,6 +190,7 @@ def _solve_columns(
     options: dict[str, Any],
     throw: bool,
     damp: Real[Array, ""] | None,
+    adjoint: AbstractAdjoint,
 ) -> Inexact[Array, "n *k"]:
     zeros = jnp.zeros(operator.in_size(), B.dtype)
     if B.size == 0 or zeros.size == 0:  # no rows, no columns or no right-hand sides
@@ -189,7 +198,9 @@ def _solve_columns(
     if damp is not None:
         damp = damp.astype(jnp.finfo(B.dtype).dtype)
         operator = damped(operator, _nonzero(damp, throw))
-    factorised, _ = Factorised.create(operator, solver, options, throw=throw)
+    factorised, _ = Factorised.create(
+        operator, solver, options, throw=throw, adjoint=adjoint
+    )
 
     def solve(column):
         return factorised.solve(column if damp is None else (column, zeros))

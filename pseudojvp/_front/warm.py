@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._base.call import compiled
+from .._base.statistics import without_derivative
 from .._base.tree import stop_gradient, tree_conj
 from .._map.factorised import Factorised
 from .._operator import as_operator, Matrix
@@ -169,7 +169,7 @@ def _warm_solve(operator, vector, warm: WarmStart, solver, options, throw):
     factorised = factorised.with_adjoints(stop_gradient(warm.adjoints))
     slot = jtu.tree_map(lambda leaf: leaf[..., 0], warm.adjoints)
     value, _, result, stats = factorised.apply(_carrying(vector, slot))
-    stats = eqxi.nondifferentiable_backward(stats)
+    stats = without_derivative(stats, operator, vector, warm, solver, options)
     solution = lx.Solution(value=value, result=result, stats=stats, state=state)
     newest = jtu.tree_map(lambda leaf: leaf[..., None], stop_gradient(value))
     solutions = stop_gradient(_pushed(warm.solutions, newest))

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -21,20 +20,21 @@ from .._solver import (
     AutoLinearSolver,
     Identity,
     Normal,
-    PreconditioningFunction,
     Slogdet,
     SparseTriangular,
     Triangular,
     Tridiagonal,
+    Unrolled,
 )
 from .._solver.counterpart import counterpart
 from .._solver.direct.diagonal import diagonal_solver
+from .adjoints import AbstractAdjoint, ImplicitAdjoint, unrolled
 from .determinant import slogdet
 from .guard import Guard, is_complex_linear
 from .initial import initial_state
 from .mesh import check_spread
 from .primitive import bind
-from .rows import Blocks, Problem
+from .rows import Blocks, nondifferentiable, Problem
 
 
 class Unset:
@@ -43,6 +43,7 @@ class Unset:
 
 
 unset = Unset()
+implicit = ImplicitAdjoint()
 
 
 class Factorised(eqx.Module):
@@ -65,15 +66,23 @@ class Factorised(eqx.Module):
         options: dict[str, Any] | None = None,
         state: PyTree[Any] = unset,
         throw: bool = True,
+        adjoint: AbstractAdjoint = implicit,
     ) -> tuple["Factorised", PyTree[Any]]:
         """Returns the operator factorised, and the solver's state alone.
 
-        State, options and a preconditioner within the solver are constants.
+        State, options and a preconditioner within the solver are constants, unless
+        `adjoint` unrolls the solver.
         """
+        unrolls = adjoint.unrolls
+        if unrolls and not isinstance(state, Unset):
+            raise ValueError(
+                "`UnrolledAdjoint` got a `state`, which is a constant, and so would be "
+                "the operator in it. Leave `state` out."
+            )
         options = {} if options is None else options
         if isinstance(solver, lx.BiCGStab | lx.CG | lx.GMRES):  # they do not look
             check_options(solver, options, ("preconditioner", "y0"))
-        if isinstance(operator, lx.IdentityLinearOperator):
+        if isinstance(operator, lx.IdentityLinearOperator) and not unrolls:
             solver, options, state = Identity(), {}, unset
         mixed = None
         if mixes(operator):
@@ -82,7 +91,7 @@ class Factorised(eqx.Module):
         if mixed is not None:
             operator, constant = over_reals(mixed), over_reals(lx.linearise(constant))
         own = Normal(solver.inner_solver) if type(solver) is lx.Normal else solver
-        own = diagonal_solver(counterpart(own), operator)
+        own = adjoint.of_primal(diagonal_solver(counterpart(own), operator))
         if isinstance(own, lx.GMRES | lx.LSMR) and is_narrow(operator):
             name = type(own).__name__
             raise TypeError(
@@ -91,12 +100,15 @@ class Factorised(eqx.Module):
             )
         if is_unit_triangular(operator):
             # A sparse matrix keeps its pattern where no diagonal is read.
-            skips = _skips_diagonal(own, operator)
+            skips = _skips_diagonal(own, operator) and not adjoint.has_other
             normal = without_diagonal if skips else with_ones
             operator, constant = map(normal, (operator, constant))
         if isinstance(own, lx.Diagonal) and operator.in_size() == 0:
             own = lx.Diagonal(well_posed=True)  # else a maximum of nothing
         check_spread(operator, own)
+        if unrolls:
+            problem = Problem.create(operator, own.init(operator, options), options, own)
+            return cls(problem, Guard(throw), mixed), problem.state
         if isinstance(state, Unset):
             solver, state = own, initial_state(own, constant, options)
         elif own is not solver and _is_state(state, own, constant, options):
@@ -105,6 +117,8 @@ class Factorised(eqx.Module):
         problem = Problem.create(
             operator, state, stop_gradient(options), nondifferentiable(solver)
         )
+        other = adjoint.other(problem, constant, mixed is not None)
+        problem = dataclasses.replace(problem, other=other)
         return cls(problem, Guard(throw), mixed), state
 
     def for_derivative(self, *, of_primal: bool = False) -> "Factorised":
@@ -148,6 +162,11 @@ class Factorised(eqx.Module):
     def state(self) -> PyTree[Any]:
         """That of the solver, of the one that an automatic solver picked."""
         return self._problem.state
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether the steps of the solver are differentiated."""
+        return isinstance(self._problem.solver, Unrolled)
 
     @property
     def leaves_no_residual(self) -> bool:
@@ -201,9 +220,10 @@ class Factorised(eqx.Module):
         self, rhs: Blocks, wanted: Blocks
     ) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
         """The map itself; of Aᴴ where a wide A is entered from its side."""
+        apply = unrolled if self.unrolls else bind
         if self._mixed is None:
-            return bind(self._problem, rhs, wanted, self._guard)
-        out, result, stats = bind(self._problem, parted(rhs), wanted, self._guard)
+            return apply(self._problem, rhs, wanted, self._guard)
+        out, result, stats = apply(self._problem, parted(rhs), wanted, self._guard)
         return joined(out), result, stats
 
     def nan_if_failed(self) -> "Factorised":
@@ -262,20 +282,6 @@ def _is_state(state, solver, operator, options) -> bool:
     """Whether `state` is of `solver`, and not of its counterpart in lineax."""
     structure = eqx.filter_eval_shape(solver.init, operator, options)
     return type(state) is type(structure)
-
-
-def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
-    """The solver with its preconditioner a constant, an error at any other tangent."""
-
-    def is_constant(node):
-        return isinstance(node, lx.AbstractLinearOperator | PreconditioningFunction)
-
-    def convert(node):
-        if is_constant(node):
-            return stop_gradient(node)
-        return eqxi.nondifferentiable(node, name="`linear_solve(..., solver=...)`")
-
-    return jtu.tree_map(convert, solver, is_leaf=is_constant)
 
 
 def _hung(tree: PyTree[Array], solution: PyTree[Array]) -> PyTree[Array]:

@@ -134,8 +134,8 @@ class _Rule:
     def __init__(self, problem: Problem, guard: Guard):
         self.problem = problem
         self.guard = guard
-        self.traits = traits_of(problem.solver)
-        self.after = order_of(problem.solver)
+        self.traits = traits_of(problem.derivative_solver)
+        self.after = order_of(problem.solver, problem.derivative_solver)
 
     def solve(
         self,
@@ -148,6 +148,7 @@ class _Rule:
         """The map, for a tangent or a cotangent."""
         if all(block is None for block in rhs):
             return Blocks()
+        of_primal = of_primal and self.problem.other is None
         guard = self.guard.for_derivative(of_primal=of_primal)
         problem = self.problem.for_derivative(in_row_space)
         return bind(problem, rhs, wanted, guard)[0]
@@ -155,6 +156,11 @@ class _Rule:
     def by_operator(self, t_operator, rhs: Blocks, t_rhs: Blocks, wanted: Blocks):
         """Value and tangent with respect to the operator, and the vectors."""
         problem = self.problem
+        if problem.first_order:
+            raise ValueError(
+                f"`{problem.first_order}` was differentiated twice, and has no second "
+                "derivative: its first is not that of its value. Use `ImplicitAdjoint()`."
+            )
         t_forward, t_adjoint = tangent_products(problem.operator, t_operator)
         if problem.from_adjoint:
             t_forward, t_adjoint = t_adjoint, t_forward

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
@@ -22,7 +23,7 @@ from jaxtyping import Array, PyTree
 from .._base.checks import check_options
 from .._base.order import Steps
 from .._base.results import first_failure
-from .._base.tree import tree_add, tree_conj, tree_neg, tree_sub
+from .._base.tree import stop_gradient, tree_add, tree_conj, tree_neg, tree_sub
 from .._operator.adjoint import adjoint, transpose_of
 from .._solver import (
     AbstractKrylovSolver,
@@ -32,6 +33,7 @@ from .._solver import (
     Neumann,
     Normal,
     PivotedQR,
+    PreconditioningFunction,
     QR,
     SVD,
 )
@@ -54,6 +56,9 @@ class Problem(eqx.Module):
     - `from_adjoint`: the map is that of B = A^H. A wide A of full rank is entered from
         this side, so that B always has independent columns.
     - `in_row_space`: w is in the row space of A whatever the numbers, for it is A†b.
+    - `other`: the solver of derivatives, where that is another.
+    - `full_rank`: what the primal solver assumes, where `solver` is that other.
+    - `first_order`: the name of what has no second derivative; empty if there is none.
     - `adjoints`: what earlier adjoint solves gave, for a first guess, along the last axis
         of each leaf; `None` if there is none.
     - `axes`: of each block, those of a mesh that it varies over; `None` outside of
@@ -66,6 +71,9 @@ class Problem(eqx.Module):
     solver: lx.AbstractLinearSolver
     from_adjoint: bool = eqx.field(static=True)
     in_row_space: bool = eqx.field(static=True, default=False)
+    other: "Other | None" = None
+    full_rank: bool | None = eqx.field(static=True, default=None)
+    first_order: str = eqx.field(static=True, default="")
     adjoints: PyTree[Array] | None = None
     axes: Blocks | None = eqx.field(static=True, default=None)
 
@@ -82,11 +90,35 @@ class Problem(eqx.Module):
 
     def for_derivative(self, in_row_space: bool = False) -> "Problem":
         """Without a first guess, and with the tolerance for derivatives."""
+        if self.other is not None:
+            return self._with_other(self.other, in_row_space)
         options = {key: val for key, val in self.options.items() if key != "y0"}
         solver = _for_derivative(self.solver)
         return dataclasses.replace(
             self, options=options, solver=solver, in_row_space=in_row_space
         )
+
+    def _with_other(self, other: "Other", in_row_space: bool) -> "Problem":
+        return dataclasses.replace(
+            self,
+            state=other.state,
+            options=other.options,
+            solver=_for_derivative(other.solver),
+            in_row_space=in_row_space,
+            other=None,
+            full_rank=self.solver.assume_full_rank(),
+            first_order=other.first_order,
+            adjoints=None,
+        )
+
+    @property
+    def derivative_solver(self) -> lx.AbstractLinearSolver:
+        return self.solver if self.other is None else self.other.solver
+
+    @property
+    def _assumes_full_rank(self) -> bool:
+        known = self.full_rank
+        return self.solver.assume_full_rank() if known is None else known
 
     @property
     def _square(self) -> bool:
@@ -96,12 +128,35 @@ class Problem(eqx.Module):
     def independent_columns(self) -> bool:
         """P = I, by `from_adjoint` also for wide operators of full rank."""
         tall = self.operator.in_size() <= self.operator.out_size()
-        return self.solver.assume_full_rank() and (tall or self.from_adjoint)
+        return self._assumes_full_rank and (tall or self.from_adjoint)
 
     @property
     def independent_rows(self) -> bool:
         """I − A A† = 0: v leaves no residual."""
-        return self.solver.assume_full_rank() and self._square
+        return self._assumes_full_rank and self._square
+
+
+def nondifferentiable(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+    """The solver with its preconditioner a constant, an error at any other tangent."""
+
+    def is_constant(node):
+        return isinstance(node, lx.AbstractLinearOperator | PreconditioningFunction)
+
+    def convert(node):
+        if is_constant(node):
+            return stop_gradient(node)
+        return eqxi.nondifferentiable(node, name="`linear_solve(..., solver=...)`")
+
+    return jtu.tree_map(convert, solver, is_leaf=is_constant)
+
+
+class Other(eqx.Module):
+    """A solver for derivatives alone, with its state; see `Problem`."""
+
+    solver: lx.AbstractLinearSolver
+    state: PyTree[Any]
+    options: dict[str, Any]
+    first_order: str = eqx.field(static=True, default="")
 
 
 def _for_derivative(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:

@@ -26,6 +26,7 @@ from .._solver import (
     smallest_reciprocal_condition,
     Structured,
     SVD,
+    Unrolled,
     Woodbury,
 )
 
@@ -216,7 +217,7 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
 
 def traits_of(solver: lx.AbstractLinearSolver) -> Traits:
     """Those of its class; of one that is not in the table, what holds for any."""
-    if isinstance(solver, ShiftedSolver):
+    if isinstance(solver, ShiftedSolver | Unrolled):
         solver = solver.inner_solver
     return next((row for kind, row in _TRAITS if isinstance(solver, kind)), Traits())
 
@@ -234,11 +235,13 @@ def factorises(solver: lx.AbstractLinearSolver) -> bool:
     return isinstance(inner, AbstractFactorisation)
 
 
-def order_of(solver: lx.AbstractLinearSolver) -> Callable:
-    """What orders library calls of the map: also without `jax.vmap`, if it batches."""
+def order_of(*solvers: lx.AbstractLinearSolver) -> Callable:
+    """What orders library calls of the map: also without `jax.vmap`, if one batches."""
+    return after if any(map(_batches, solvers)) else after_in_batch
+
+
+def _batches(solver: lx.AbstractLinearSolver) -> bool:
     if isinstance(solver, Structured):
-        batches = solver.batches
-    else:
-        blocks = solver.blocks if isinstance(solver, QR | PivotedQR) else None
-        batches = blocks not in (None, 1)
-    return after if batches else after_in_batch
+        return solver.batches
+    blocks = solver.blocks if isinstance(solver, QR | PivotedQR) else None
+    return blocks not in (None, 1)

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Inexact, Real
 
 from .._base.axes import scan
+from .._base.checks import check_count
 from .._base.optional import import_late, import_optional
 from .._operator import SparseLinearOperator
 from .operator import (
     AbstractPreconditioner,
-    check_count,
     conj_arrays,
     sparse_entries,
     symmetry_tags,

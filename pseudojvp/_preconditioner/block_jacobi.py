@@ -5,12 +5,12 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
+from .._base.checks import check_count
 from .._operator import SparseLinearOperator
 from .._operator.sparse import untagged
 from .jacobi import inverse_entries
 from .operator import (
     AbstractPreconditioner,
-    check_count,
     conj_arrays,
     constant_square_operator,
     symmetry_tags,

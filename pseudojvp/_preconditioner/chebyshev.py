@@ -9,10 +9,10 @@ import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Real
 
 from .._base.axes import fori_loop, scan
+from .._base.checks import check_count
 from .._base.structure import Structure
 from .operator import (
     AbstractPreconditioner,
-    check_count,
     check_definite,
     constant_square_operator,
     symmetry_tags,

@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from .._base.axes import while_loop
+from .._base.checks import check_count
 from .._kernel.substitution import create_triangle_pattern, Substitution
 from .._operator import SparseLinearOperator
 from .fill_pattern import FillPattern, full_pattern, lower_pattern
-from .operator import AbstractPreconditioner, check_count, conj_arrays, sparse_entries
+from .operator import AbstractPreconditioner, conj_arrays, sparse_entries
 from .truncated_series import TruncatedSeries
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, PRNGKeyArray, Real
 
+from .._base.checks import check_count
 from .._base.structure import Structure
 from .operator import (
     AbstractPreconditioner,
-    check_count,
     check_definite,
     conj_arrays,
     constant_square_operator,

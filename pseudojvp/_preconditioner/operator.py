@@ -106,15 +106,6 @@ def sparse_entries(
     return operator, np.asarray(row), np.asarray(col), structure
 
 
-def check_count(value: Any, name: str, caller: str, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"`{caller}({name}=...)` got a {type(value).__name__}. Pass a Python integer."
-        )
-    if value < least:
-        raise ValueError(f"`{caller}({name}=...)` got {value}. It is at least {least}.")
-
-
 def check_definite(operator: lx.AbstractLinearOperator, caller: str) -> None:
     if not lx.is_positive_semidefinite(operator):
         raise ValueError(

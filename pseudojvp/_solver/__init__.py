@@ -13,6 +13,7 @@ from .factorisation import (
     Slogdet as Slogdet,
 )
 from .function import FunctionSolver as FunctionSolver, is_function as is_function
+from .krylov import unrolled_cg as unrolled_cg, unrolled_lanczos as unrolled_lanczos
 from .krylov.bicgstab import BiCGStab as BiCGStab
 from .krylov.cg import CG as CG
 from .krylov.flexible_cg import FlexibleCG as FlexibleCG
@@ -36,3 +37,4 @@ from .orthogonal.qr import QR as QR
 from .orthogonal.svd import SVD as SVD
 from .structured.solver import Structured as Structured
 from .transpose_pair import TransposePair as TransposePair
+from .unrolled import iteration_of as iteration_of, Unrolled as Unrolled

@@ -128,14 +128,14 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         self, state: NeumannState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS]:
         """A†A y by the closed form y − (I − scale P A)^(num_terms+1) y of N A y."""
-        if self._has_tolerance:
+        if self.has_tolerance:
             image = state.operator.mv(vector)
             projection, result, _ = self.compute(state, image, options)
             return projection, result
         power = fori_loop(
             0,
             self.num_terms + 1,
-            lambda _, y: self._error_mv(state, options, y),
+            lambda _, y: self.error_mv(state, options, y),
             vector,
         )
         finite = all_finite(power)
@@ -175,24 +175,24 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     def _scaled(self, tree: PyTree[Array]) -> PyTree[Array]:
         return jtu.tree_map(lambda leaf: jnp.asarray(self.scale, leaf.dtype) * leaf, tree)
 
-    def _precondition(self, state, options, vector):
+    def precondition(self, state, options, vector):
         preconditioner = self._preconditioner(state, options)
         if preconditioner is not None:
             vector = preconditioner.mv(vector)
         return self._scaled(vector)
 
-    def _error_mv(self, state, options, vector):
+    def error_mv(self, state, options, vector):
         """(I − scale P A) y."""
-        step = self._precondition(state, options, state.operator.mv(vector))
+        step = self.precondition(state, options, state.operator.mv(vector))
         return tree_sub(vector, step)
 
     @property
-    def _has_tolerance(self) -> bool:
+    def has_tolerance(self) -> bool:
         return self.rtol is not None or self.atol is not None
 
     def _run(self, state, vector, options, *, weighted: bool) -> _Sum:
-        first = self._precondition(state, options, vector)
-        first_norm = _two_norm(first)
+        first = self.precondition(state, options, vector)
+        first_norm = two_norm(first)
         growth_limit = first_norm / jnp.sqrt(jnp.finfo(first_norm.dtype).eps)
 
         def keep_going(sums):
@@ -200,7 +200,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
             return (sums.index < self.num_terms) & small & ~sums.met
 
         def advance(sums):
-            term = self._error_mv(state, options, sums.term)
+            term = self.error_mv(state, options, sums.term)
             index = sums.index + 1
             total = tree_add(sums.total, term)
             if sums.weighted is None:
@@ -211,7 +211,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
                     sums.weighted,
                     term,
                 )
-            norm = _two_norm(term)
+            norm = two_norm(term)
             met = self._met(total, term, norm / sums.norm)
             return _Sum(total, weighted_sum, term, norm, sums.first_norm, index, met)
 
@@ -227,7 +227,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         return while_loop(keep_going, advance, start)
 
     def _met(self, total, term, ratio) -> Bool[Array, ""]:
-        if not self._has_tolerance:
+        if not self.has_tolerance:
             return jnp.array(False)
         # t_k ρ / (1 − ρ) is the rest of a geometric series; at least the term itself.
         rest = jnp.where(ratio < 1, jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
@@ -243,10 +243,8 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
 
     def _result(self, final: _Sum) -> lx.RESULTS:
         results = lx.RESULTS
-        out = results.max_steps_reached if self._has_tolerance else results.successful
-        # A part of b outside the range of A leaves terms of constant norm.
-        rounding = jnp.sqrt(jnp.finfo(final.norm.dtype).eps)
-        grown = ~(final.norm <= final.first_norm * (1 + rounding))
+        out = results.max_steps_reached if self.has_tolerance else results.successful
+        grown = has_grown(final.norm, final.first_norm)
         out = results.where(grown, results.breakdown, out)
         return results.where(final.met, results.successful, out)
 
@@ -266,5 +264,12 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         return False
 
 
-def _two_norm(tree: PyTree[Array]) -> Real[Array, ""]:
+def has_grown(norm: Real[Array, ""], first_norm: Real[Array, ""]) -> Bool[Array, ""]:
+    """Whether a term is larger than the first, or not finite."""
+    # A part of b outside the range of A leaves terms of constant norm.
+    rounding = jnp.sqrt(jnp.finfo(norm.dtype).eps)
+    return ~(norm <= first_norm * (1 + rounding))
+
+
+def two_norm(tree: PyTree[Array]) -> Real[Array, ""]:
     return jnp.sqrt(promoting(lxi.sum_squares)(tree))

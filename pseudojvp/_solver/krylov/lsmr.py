@@ -28,7 +28,7 @@ from .iteration import (
 )
 
 
-class _Preconditioned(NamedTuple):
+class Preconditioned(NamedTuple):
     """A, and L A R with one of L and R the preconditioner, the other the identity."""
 
     mv: Any
@@ -39,7 +39,7 @@ class _Preconditioned(NamedTuple):
     right_adjoint: Any
 
 
-class _Bidiagonal(eqx.Module):
+class Bidiagonal(eqx.Module):
     """The last vectors of the bidiagonalisation of L A R."""
 
     u: Inexact[Array, " rows"]
@@ -47,7 +47,7 @@ class _Bidiagonal(eqx.Module):
     alpha: Real[Array, ""]
 
 
-class _Rotated(eqx.Module):
+class Rotated(eqx.Module):
     """What the two QR factorisations of the bidiagonal matrix hand on."""
 
     h: Inexact[Array, " cols"]
@@ -61,7 +61,7 @@ class _Rotated(eqx.Module):
     zeta_bar: Real[Array, ""]  # |(L A R)^H L r|
 
 
-class _Residual(eqx.Module):
+class Residual(eqx.Module):
     """What the norm of the residual is computed from (Fong & Saunders, section 5.1)."""
 
     beta_hat: Real[Array, ""]
@@ -86,9 +86,9 @@ class _Iterate(eqx.Module):
     change: Inexact[Array, " cols"]  # z: the solution is x + R z
     ratio: Real[Array, ""]  # |r| / |L r|
     size: Real[Array, ""]  # a lower bound of the norm of L A R
-    bidiagonal: _Bidiagonal
-    rotated: _Rotated
-    residual: _Residual
+    bidiagonal: Bidiagonal
+    rotated: Rotated
+    residual: Residual
     condition: _Condition | None  # if there is a limit
     cycle: Cycle
 
@@ -191,6 +191,26 @@ class LSMR(AbstractKrylovSolver):
         self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         operator = state.operator
+        system, maps = self.prepared(state, vector, options)
+        square_or_wide = operator.in_size() >= operator.out_size()
+        solvable = self.well_posed and square_or_wide
+        final, result, stats = run(
+            self,
+            system,
+            lambda iterate: self._advance(system, maps, solvable, iterate),
+            self._start(system),
+        )
+        if final.condition is not None:
+            results = lx.RESULTS
+            above = (result == results.stagnation) & final.condition.above(self.conlim)
+            result = results.where(above, results.conlim, result)
+        return system.solution(final.solution), result, stats
+
+    def prepared(
+        self, state: KrylovState, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[System, Preconditioned]:
+        """The system on flat vectors, and its products."""
+        operator = state.operator
         system = flat_system(self, state, vector, options)
         wide = operator.in_size() > operator.out_size()
         shorter = operator.out_structure() if wide else operator.in_structure()
@@ -210,25 +230,12 @@ class LSMR(AbstractKrylovSolver):
             system.mapped(preconditioner, adjoint=True),
         )
         nothing = system.mapped(None), system.mapped(None)
-        maps = _Preconditioned(
+        return system, Preconditioned(
             system.mv,
             system.adjoint_mv,
             *(maps if wide else nothing),
             *(nothing if wide else maps),
         )
-        square_or_wide = operator.in_size() >= operator.out_size()
-        solvable = self.well_posed and square_or_wide
-        final, result, stats = run(
-            self,
-            system,
-            lambda iterate: self._advance(system, maps, solvable, iterate),
-            self._start(system),
-        )
-        if final.condition is not None:
-            results = lx.RESULTS
-            above = (result == results.stagnation) & final.condition.above(self.conlim)
-            result = results.where(above, results.conlim, result)
-        return system.solution(final.solution), result, stats
 
     def _start(self, system: System) -> _Iterate:
         rows, cols = jnp.zeros_like(system.vector), jnp.zeros_like(system.guess)
@@ -241,9 +248,9 @@ class LSMR(AbstractKrylovSolver):
             change=cols,
             ratio=zero,
             size=zero,
-            bidiagonal=_Bidiagonal(rows, cols, zero),
-            rotated=_unrotated(cols, zero, zero),
-            residual=_unrotated_residual(zero),
+            bidiagonal=Bidiagonal(rows, cols, zero),
+            rotated=unrotated(cols, zero, zero),
+            residual=unrotated_residual(zero),
             condition=condition,
             cycle=system.start(),
         )
@@ -262,7 +269,7 @@ class LSMR(AbstractKrylovSolver):
         v = maps.right_adjoint(maps.adjoint_mv(maps.left_adjoint(u)))
         v = v - tree_scale(jnp.where(cycle.due, 0, beta), bidiagonal.v)
         alpha = length(v, system.spread.domain)
-        bidiagonal = _Bidiagonal(u, over(alpha, v), alpha)
+        bidiagonal = Bidiagonal(u, over(alpha, v), alpha)
         old = iterate.bidiagonal
         # Asked for by a check alone: one branch for a whole batch.
         norms = cond(
@@ -313,24 +320,20 @@ class LSMR(AbstractKrylovSolver):
             ratio=divide(norm, beta),
             size=size,
             bidiagonal=bidiagonal,
-            rotated=_unrotated(bidiagonal.v, alpha, alpha * beta),
-            residual=_unrotated_residual(beta),
+            rotated=unrotated(bidiagonal.v, alpha, alpha * beta),
+            residual=unrotated_residual(beta),
             condition=iterate.condition,
             cycle=cycle,
         )
 
     def _stepped(self, system, solvable, iterate, old, bidiagonal, beta):
         size = jnp.maximum(iterate.size, jnp.sqrt(old.alpha**2 + beta**2))
-        rotated, residual = _rotate(iterate.rotated, iterate.residual, bidiagonal, beta)
+        rotated, residual = rotate(iterate.rotated, iterate.residual, bidiagonal, beta)
         limit = 10 * system.eps * size
         moves = (rotated.rho > limit) & (rotated.rho_bar > limit)
         step_size = divide(divide(rotated.zeta, rotated.rho), rotated.rho_bar)
         change = iterate.change + tree_scale(step_size, rotated.h_bar)
-        in_range = (
-            divide(rotated.zeta, residual.rho_dot)
-            - divide(residual.theta, residual.rho_dot) * residual.tau
-        )
-        norm = jnp.sqrt((residual.beta_dot - in_range) ** 2 + residual.beta_hat**2)
+        norm = jnp.sqrt(residual_square(rotated, residual))
         gradient = jnp.abs(rotated.zeta_bar)
         relative = limit if solvable else jnp.maximum(limit, system.rtol * size)
         estimate = norm * iterate.ratio
@@ -366,18 +369,27 @@ class LSMR(AbstractKrylovSolver):
         return self.well_posed
 
 
-def _unrotated(v, alpha, zeta_bar) -> _Rotated:
+def unrotated(v, alpha, zeta_bar) -> Rotated:
     zero = jnp.zeros_like(alpha)
     one = zero + 1
-    return _Rotated(v, jnp.zeros_like(v), alpha, one, one, one, zero, zero, zeta_bar)
+    return Rotated(v, jnp.zeros_like(v), alpha, one, one, one, zero, zero, zeta_bar)
 
 
-def _unrotated_residual(beta) -> _Residual:
+def unrotated_residual(beta) -> Residual:
     zero = jnp.zeros_like(beta)
-    return _Residual(beta, zero, zero + 1, zero, zero)
+    return Residual(beta, zero, zero + 1, zero, zero)
 
 
-def _rotate(old: _Rotated, residual: _Residual, bidiagonal: _Bidiagonal, beta):
+def residual_square(rotated: Rotated, residual: Residual) -> Real[Array, ""]:
+    """|L r|^2, as far as the recurrence tells."""
+    in_range = (
+        divide(rotated.zeta, residual.rho_dot)
+        - divide(residual.theta, residual.rho_dot) * residual.tau
+    )
+    return (residual.beta_dot - in_range) ** 2 + residual.beta_hat**2
+
+
+def rotate(old: Rotated, residual: Residual, bidiagonal: Bidiagonal, beta):
     """One more column of the bidiagonal matrix, (α, β) of which is new."""
     c, s, rho = rotation(old.alpha_bar, beta)
     theta = s * bidiagonal.alpha
@@ -386,7 +398,7 @@ def _rotate(old: _Rotated, residual: _Residual, bidiagonal: _Bidiagonal, beta):
     zeta = c_bar * old.zeta_bar
     back = divide(theta_bar, old.rho) * divide(rho, old.rho_bar)
     h_bar = old.h - tree_scale(back, old.h_bar)
-    rotated = _Rotated(
+    rotated = Rotated(
         h=bidiagonal.v - tree_scale(divide(theta, rho), old.h),
         h_bar=h_bar,
         alpha_bar=c * bidiagonal.alpha,
@@ -399,7 +411,7 @@ def _rotate(old: _Rotated, residual: _Residual, bidiagonal: _Bidiagonal, beta):
     )
     beta_hat = c * residual.beta_hat
     c_tilde, s_tilde, rho_tilde = rotation(residual.rho_dot, theta_bar)
-    residual = _Residual(
+    residual = Residual(
         beta_hat=-s * residual.beta_hat,
         beta_dot=c_tilde * beta_hat - s_tilde * residual.beta_dot,
         rho_dot=c_tilde * rho_bar,

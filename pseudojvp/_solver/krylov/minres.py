@@ -13,7 +13,7 @@ from ..._base.structure import Structure
 from ..._base.tree import tree_scale, tree_where
 from ..._operator.adjoint import is_complex, is_hermitian
 from ..._operator.tags import advice
-from ..options import resolve_preconditioner
+from .cg import definite_preconditioner
 from .iteration import (
     AbstractKrylovSolver,
     Cycle,
@@ -48,7 +48,7 @@ class Lanczos(eqx.Module):
     beta: Real[Array, ""]
 
 
-class _Rotated(eqx.Module):
+class Rotated(eqx.Module):
     """The QR factorisation of the tridiagonal matrix, as far as the next column needs."""
 
     c: Real[Array, ""]
@@ -89,7 +89,7 @@ class Iterate(eqx.Module):
     size: Real[Array, ""]  # the largest |A v| so far: a lower bound of the norm of A
     null: _Null | None  # if A may be singular
     lanczos: Lanczos
-    rotated: _Rotated
+    rotated: Rotated
     tridiagonal: Tridiagonal | None  # if it is kept
     cycle: Cycle
 
@@ -193,17 +193,8 @@ class MINRES(AbstractKrylovSolver):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         system = flat_system(self, state, vector, options)
         structure = Structure.of(state.operator.in_structure())
-        preconditioner = resolve_preconditioner(
-            self, self.preconditioner, options, structure, structure
-        )
-        if preconditioner is not None and not lx.is_positive_semidefinite(preconditioner):
-            raise ValueError(
-                "The preconditioner must be positive definite: tag the preconditioner "
-                "of `MINRES` with `lineax.positive_semidefinite_tag`."
-                + advice(preconditioner, "lineax.positive_semidefinite_tag")
-            )
-        if not self.well_posed and (preconditioner is not None or "y0" in options):
-            raise ValueError(_not_well_posed_message)
+        preconditioner = definite_preconditioner(self, options, structure)
+        self.check_aids(preconditioner, options)
         precondition = None
         if preconditioner is not None:
             precondition = system.mapped(preconditioner)
@@ -218,6 +209,10 @@ class MINRES(AbstractKrylovSolver):
             stats["lanczos"] = final.tridiagonal.stats(scale)
         return system.solution(final.solution), result, stats
 
+    def check_aids(self, preconditioner: Any, options: dict[str, Any]) -> None:
+        if not self.well_posed and (preconditioner is not None or "y0" in options):
+            raise ValueError(_not_well_posed_message)
+
     def start(self, system: System, size: float) -> Iterate:
         zeros, zero = jnp.zeros_like(system.guess), jnp.zeros_like(system.norm)
         return Iterate(
@@ -226,7 +221,7 @@ class MINRES(AbstractKrylovSolver):
             size=zero + size,
             null=None if self.well_posed else _Null.start(zeros, zero),
             lanczos=Lanczos(zeros, zeros, zeros, zero),
-            rotated=_unrotated(zeros, zero),
+            rotated=unrotated(zeros, zero),
             tridiagonal=(
                 Tridiagonal.start(system.max_steps, zero) if self.lanczos else None
             ),
@@ -293,14 +288,14 @@ class MINRES(AbstractKrylovSolver):
             size=iterate.size,
             null=null,
             lanczos=Lanczos(jnp.zeros_like(q), q, v, jnp.zeros_like(beta)),
-            rotated=_unrotated(q, beta),
+            rotated=unrotated(q, beta),
             tridiagonal=None,
             cycle=cycle,
         )
 
     def stepped(self, system: System, iterate, q, v, alpha, beta) -> Iterate:
         cycle, lanczos, x = iterate.cycle, iterate.lanczos, iterate.solution
-        rotated, step_size, root, gamma = _rotate(iterate.rotated, lanczos, alpha, beta)
+        rotated, step_size, root, gamma = rotate(iterate.rotated, lanczos, alpha, beta)
         size = jnp.sqrt(lanczos.beta**2 + alpha**2 + beta**2)
         size = jnp.maximum(iterate.size, size)
         rounding = 10 * system.eps * size
@@ -404,12 +399,12 @@ def _next(iterate: Iterate, null: _Null, alpha, beta, gamma) -> _Null:
     )
 
 
-def _unrotated(q, phi_bar) -> _Rotated:
+def unrotated(q, phi_bar) -> Rotated:
     zeros, zero = jnp.zeros_like(q), jnp.zeros_like(phi_bar)
-    return _Rotated(zero - 1, zero, zero, zero, phi_bar, zeros, zeros)
+    return Rotated(zero - 1, zero, zero, zero, phi_bar, zeros, zeros)
 
 
-def _rotate(rotated: _Rotated, lanczos: Lanczos, alpha, beta):
+def rotate(rotated: Rotated, lanczos: Lanczos, alpha, beta):
     """One more column (β_k, α, β): the step along w, |A r| / |r| before, and γ."""
     c, s = rotated.c, rotated.s
     delta = c * rotated.d_bar + s * alpha
@@ -418,5 +413,5 @@ def _rotate(rotated: _Rotated, lanczos: Lanczos, alpha, beta):
     c, s_next, gamma = rotation(g_bar, beta)
     w = lanczos.v - tree_scale(rotated.epsilon, rotated.w_previous)
     w = over(gamma, w - tree_scale(delta, rotated.w))
-    out = _Rotated(c, s_next, d_bar, s * beta, s_next * rotated.phi_bar, w, rotated.w)
+    out = Rotated(c, s_next, d_bar, s * beta, s_next * rotated.phi_bar, w, rotated.w)
     return out, c * rotated.phi_bar, jnp.sqrt(g_bar**2 + d_bar**2), gamma

@@ -1,0 +1,215 @@
+"""How a solve is differentiated: what an `adjoint=` makes of the problem."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import lineax as lx
+
+from .._base.checks import check_count, check_solver
+from .._base.tree import stop_gradient
+from .._operator.over_reals import aids_over_reals
+from .._solver import Unrolled
+from .._solver.counterpart import counterpart
+from .._solver.unrolled import hung
+from .guard import Guard
+from .rows import apply_saddle_point, Blocks, nondifferentiable, Other, Problem
+
+
+class AbstractAdjoint(eqx.Module):
+    """How a solve is differentiated; the `adjoint=` of [`pseudojvp.linear_solve`][].
+
+    One of [`pseudojvp.ImplicitAdjoint`][], [`pseudojvp.UnrolledAdjoint`][],
+    [`pseudojvp.TruncatedAdjoint`][] and [`pseudojvp.StochasticAdjoint`][].
+    """
+
+    # Whether the solver itself is differentiated, and not the equation it solves.
+    unrolls: ClassVar[bool] = False
+
+    @property
+    def has_other(self) -> bool:
+        """Whether derivatives are another solver's."""
+        return True
+
+    @abc.abstractmethod
+    def of_primal(self, solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
+        """The solver of the primal."""
+
+    @abc.abstractmethod
+    def other(
+        self, problem: Problem, constant: lx.AbstractLinearOperator, mixed: bool
+    ) -> Other | None:
+        """The solver of derivatives, if it is another.
+
+        `constant` is the operator of `problem` without tangents, and `mixed` whether it
+        is one over the reals.
+        """
+
+
+class ImplicitAdjoint(AbstractAdjoint):
+    """Differentiates the solution, x = A†b, whatever solver computed it.
+
+        ẋ = A†(ḃ − Ȧ x) + …
+
+    The default. Tangents and cotangents come from further solves with the same solver and
+    factors, or with another one. A solver that stops at a tolerance gives the derivative
+    to that tolerance. A solver that is truncated (`CG(rtol=0, atol=0, max_steps=5)`) has
+    a derivative that is neither the exact one nor that of its iteration: x₅ stands for
+    A†b, and five steps with the right-hand side of the tangent for A† there. For the
+    derivative of the iteration see [`pseudojvp.UnrolledAdjoint`][].
+
+    **Arguments:**
+
+    - `solver`: for tangents and cotangents of every order; any solver that
+        [`pseudojvp.linear_solve`][] takes, of A as the primal solver takes it. Its `atol`
+        and `norm` are not used: a cotangent has units of its own. Defaults to `None`,
+        that of the primal, whose factors are used again.
+    - `options`: those of `solver`, such as `{"preconditioner": P}`, without a first
+        guess. Defaults to `None`, none.
+
+    **Derivatives:** forward and reverse, of every order; to the accuracy of `solver`. One
+    application of it for a JVP and one for a VJP where A has full rank, up to three
+    otherwise. What `solver` sets up (factors) is set up once, with the primal, and used
+    by all derivatives. With another solver the rank of A is taken for full where the
+    primal solver takes it so. `stats` have no derivative: in reverse mode an error.
+
+    **Raises:** `TypeError` for a solver that is none; `ValueError` for `options` without
+    a solver, for a first guess, and for a solver that enters a wide A from the other side
+    than the primal (`QR()` beside `PivotedQR()`).
+
+    **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3; `docs/
+    adjoints.md`.
+    """
+
+    solver: lx.AbstractLinearSolver | None = None
+    options: dict[str, Any] | None = None
+
+    @property
+    def has_other(self) -> bool:
+        return self.solver is not None
+
+    def __check_init__(self):
+        if self.solver is not None:
+            check_solver(self.solver, "ImplicitAdjoint")
+        elif self.options:
+            raise ValueError(
+                f"`ImplicitAdjoint(options=...)` got {sorted(self.options)} without a "
+                "solver. Pass the solver that takes them, `ImplicitAdjoint(solver, "
+                "options)`; those of the primal solver are used without."
+            )
+        if "y0" in (self.options or {}):
+            raise ValueError(
+                "`ImplicitAdjoint(options=...)` got a first guess `y0`. Tangents and "
+                "cotangents have right-hand sides of their own, and start at zero. For "
+                "adjoint solves that start at earlier ones use `warm_solve`."
+            )
+
+    def of_primal(self, solver):
+        return solver
+
+    def other(self, problem, constant, mixed):
+        if self.solver is None:
+            return None
+        solver, options = counterpart(self.solver), self.options or {}
+        if mixed:
+            solver, options = aids_over_reals(solver, options)
+        return other_of(problem, constant, solver, options, "")
+
+
+class UnrolledAdjoint(AbstractAdjoint):
+    """Differentiates the iteration: x is the iterate after the steps that are taken.
+
+    For a truncated iteration that is a layer or an algorithm of its own: its gradient is
+    right at every number of steps, and what enters the iteration has one too: A, b, the
+    preconditioner, the first guess `y0`, `scale` of [`pseudojvp.Neumann`][], what a
+    function as a preconditioner of [`pseudojvp.FlexibleCG`][] closes over, and any
+    number of a solver that learns. `stats["residual_norms"]` have their derivative as
+    well (with `history=True` of the solver).
+
+    Solvers: [`pseudojvp.CG`][], [`pseudojvp.MINRES`][], [`pseudojvp.LSMR`][] and
+    [`pseudojvp.FlexibleCG`][] with a fixed number of steps (`rtol=0, atol=0,
+    max_steps=...`), [`pseudojvp.Neumann`][] without tolerance. Each runs as its
+    recurrence alone, without the checks of b − A x in between, and without the last step
+    of `MINRES()`, which drops what is in the null space of a singular A. No more steps
+    are taken where the residual is no larger than its rounding, so that the derivative
+    is that of the steps before. Iterations but Neumann's are not differentiable at a
+    residual that is zero from the start (b = 0): there the derivative is NaN.
+
+    **Arguments:**
+
+    - `checkpoints`: how many times in the run the iterate is stored for the reverse pass,
+        at least one; the steps between two are taken again there. Memory for
+        `checkpoints` iterates and for all of `max_steps / checkpoints` steps (about √N is
+        best), for one more run in time. Defaults to `None`: all of each step is stored,
+        some ten vectors.
+
+    **Derivatives:** forward and reverse, of every order, under `jax.vmap` and `jax.jit`.
+    A reverse pass takes a product with Aᴴ a step, and memory proportional to the number
+    of steps.
+
+    **Raises:** `ValueError` at trace time for a solver that has no steps (`LU`, `QR`, …),
+    one with a tolerance, `progress` or `lanczos`, `CG(well_posed=False)`, for a `state`
+    that is given, for `checkpoints` below one.
+
+    **Sources:** Griewank & Walther, *Evaluating Derivatives*, 2nd ed. (2008), chapters 3
+    and 12, for the reverse pass and its checkpoints, here at one level; Christianson,
+    *Reverse accumulation and attractive fixed points*, Optim. Methods Softw. 3 (1994),
+    for what becomes of it as the steps increase.
+    """
+
+    checkpoints: int | None = eqx.field(static=True, default=None)
+    unrolls: ClassVar[bool] = True
+
+    def __check_init__(self):
+        if self.checkpoints is not None:
+            check_count(self.checkpoints, "checkpoints", "UnrolledAdjoint")
+
+    def of_primal(self, solver):
+        return Unrolled(solver, self.checkpoints)
+
+    def other(self, problem, constant, mixed):
+        return None
+
+
+def other_of(
+    problem: Problem,
+    constant: lx.AbstractLinearOperator,
+    solver: lx.AbstractLinearSolver,
+    options: dict[str, Any],
+    first_order: str,
+) -> Other:
+    """`solver` with its state, a constant, or an error if it cannot take `problem`."""
+    state = stop_gradient(solver.init(constant, options))
+    options = stop_gradient(options)
+    told = Problem.create(problem.operator, state, options, solver)
+    if told.from_adjoint != problem.from_adjoint:
+        shape = problem.operator.out_size(), problem.operator.in_size()
+        raise ValueError(
+            f"`ImplicitAdjoint(solver=...)` got `{type(solver).__name__}` beside "
+            f"`{type(problem.solver).__name__}` and an operator of shape {shape}, which "
+            "one of the two takes to have full rank, and the other not. Pass two solvers "
+            "for the same rank."
+        )
+    return Other(nondifferentiable(told.solver), told.state, options, first_order)
+
+
+def unrolled(
+    problem: Problem, rhs: Blocks, wanted: Blocks, guard: Guard
+) -> tuple[Blocks, lx.RESULTS, dict[str, Any]]:
+    """The map by the steps of the solver, whose derivatives are JAX's own."""
+    out, result, stats = apply_saddle_point(problem, rhs, wanted)
+    out, result, stats = guard.judge(problem, rhs, out, result, stats)
+    successful = jax.lax.stop_gradient(result == lx.RESULTS.successful)
+    solver, options = problem.solver, problem.options
+    out = hung(out, successful, problem.operator, rhs, solver, options)
+    return out, result, stats
+
+
+def check_adjoint(adjoint: Any, caller: str) -> None:
+    if not isinstance(adjoint, AbstractAdjoint):
+        raise TypeError(
+            f"`{caller}(adjoint=...)` got {adjoint!r}. Pass `ImplicitAdjoint()`, "
+            "`UnrolledAdjoint()`, `TruncatedAdjoint(num_terms)` or "
+            "`StochasticAdjoint(key)` of this library."
+        )

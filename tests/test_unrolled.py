@@ -1,0 +1,315 @@
+"""`UnrolledAdjoint`: against loops written by hand, and minima over Krylov spaces."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import pseudojvp as pj
+
+
+STEPS = 5
+POSITIVE = lx.positive_semidefinite_tag
+
+
+def hermitian(matrix):
+    return (matrix + matrix.conj().T) / 2
+
+
+def positive(size, rng, dtype=float, condition=100.0):
+    """A matrix with that condition number."""
+    matrix = rng.standard_normal((size, size))
+    if dtype is complex:
+        matrix = matrix + 1j * rng.standard_normal((size, size))
+    vectors, _ = np.linalg.qr(matrix)
+    values = np.geomspace(1, condition, size)
+    return jnp.asarray((vectors * values) @ vectors.conj().T)
+
+
+def vector(size, rng, dtype=float):
+    real = rng.standard_normal(size)
+    if dtype is complex:
+        real = real + 1j * rng.standard_normal(size)
+    return jnp.asarray(real)
+
+
+def cg_by_hand(A, b, P, y0, steps=STEPS):
+    """Hestenes and Stiefel, with the preconditioner as a matrix."""
+    inner = lambda u, v: jnp.vdot(u, v).real
+    x, r = y0, b - A @ y0
+    z = P @ r
+    p, norms = z, []
+    for _ in range(steps):
+        image = A @ p
+        step = (inner(r, z) / inner(p, image)).astype(r.dtype)
+        x, new = x + step * p, r - step * image
+        z_new = P @ new
+        p = z_new + (inner(new, z_new) / inner(r, z)).astype(r.dtype) * p
+        r, z = new, z_new
+        norms.append(jnp.sqrt(inner(r, r)))
+    return x, jnp.stack(norms)
+
+
+def minimum_over(basis, A, r, metric):
+    """x in the span of the basis with the least ‖metric (r − A x)‖."""
+    images = metric @ A @ basis
+    gram = images.conj().T @ images
+    return basis @ jnp.linalg.solve(gram, images.conj().T @ (metric @ r))
+
+
+def krylov(matrix, start, steps=STEPS):
+    """An orthonormal basis, by Gram-Schmidt twice."""
+    columns = []
+    w = start
+    for _ in range(steps):
+        for _ in range(2):
+            for v in columns:
+                w = w - jnp.vdot(v, w) * v
+        columns.append(w / jnp.sqrt(jnp.vdot(w, w).real).astype(w.dtype))
+        w = matrix @ columns[-1]
+    return jnp.stack(columns, axis=1)
+
+
+def minres_by_hand(A, b, P, y0):
+    r = b - A @ y0
+    basis = krylov(P @ A, P @ r)
+    root = jnp.linalg.cholesky(P).conj().T
+    return y0 + minimum_over(basis, A, r, root)
+
+
+def lsmr_by_hand(A, b, P, y0):
+    """With P on the right: |(A P)ᴴ r| over a space of (A P)ᴴ A P."""
+    r = b - A @ y0
+    B = A @ P
+    basis = krylov(B.conj().T @ B, B.conj().T @ r)
+    return y0 + P @ minimum_over(basis, B, r, B.conj().T)
+
+
+def neumann_by_hand(A, b, P, scale):
+    term = scale * (P @ b)
+    x = term
+    for _ in range(STEPS):
+        term = term - scale * (P @ (A @ term))
+        x = x + term
+    return x
+
+
+def scalar(value):
+    """A real function of all entries."""
+    weights = jnp.cos(jnp.arange(value.size)).astype(value.dtype)
+    return jnp.vdot(weights, value).real + jnp.sum(jnp.abs(value) ** 3)
+
+
+def gradients(function, *args):
+    return jax.grad(lambda *args: scalar(function(*args)), range(len(args)))(*args)
+
+
+def assert_close(given, expected, rtol=1e-10):
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * np.abs(other).max())
+
+
+def solve(A, b, solver, adjoint=None, tags=POSITIVE, **options):
+    adjoint = pj.UnrolledAdjoint() if adjoint is None else adjoint
+    operator = lx.MatrixLinearOperator(A, tags)
+    return pj.linear_solve(
+        operator, b, solver, options=options, adjoint=adjoint, throw=False
+    )
+
+
+def tagged(P):
+    return lx.MatrixLinearOperator(P, POSITIVE)
+
+
+def problem(dtype, size=12):
+    rng = np.random.default_rng(3)
+    A = positive(size, rng, dtype)
+    P = positive(size, rng, dtype, condition=3.0)
+    return A, vector(size, rng, dtype), P, vector(size, rng, dtype)
+
+
+STEPPED = {"rtol": 0, "atol": 0, "max_steps": STEPS}
+
+
+@pytest.mark.default("CG-complex")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("dtype", [float, complex], ids=["float", "complex"])
+@pytest.mark.parametrize("kind", [pj.CG, pj.FlexibleCG], ids=["CG", "FlexibleCG"])
+def test_gradient_of_conjugate_gradients_is_that_of_the_loop(kind, dtype):
+    solver = kind(**STEPPED, history=True)
+
+    def ours(A, b, P, y0):
+        P = tagged(hermitian(P))
+        solution = solve(hermitian(A), b, solver, preconditioner=P, y0=y0)
+        norms = solution.stats["residual_norms"]
+        return jnp.concatenate([solution.value, norms.astype(b.dtype)])
+
+    def by_hand(A, b, P, y0):
+        x, norms = cg_by_hand(hermitian(A), b, hermitian(P), y0)
+        return jnp.concatenate([x, norms.astype(b.dtype)])
+
+    args = problem(dtype)
+    compare = jax.jit(lambda *args: (gradients(ours, *args), gradients(by_hand, *args)))
+    assert_close(*compare(*args))
+
+
+@pytest.mark.default("MINRES-float")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("dtype", [float, complex], ids=["float", "complex"])
+@pytest.mark.parametrize(
+    ("kind", "by_hand"),
+    [(pj.MINRES, minres_by_hand), (pj.LSMR, lsmr_by_hand)],
+    ids=["MINRES", "LSMR"],
+)
+def test_gradient_is_that_of_the_minimum_over_a_krylov_space(kind, by_hand, dtype):
+    solver = kind(**STEPPED, well_posed=True)
+    tags = pj.hermitian_tag if kind is pj.MINRES else ()
+
+    def ours(A, b, P, y0):
+        A = hermitian(A) - 5 * jnp.eye(len(b), dtype=b.dtype)
+        P = tagged(hermitian(P))
+        return solve(A, b, solver, tags=tags, preconditioner=P, y0=y0).value
+
+    def truth(A, b, P, y0):
+        A = hermitian(A) - 5 * jnp.eye(len(b), dtype=b.dtype)
+        return by_hand(A, b, hermitian(P), y0)
+
+    args = problem(dtype)
+    compare = jax.jit(lambda *args: (gradients(ours, *args), gradients(truth, *args)))
+    assert_close(*compare(*args))
+
+
+def test_gradient_of_a_neumann_series_has_that_of_its_scale():
+    def ours(A, b, P, scale):
+        solver = pj.Neumann(STEPS, scale, lx.MatrixLinearOperator(P))
+        return solve(A, b, solver, tags=()).value
+
+    A, b, P, _ = problem(float)
+    args = A, b, P, jnp.array(0.004)
+    assert_close(gradients(ours, *args), gradients(neumann_by_hand, *args))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pj.MINRES, pj.LSMR], ids=["MINRES", "LSMR"])
+def test_norms_of_the_residual_are_differentiated(kind):
+    solver = kind(**STEPPED, history=True)
+
+    def ours(A, b):
+        A = hermitian(A)
+        return solve(A, b, solver, tags=lx.symmetric_tag).stats["residual_norms"]
+
+    def truth(A, b):
+        A = hermitian(A)
+        norms = []
+        for steps in range(1, STEPS + 1):
+            if kind is pj.MINRES:
+                x = minimum_over(krylov(A, b, steps), A, b, jnp.eye(len(b)))
+            else:
+                x = minimum_over(krylov(A @ A, A @ b, steps), A, b, A)
+            norms.append(jnp.linalg.norm(b - A @ x))
+        return jnp.stack(norms)
+
+    A, b, *_ = problem(float)
+    assert_close(ours(A, b), truth(A, b))
+    assert_close(gradients(ours, A, b), gradients(truth, A, b))
+
+
+@pytest.mark.default("2")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("checkpoints", [1, 2, 3])
+def test_checkpoints_change_no_gradient(checkpoints):
+    A, b, *_ = problem(float)
+    solver = pj.CG(**STEPPED)
+
+    def ours(adjoint):
+        return lambda A, b: solve(hermitian(A), b, solver, adjoint).value
+
+    compare = jax.jit(
+        lambda A, b: (
+            gradients(ours(pj.UnrolledAdjoint(checkpoints)), A, b),
+            gradients(ours(pj.UnrolledAdjoint()), A, b),
+        )
+    )
+    assert_close(*compare(A, b), rtol=1e-13)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", [None, 2])
+def test_second_derivatives_are_those_of_the_loop(checkpoints):
+    A, b, P, y0 = problem(float, size=7)
+    adjoint = pj.UnrolledAdjoint(checkpoints)
+    steps = 3
+    solver = pj.CG(rtol=0, atol=0, max_steps=steps)
+    direction = jnp.sin(jnp.arange(49.0)).reshape(7, 7)
+
+    def ours(A):
+        P_ = tagged(P)
+        x = solve(hermitian(A), b, solver, adjoint, preconditioner=P_, y0=y0).value
+        return scalar(x)
+
+    def by_hand(A):
+        return scalar(cg_by_hand(hermitian(A), b, P, y0, steps)[0])
+
+    def both(function):
+        forward_over_reverse = jax.jvp(jax.grad(function), (A,), (direction,))[1]
+        along = lambda A: jnp.vdot(jax.grad(function)(A), direction)
+        return forward_over_reverse, jax.grad(along)(A)
+
+    assert_close(jax.jit(lambda: both(ours))(), jax.jit(lambda: both(by_hand))())
+
+
+@pytest.mark.slow
+def test_gradients_of_a_batch_are_those_of_its_members():
+    A, b, *_ = problem(float)
+    solver = pj.CG(**STEPPED)
+    batch = jnp.stack([b, jnp.zeros_like(b), A[0]])
+    ours = lambda A, b: gradients(lambda A, b: solve(hermitian(A), b, solver).value, A, b)
+    by_batch = jax.jit(jax.vmap(ours, (None, 0)))(A, batch)
+    one = jax.jit(ours)
+    for index in (0, 2):
+        member = jax.tree.map(lambda leaf: leaf[index], by_batch)  # noqa: B023
+        assert_close(member, one(A, batch[index]), rtol=1e-12)
+    assert np.isnan(by_batch[1][1]).all()  # not smooth at b = 0
+
+
+def test_unrolled_steps_end_where_the_residual_is_rounding():
+    """In the first three unit vectors: the loop written by hand would divide by zero."""
+    A = jnp.diag(jnp.arange(1.0, 9))
+    b = jnp.zeros(8).at[:3].set(1.0)
+    solver = pj.CG(rtol=0, atol=0, max_steps=20)
+    value, gradient = jax.value_and_grad(lambda b: jnp.sum(solve(A, b, solver).value))(b)
+    np.testing.assert_allclose(value, 1 + 1 / 2 + 1 / 3, rtol=1e-12)
+    np.testing.assert_allclose(gradient[:3], [1, 1 / 2, 1 / 3], rtol=1e-8)
+
+
+@pytest.mark.default("CG")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("kind", [pj.CG, pj.FlexibleCG], ids=["CG", "FlexibleCG"])
+def test_an_indefinite_matrix_is_told_and_its_derivative_is_nan(kind):
+    A = jnp.diag(jnp.array([1.0, -2.0, 3.0, 4.0]))
+    solver = kind(rtol=0, atol=0, max_steps=3)
+
+    def ours(b):
+        solution = solve(A, b, solver)
+        return jnp.sum(solution.value), solution.result == lx.RESULTS.breakdown
+
+    gradient, broke = jax.grad(ours, has_aux=True)(jnp.array([0.1, 2.0, 0.3, 0.1]))
+    assert broke
+    assert np.isnan(gradient).all()
+
+
+@pytest.mark.slow
+def test_a_function_as_preconditioner_has_the_gradient_of_what_it_closes_over():
+    A, b, *_ = problem(float)
+    solver = pj.FlexibleCG(**STEPPED)
+
+    def ours(weights):
+        P = lambda r: weights * r
+        return solve(A, b, solver, preconditioner=P).value
+
+    def by_hand(weights):
+        return cg_by_hand(A, b, jnp.diag(weights), jnp.zeros_like(b))[0]
+
+    weights = 1 + 0.1 * jnp.cos(jnp.arange(12.0))
+    assert_close(gradients(ours, weights), gradients(by_hand, weights))
