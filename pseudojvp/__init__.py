@@ -26,6 +26,7 @@ from ._map.adjoints import (
 )
 from ._map.factorised import Factorised as Factorised
 from ._map.primitive import linear_solve_p as linear_solve_p
+from ._map.stochastic import StochasticAdjoint as StochasticAdjoint
 from ._map.truncated import TruncatedAdjoint as TruncatedAdjoint
 from ._operator import (
     BlockDiagonal as BlockDiagonal,

@@ -89,6 +89,7 @@ def test_of_other_shapes_it_is_the_series_of_the_normal_equations(shape):
         assert np.linalg.norm(given_A - ct_A) <= bound + 1e-9
 
 
+@pytest.mark.slow
 def test_forward_mode_is_the_transpose_of_reverse_mode():
     rng = np.random.default_rng(2)
     A, b, ct = positive(5, rng, condition=10.0), vector(5, rng), vector(5, rng)
@@ -101,6 +102,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode():
     np.testing.assert_allclose(ct @ tangent, pulled, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_series_that_diverges_is_nan():
     A = 3 * jnp.eye(3)
     _, ct_A, ct_b = cotangents(

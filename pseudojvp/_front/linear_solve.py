@@ -82,6 +82,7 @@ def linear_solve(
 @compiled
 def _linear_solve(operator, vector, solver, options, state, throw, adjoint):
     operator, vector = check_system(operator, vector, solver, "linear_solve")
+    adjoint = adjoint.for_solve(operator, vector)
     factorised, state = Factorised.create(
         operator, solver, options, state, throw, adjoint
     )

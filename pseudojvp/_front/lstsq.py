@@ -191,14 +191,16 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint):
     if isinstance(solver, _TRUNCATING):
         solver = dataclasses.replace(solver, rcond=_resolve(rcond, stacked))
     operator = lx.MatrixLinearOperator(stacked)
+    adjoint = adjoint.for_solve(operator, columns)
     factorised, _ = Factorised.create(operator, solver, throw=throw, adjoint=adjoint)
     state = factorised.state
 
-    def solve(column):
-        x = factorised.solve(column)
+    def solve(column, key=None):
+        own = factorised.with_key(key)
+        x = own.solve(column)
         # On its own, so that neither the residual nor its tangents cost anything where
         # only x is used. What the two have in common, the solve, XLA computes once.
-        x_again, r, *_ = factorised.nan_if_failed().apply(column, residual=True)
+        x_again, r, *_ = own.nan_if_failed().apply(column, residual=True)
         if r is None:  # zero, but it hangs on the solve, and so do its derivatives
             return x, jnp.sum(0 * x.real)
         if factorised.unrolls:  # r is not orthogonal to the range
@@ -210,7 +212,8 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint):
     elif b.ndim == 1:
         x, residuals = jtu.tree_map(lambda leaf: leaf[..., None], solve(columns[:, 0]))
     else:
-        x, residuals = jax.vmap(solve, in_axes=1, out_axes=(1, 0))(columns)
+        keys = factorised.keys(columns.shape[1])
+        x, residuals = jax.vmap(solve, in_axes=(1, 0), out_axes=(1, 0))(columns, keys)
     if isinstance(state, SVDState) and damp is None:
         s = _with_values(a, state.singular_values)
     else:

@@ -198,16 +198,19 @@ def _solve_columns(
     if damp is not None:
         damp = damp.astype(jnp.finfo(B.dtype).dtype)
         operator = damped(operator, _nonzero(damp, throw))
+    adjoint = adjoint.for_solve(operator, B)
     factorised, _ = Factorised.create(
         operator, solver, options, throw=throw, adjoint=adjoint
     )
 
-    def solve(column):
-        return factorised.solve(column if damp is None else (column, zeros))
+    def solve(column, key=None):
+        own = factorised.with_key(key)
+        return own.solve(column if damp is None else (column, zeros))
 
     if B.ndim == 1:
         return solve(B)
-    return jax.vmap(solve, in_axes=1, out_axes=1)(B)
+    keys = factorised.keys(B.shape[1])
+    return jax.vmap(solve, in_axes=(1, 0), out_axes=1)(B, keys)
 
 
 def _nonzero(damp: Real[Array, ""], throw: bool) -> Real[Array, ""]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import lineax as lx
+from jaxtyping import Array, PyTree
 
 from .._base.checks import check_count, check_solver
 from .._base.tree import stop_gradient
@@ -45,6 +46,13 @@ class AbstractAdjoint(eqx.Module):
         `constant` is the operator of `problem` without tangents, and `mixed` whether it
         is one over the reals.
         """
+
+    def for_solve(
+        self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]
+    ) -> "AbstractAdjoint":
+        """That of a front with these arguments, once in a batch of them."""
+        del operator, vector
+        return self
 
 
 class ImplicitAdjoint(AbstractAdjoint):

@@ -35,6 +35,7 @@ from .initial import initial_state
 from .mesh import check_spread
 from .primitive import bind
 from .rows import Blocks, nondifferentiable, Problem
+from .stochastic import keys_of, with_key
 
 
 class Unset:
@@ -230,6 +231,18 @@ class Factorised(eqx.Module):
         """Whose blocks are NaN where a solve failed and did not raise."""
         guard = dataclasses.replace(self._guard, nan=not self._guard.throw)
         return Factorised(self._problem, guard, self._mixed)
+
+    def keys(self, count: int) -> Array | None:
+        """As many keys, one for each solve, or `None` if derivatives take none."""
+        return keys_of(self._problem.other, count)
+
+    def with_key(self, key: Array | None) -> "Factorised":
+        """Whose derivatives take another key, one of `keys`."""
+        if key is None or self._problem.other is None:
+            return self
+        other = with_key(self._problem.other, key)
+        problem = dataclasses.replace(self._problem, other=other)
+        return Factorised(problem, self._guard, self._mixed)
 
     def with_adjoints(self, adjoints: PyTree[Array]) -> "Factorised":
         """Whose adjoint solves start from those of earlier ones."""

@@ -162,6 +162,9 @@ class _Rule:
                 "derivative: its first is not that of its value. Use `ImplicitAdjoint()`."
             )
         t_forward, t_adjoint = tangent_products(problem.operator, t_operator)
+        if problem.other is not None and problem.other.thinning is not None:
+            thinning = problem.other.thinning
+            t_forward, t_adjoint = thinning.of(problem.operator, t_forward, t_adjoint)
         if problem.from_adjoint:
             t_forward, t_adjoint = t_adjoint, t_forward
 

@@ -39,6 +39,7 @@ from .._solver import (
 )
 from .._solver.guess import combined
 from .._solver.verified import verified
+from .thinned import Thinning
 from .traits import order_of, traits_of
 
 
@@ -157,6 +158,7 @@ class Other(eqx.Module):
     state: PyTree[Any]
     options: dict[str, Any]
     first_order: str = eqx.field(static=True, default="")
+    thinning: Thinning | None = None
 
 
 def _for_derivative(solver: lx.AbstractLinearSolver) -> lx.AbstractLinearSolver:
