@@ -100,7 +100,6 @@ def test_a_failed_derivative_by_another_solver_is_nan():
     assert np.isnan(gradient).all()
 
 
-@pytest.mark.default("lstsq")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("front", ["lstsq", "sparse_solve", "sparse_lstsq", "invert"])
 def test_each_front_takes_another_solver_of_derivatives(front):

@@ -59,7 +59,6 @@ def test_the_cotangent_is_the_series_and_within_its_bound(dtype):
 SHAPES = [pytest.param((7, 4), id="tall"), pytest.param((4, 7), id="wide")]
 
 
-@pytest.mark.default("tall")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_of_other_shapes_it_is_the_series_of_the_normal_equations(shape):

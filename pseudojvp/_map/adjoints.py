@@ -140,9 +140,12 @@ class UnrolledAdjoint(AbstractAdjoint):
     max_steps=...`), [`pseudojvp.Neumann`][] without tolerance. Each runs as its
     recurrence alone, without the checks of b − A x in between, and without the last step
     of `MINRES()`, which drops what is in the null space of a singular A. No more steps
-    are taken where the residual is no larger than its rounding, so that the derivative
-    is that of the steps before. Iterations but Neumann's are not differentiable at a
-    residual that is zero from the start (b = 0): there the derivative is NaN.
+    are taken where the residual is no larger than its rounding, and the derivative is
+    that of the steps before, which `stats["num_steps"]` counts. It has then converged
+    to that of A†b, unless the Krylov space ended early (a b of few eigenvectors,
+    eigenvalues that coincide): a solve that is to converge takes `ImplicitAdjoint()`.
+    Iterations but Neumann's are not differentiable at a residual that is zero from the
+    start (b = 0): there the derivative is NaN.
 
     **Arguments:**
 
@@ -150,7 +153,7 @@ class UnrolledAdjoint(AbstractAdjoint):
         at least one; the steps between two are taken again there. Memory for
         `checkpoints` iterates and for all of `max_steps / checkpoints` steps (about √N is
         best), for one more run in time. Defaults to `None`: all of each step is stored,
-        some ten vectors.
+        five to ten vectors.
 
     **Derivatives:** forward and reverse, of every order, under `jax.vmap` and `jax.jit`.
     A reverse pass takes a product with Aᴴ a step, and memory proportional to the number

@@ -26,7 +26,7 @@ from .._base.tree import all_finite, nan_unless, tree_sub
 from .._kernel.norms import two_norm
 from .._operator.adjoint import is_complex
 from .._operator.matrix import functions_in
-from .._solver import Normal, ShiftedSolver, Unrolled
+from .._solver import Normal, Randomised, ShiftedSolver, Unrolled
 from .mesh import shared
 from .rows import Blocks, Problem
 from .traits import factorises, TERM, Traits, traits_of
@@ -289,6 +289,8 @@ def _meanings(traits: Traits) -> dict[int, str]:
 
 
 def _name(solver: lx.AbstractLinearSolver) -> str:
+    if isinstance(solver, Randomised):
+        return "StochasticAdjoint"
     if isinstance(solver, Unrolled):
         return _name(solver.inner_solver)
     wraps = isinstance(solver, Normal | ShiftedSolver)

@@ -20,7 +20,7 @@ from .._base.checks import check_count
 from .._base.structure import Structure
 from .._base.tree import stop_gradient, tree_conj
 from .._operator.adjoint import adjoint as adjoint_of
-from .._solver.randomised import Draws, Randomised
+from .._solver import Draws, Randomised
 from .adjoints import AbstractAdjoint
 from .rows import nondifferentiable, Other
 from .thinned import Thinning

@@ -22,6 +22,7 @@ from .._solver import (
     Normal,
     PivotedQR,
     QR,
+    Randomised,
     ShiftedSolver,
     smallest_reciprocal_condition,
     Structured,
@@ -200,6 +201,15 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
             "tolerance. A or the capacitance matrix I + C Vᴴ A⁻¹U is ill-conditioned; "
             f"A + U C Vᴴ need not be. {_OF_THE_SUM}",
             whose="A + U C Vᴴ",
+        ),
+    ),
+    (
+        Randomised,
+        Traits(
+            multiplies=True,
+            breakdown="broke down: a term outgrew the first (`scale` is too large), or "
+            'A is not definite. Use a smaller `scale`, or `method="neumann"` for an '
+            "indefinite A.",
         ),
     ),
     (

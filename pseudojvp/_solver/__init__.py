@@ -35,6 +35,7 @@ from .orthogonal.cholesky_qr import (
 from .orthogonal.pivoted_qr import PivotedQR as PivotedQR
 from .orthogonal.qr import QR as QR
 from .orthogonal.svd import SVD as SVD
+from .randomised import Draws as Draws, Randomised as Randomised
 from .structured.solver import Structured as Structured
 from .transpose_pair import TransposePair as TransposePair
 from .unrolled import iteration_of as iteration_of, Unrolled as Unrolled

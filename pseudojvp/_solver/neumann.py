@@ -60,7 +60,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     y − (I − scale P A)^(num_terms+1) y, and for Hermitian A with P = I the Gram inverse
     is scale² Σ (k + 1) (I − scale A)^k. With respect to A a JVP costs four more series
     and a VJP three, one less each in that Hermitian case; with respect to b one. Not
-    differentiated: `scale`, P.
+    differentiated: `scale`, P, but under [`pseudojvp.UnrolledAdjoint`][].
 
     `options`: `preconditioner`, wins over the field of that name.
 

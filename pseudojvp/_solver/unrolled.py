@@ -15,7 +15,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Bool, Float, PyTree, Real
+from jaxtyping import Array, Bool, Float, Integer, PyTree, Real
 
 from .._base.checks import check_options
 from .._base.tree import in_each_part, one_or_nan, tree_add
@@ -27,6 +27,7 @@ class Outcome(NamedTuple):
 
     solution: PyTree[Array]
     result: lx.RESULTS
+    num_steps: Integer[Array, ""]
 
 
 class Iteration(NamedTuple):
@@ -88,9 +89,8 @@ class Unrolled(lx.AbstractLinearSolver[Any]):
         iteration = iteration_of(self.inner_solver, state, vector, options)
         history = getattr(self.inner_solver, "history", False)
         final, norms = _run(iteration, self.checkpoints, history)
-        solution, result = iteration.finish(final)
-        steps = iteration.num_steps
-        stats = {"num_steps": jnp.array(steps), "max_steps": steps}
+        solution, result, taken = iteration.finish(final)
+        stats = {"num_steps": taken, "max_steps": iteration.num_steps}
         if norms is not None:
             stats["residual_norms"] = norms
         return solution, result, stats
@@ -189,6 +189,6 @@ def _(solver: Neumann, state: NeumannState, vector, options) -> Iteration:
         result = lx.RESULTS.where(
             has_grown(*norms), lx.RESULTS.breakdown, lx.RESULTS.successful
         )
-        return Outcome(total, result)
+        return Outcome(total, result, jnp.array(solver.num_terms))
 
     return Iteration((first, first), step, solver.num_terms, finish)

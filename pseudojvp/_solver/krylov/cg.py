@@ -74,7 +74,9 @@ class CG(AbstractKrylovSolver):
     rounding of A x. Otherwise the result says so: `max_steps_reached` (or `singular`, as
     in lineax, if `max_steps` is `None`), `breakdown` if no direction is left but of
     non-positive curvature, so that the operator is not definite. With both tolerances
-    zero it runs `max_steps` iterations, and that truncation is what was asked for.
+    zero it runs `max_steps` iterations, and that truncation is what was asked for; its
+    derivative is then as many iterations for A⁻¹, neither the exact one nor that of the
+    iterate, for which there is [`pseudojvp.UnrolledAdjoint`][].
 
     If A is singular and b lies in its range, the solution without preconditioner and
     first guess is the minimum-norm one, A†b. Derivatives however take A for nonsingular
@@ -120,7 +122,7 @@ class CG(AbstractKrylovSolver):
         diagonal, and `"betas"` of shape `(max_steps - 1,)`, what is beside it. Entries
         beyond the steps taken, or beyond the first cycle, are NaN. V begins with b (with
         `y0`, b − A y0) over its length; behind a preconditioner P = L Lᴴ, T is of LᴴA L
-        and Lᴴb. Its derivatives are zero. Defaults to `False`, at no cost.
+        and Lᴴb. It has no derivative. Defaults to `False`, at no cost.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without a
     definiteness tag, a preconditioner that is not declared positive definite or of

@@ -65,7 +65,8 @@ class FlexibleCG(AbstractKrylovSolver):
 
     Derivatives are those of the solution, of every order, in A and b: one run a JVP, one
     a VJP, with the same P. P does not enter: the derivative with respect to a number
-    within it, or that it closes over, is zero.
+    within it, or that it closes over, is zero, but under
+    [`pseudojvp.UnrolledAdjoint`][].
 
     `options` (not differentiated):
 

@@ -107,7 +107,8 @@ class LSMR(AbstractKrylovSolver):
     or if A^H r is no more than the rounding of r and at most rtol |A| |b|; |A| is an
     estimate from below. The error of x is up to κ rtol |x| by the first, up to κ² rtol
     (|b| / |A|) by the others. With both tolerances zero it runs `max_steps` steps, and
-    that truncation is what was asked for.
+    that truncation is what was asked for (see [`pseudojvp.UnrolledAdjoint`][] for its
+    derivative).
 
     - `well_posed=False`, the default, serves any rank. Derivatives take up to three
         applications, each of one or two runs. No preconditioner and no `y0`.

@@ -151,7 +151,7 @@ class MINRES(AbstractKrylovSolver):
         diagonal, and `"betas"` of shape `(max_steps - 1,)`, what is beside it. Entries
         beyond the steps taken, or beyond the first cycle, are NaN. V begins with b (with
         `y0`, b − A y0) over its length; behind a preconditioner P = L Lᴴ, T is of LᴴA L
-        and Lᴴb. Its derivatives are zero. Defaults to `False`, at no cost.
+        and Lᴴb. It has no derivative. Defaults to `False`, at no cost.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without a tag, a
     preconditioner that is not declared positive definite or of another shape, an unknown

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, Bool, Inexact, Integer, PyTree, Real
 
 from ..._base.tree import all_finite, tree_where
 from ..unrolled import hung, Iteration, Outcome
@@ -23,11 +23,13 @@ class Progress(eqx.Module):
     moves: Bool[Array, ""]
     broken: Bool[Array, ""]
     size: Real[Array, ""]  # the largest curvature or norm of A so far
+    count: Integer[Array, ""]  # of the steps taken
 
     @classmethod
     def start(cls, system: System, norm: Real[Array, ""], size: Any) -> "Progress":
         norm, size = lax.stop_gradient((norm, size))
-        return cls(norm > 0, jnp.array(False), jnp.zeros_like(system.norm) + size)
+        size = jnp.zeros_like(system.norm) + size
+        return cls(norm > 0, jnp.array(False), size, jnp.array(0))
 
     def after(
         self, system: System, solution, norm, size, *, ends: Any = False, broken: Any
@@ -39,7 +41,7 @@ class Progress(eqx.Module):
         rounding = system.eps * (size * length(solution) + system.norm)
         # Not for NaN, which is to be seen at the end.
         moves = ~(norm <= rounding) & ~jnp.asarray(ends | broken)
-        return Progress(moves, jnp.asarray(broken), size)
+        return Progress(moves, jnp.asarray(broken), size, self.count + 1)
 
 
 def iteration(
@@ -74,7 +76,7 @@ def iteration(
         result = results.where(finite, result, results.singular)
         # No Krylov space is smooth in a residual that is zero.
         solution = hung(solution, progress.moves, residual)
-        return Outcome(system.solution(solution), result)
+        return Outcome(system.solution(solution), result, told.count)
 
     return Iteration((start, progress), step, system.max_steps, finish)
 
