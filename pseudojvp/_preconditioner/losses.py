@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PRNGKeyArray, Real
 
+from .._base.checks import check_count
 from .._base.structure import Structure
 from .._kernel.products import matmul
 from .._operator import as_operator
-from .operator import check_count
 
 
 def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:

@@ -7,11 +7,11 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Inexact, PRNGKeyArray, Real
 
+from .._base.checks import check_count
 from .._operator import SparseLinearOperator
 from .._operator.sparse import untagged
 from .factorised_inverse import factorised_inverse
 from .jacobi import inverse_entries
-from .operator import check_count
 
 
 class PreconditionerNetwork(eqx.Module):
