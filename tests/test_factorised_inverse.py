@@ -18,7 +18,9 @@ PSD = krylov.PSD
 
 @pytest.mark.default("real-scalar", "complex-vector")
 @pytest.mark.ci("*")
-@pytest.mark.parametrize("epsilon", [0.3, np.linspace(0.1, 1, SIZE)], ids=["scalar", "vector"])
+@pytest.mark.parametrize(
+    "epsilon", [0.3, np.linspace(0.1, 1, SIZE)], ids=["scalar", "vector"]
+)
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_product_is_that_of_the_dense_matrix(is_complex, epsilon):
     g = krylov.random(0, is_complex, SIZE, SIZE)
