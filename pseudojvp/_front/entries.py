@@ -42,7 +42,7 @@ _MESSAGES = (
     "columns: |a_ii| - sum_j |a_ij| is not above rounding for each i. No bound is "
     "known for such a matrix. Use `sparse_solve`.",
     "`solve_entries` reached `max_pushes` before `rtol` and `atol`. Allow more, or pass "
-    "`max_pushes=None`, which leaves to the whole solve what is not local.",
+    "`max_pushes=None` without a `key`: the whole solve takes what is not local.",
     "`solve_entries` did not reach `rtol` and `atol`, which may be less than rounding: "
     "`bound` says how near it came. Allow more; an entry that is zero needs an `atol`.",
 )

@@ -191,7 +191,8 @@ class Entries:
         """By pushes, and by walks for what they leave."""
         left, right = ordered(of_unit, of_vector)
         sides = [side for side in (left, right) if side.sparse]
-        value, bound, why = meet(left, right, self.tolerance, self.limits, sides)
+        limits = self.limits._replace(rows=self.system.size)  # local or not
+        value, bound, why = meet(left, right, self.tolerance, limits, sides)
         told = self.told((value, bound, why), of_unit, of_vector)
         if why != LIMIT:
             return told
