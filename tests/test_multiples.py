@@ -154,3 +154,33 @@ def test_multiple_of_two_precisions_keeps_both_and_its_tags():
     x = pj.linear_solve(0.1 * _mixed(), vector, pj.CG()).value
     assert (x["a"].dtype, x["b"].dtype) == (jnp.float32, jnp.float64)
     np.testing.assert_allclose(x["b"], 1 / 0.3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [2.0, -2.0])
+def test_a_real_multiple_of_a_complex_operator_of_parts_is_as_definite(number):
+    identity = lx.MatrixLinearOperator(jnp.eye(2, dtype=complex), _POSITIVE)
+    diagonal = lx.TaggedLinearOperator(
+        lx.DiagonalLinearOperator(jnp.ones(4, complex)), _POSITIVE
+    )
+    kronecker = pj.Kronecker(identity, identity)
+    update = pj.LowRankUpdate(diagonal, jnp.ones((4, 1), complex))
+    holds = lx.is_positive_semidefinite if number > 0 else lx.is_negative_semidefinite
+    for operator in (
+        update,
+        pj.LowRankUpdate(update, jnp.ones((4, 1), complex)),
+        pj.LowRankUpdate(kronecker, jnp.ones((4, 1), complex)),
+        pj.BlockDiagonal(kronecker, kronecker),
+    ):
+        assert holds(operator * number)
+        assert holds(operator / number)
+        assert not holds(operator * complex(number))
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("other", ["a", None, lx.MatrixLinearOperator(jnp.eye(3))])
+def test_a_low_rank_update_times_what_is_no_number_is_told(other):
+    operator = pj.LowRankUpdate(jnp.eye(3), jnp.ones((3, 1)))
+    with pytest.raises(
+        TypeError, match="`LowRankUpdate` was multiplied with, or divided"
+    ):
+        operator * other

@@ -18,6 +18,8 @@ from .adjoint import hermitian_tag, is_complex, is_hermitian
 from .as_operator import as_operator
 from .matrix import matrix_of
 from .over_reals import mixes
+from .sparse import SparseLinearOperator as Sparse
+from .structured import AbstractStructured
 from .tags import as_scalar, with_known_tags
 from .unit_diagonal import with_implied_ones
 
@@ -200,17 +202,21 @@ class LowRankUpdate(lx.AbstractLinearOperator):
         return self._multiple(_operator.mul, -1.0)
 
     def _multiple(self, operation: Callable, number: Any) -> "LowRankUpdate":
-        number = self._cast(as_scalar(number, "LowRankUpdate"), "operator")
+        scalar = self._cast(as_scalar(number, "LowRankUpdate"), "operator")
         core = self.C
         if core is None:
             core = lx.TaggedLinearOperator(
                 lx.DiagonalLinearOperator(jnp.ones(self.rank, self._dtype)),
                 lx.positive_semidefinite_tag,
             )
-        parts = (
-            with_known_tags(operation(part, number)) for part in (self.operator, core)
-        )
-        operator, core = parts
+
+        def of_part(part):
+            own = isinstance(part, AbstractStructured | LowRankUpdate | Sparse)
+            # The sign is that of what was given: a complex number has none.
+            moved = operation(part, number if own else scalar)
+            return with_known_tags(moved, number)
+
+        operator, core = of_part(self.operator), of_part(core)
         return dataclasses.replace(self, operator=operator, C=core)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:

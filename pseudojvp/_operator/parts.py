@@ -85,6 +85,8 @@ def multiple(
         of_complex = jnp.iscomplexobj(operator.matrix)
         tags = tags_of_multiple(operator.tags, number, of_complex=of_complex)
         return lx.MatrixLinearOperator(scalar * operator.matrix, tags)
+    if isinstance(operator, AbstractStructured):
+        return operator * number  # whose sign it looks at
     return operator * scalar
 
 

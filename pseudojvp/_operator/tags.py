@@ -39,6 +39,11 @@ _ARITHMETIC = (
 
 def as_scalar(number: Any, name: str) -> Array:
     """What an operator is multiplied with, or divided by."""
+    if isinstance(number, str | lx.AbstractLinearOperator) or number is None:
+        raise TypeError(
+            f"A `{name}` was multiplied with, or divided by, a {type(number).__name__}. "
+            "Pass a number; a product of operators is `@`."
+        )
     scalar = jnp.asarray(number)
     if scalar.shape != ():
         raise ValueError(
@@ -61,14 +66,22 @@ def tags_of_multiple(tags: _Tags, number: Any, *, of_complex: bool) -> _Tags:
     return kept
 
 
-def with_known_tags(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+def with_known_tags(
+    operator: lx.AbstractLinearOperator, number: Any = None
+) -> lx.AbstractLinearOperator:
     """A multiple or a sum with the tags of definiteness that the numbers in it allow.
 
-    To be called outside of `jit`, where they are known.
+    To be called outside of `jit`, where they are known. `number` is what was given for
+    that of a multiple, before it was cast to a complex dtype.
     """
     if not isinstance(operator, _ARITHMETIC):
         return operator
-    known = _definiteness(operator)
+    if number is not None and isinstance(
+        operator, lx.MulLinearOperator | lx.DivLinearOperator
+    ):
+        known = _with_sign(_definiteness(operator.operator), _sign(number))
+    else:
+        known = _definiteness(operator)
     return lx.TaggedLinearOperator(operator, known) if known else operator
 
 
