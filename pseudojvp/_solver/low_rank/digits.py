@@ -22,7 +22,9 @@ from ..direct.lu import LU
 # The largest error of the value and of its first and second derivative, as a power of
 # eps: 4e-10, 1.5e-8 and 1.3e-6 in float64. Estimates of the last two are ten times what
 # is seen, and of the first a tenth.
-_VALUE, _FIRST, _SECOND = 0.6, 0.5, 0.375
+_VALUE = 0.6
+_FIRST = 0.5
+_SECOND = 0.375
 _OF_PARTS = 1e3  # or this many times what rounding of the parts moves
 _MOVE = 16.0  # roundings by which K is moved, so that it is not singular
 
