@@ -137,15 +137,17 @@ class UnrolledAdjoint(AbstractAdjoint):
 
     Solvers: [`pseudojvp.CG`][], [`pseudojvp.MINRES`][], [`pseudojvp.LSMR`][] and
     [`pseudojvp.FlexibleCG`][] with a fixed number of steps (`rtol=0, atol=0,
-    max_steps=...`), [`pseudojvp.Neumann`][] without tolerance. Each runs as its
-    recurrence alone, without the checks of b − A x in between, and without the last step
-    of `MINRES()`, which drops what is in the null space of a singular A. No more steps
-    are taken where the residual is no larger than its rounding, and the derivative is
-    that of the steps before, which `stats["num_steps"]` counts. It has then converged
-    to that of A†b, unless the Krylov space ended early (a b of few eigenvectors,
-    eigenvalues that coincide): a solve that is to converge takes `ImplicitAdjoint()`.
-    Iterations but Neumann's are not differentiable at a residual that is zero from the
-    start (b = 0): there the derivative is NaN.
+    max_steps=...`), [`pseudojvp.LearnedCG`][], and [`pseudojvp.Neumann`][] without
+    tolerance. Each runs as its recurrence alone, without the checks of b − A x in
+    between, and without the last step of `MINRES()`, which drops what is in the null
+    space of a singular A.
+
+    No more steps are taken where the residual is no larger than its rounding, and the
+    derivative is that of the steps before, which `stats["num_steps"]` counts. It has then
+    converged to that of A†b, unless the Krylov space ended early (a b of few
+    eigenvectors, eigenvalues that coincide): a solve that is to converge takes
+    `ImplicitAdjoint()`. Iterations but Neumann's are not differentiable at a residual
+    that is zero from the start (b = 0): there the derivative is NaN.
 
     **Arguments:**
 
@@ -211,9 +213,12 @@ def unrolled(
     """The map by the steps of the solver, whose derivatives are JAX's own."""
     out, result, stats = apply_saddle_point(problem, rhs, wanted)
     out, result, stats = guard.judge(problem, rhs, out, result, stats)
-    successful = jax.lax.stop_gradient(result == lx.RESULTS.successful)
+    # A number of steps that does not meet a tolerance is what was asked for.
+    results = lx.RESULTS
+    holds = (result == results.successful) | (result == results.max_steps_reached)
+    holds = jax.lax.stop_gradient(holds)
     solver, options = problem.solver, problem.options
-    out = hung(out, successful, problem.operator, rhs, solver, options)
+    out = hung(out, holds, problem.operator, rhs, solver, options)
     return out, result, stats
 
 

@@ -17,6 +17,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Integer, PyTree, Real
 
+from .._base.axes import cond, scan
 from .._base.checks import check_options
 from .._base.tree import in_each_part, one_or_nan, tree_add
 from .neumann import has_grown, Neumann, NeumannState, two_norm
@@ -60,7 +61,7 @@ def iteration_of(
     raise ValueError(
         f"`UnrolledAdjoint` got the solver `{type(solver).__name__}`, which is no "
         "iteration that it can unroll. Use `CG`, `MINRES`, `LSMR` or `FlexibleCG` with "
-        "`rtol=0, atol=0, max_steps=...`, `Neumann`, or `ImplicitAdjoint()`."
+        "`rtol=0, atol=0, max_steps=...`, `LearnedCG`, `Neumann`, or `ImplicitAdjoint()`."
     )
 
 
@@ -140,21 +141,21 @@ def _run(iteration: Iteration, checkpoints: int | None, history: bool):
         return carry, norm if history else None
 
     if checkpoints is None or checkpoints >= count:
-        return lax.scan(lambda carry, _: step(carry), iteration.start, length=count)
+        return scan(lambda carry, _: step(carry), iteration.start, length=count)
     length = math.ceil(count / checkpoints)
     segments = math.ceil(count / length)
 
     def body(carry, index):
         if segments * length == count:
             return step(carry)
-        return lax.cond(index < count, step, _unmoved(step), carry)
+        return cond(index < count, step, _unmoved(step), carry)
 
     @ft.partial(jax.checkpoint, prevent_cse=False)
     def segment(carry, first):
-        return lax.scan(body, carry, first + jnp.arange(length))
+        return scan(body, carry, first + jnp.arange(length))
 
     firsts = length * jnp.arange(segments)
-    final, norms = lax.scan(segment, iteration.start, firsts)
+    final, norms = scan(segment, iteration.start, firsts)
     return final, norms if norms is None else norms.reshape(-1)[:count]
 
 

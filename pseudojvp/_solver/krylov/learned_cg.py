@@ -61,7 +61,8 @@ class LearnedCG(AbstractKrylovSolver):
 
     `factors` and `shifts` are the leaves to train; [Learned solvers](learned.md) has it
     with Optax. Reverse mode keeps four vectors a step. Through `linear_solve` they are
-    constants, and a tangent of them is an error.
+    constants, and a tangent of them is an error, but with
+    `adjoint=UnrolledAdjoint()`.
 
     Cost: `num_steps` products with A and with P, one for the size of A, one for b − A x,
     one more with `y0`. A is real symmetric or complex Hermitian, positive or negative

@@ -90,6 +90,12 @@ def check_steps(solver: AbstractKrylovSolver) -> None:
             "whose number of steps is found as it runs. Pass "
             f"`{name}(rtol=0, atol=0, max_steps=...)`, or `ImplicitAdjoint()`."
         )
+    check_quiet(solver)
+
+
+def check_quiet(solver: AbstractKrylovSolver) -> None:
+    """That nothing but norms is to be told of the steps."""
+    name = type(solver).__name__
     if solver.progress > 0 or getattr(solver, "lanczos", False):
         raise ValueError(
             f"`UnrolledAdjoint` got `{name}(progress=...)` or `{name}(lanczos=True)`, "

@@ -1,20 +1,23 @@
-"""The steps of `CG` and of `FlexibleCG`."""
+"""The steps of `CG`, `LearnedCG` and `FlexibleCG`."""
 
 from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Inexact, Integer, PyTree, Real
 
+from ..._base.results import first_failure
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale
-from ..unrolled import Iteration, iteration_of
+from ..unrolled import Iteration, iteration_of, Outcome
 from .cg import CG, definite_preconditioner
 from .flexible import FlexibleState
 from .flexible_cg import FlexibleCG
-from .iteration import divide, dot, flat_system, KrylovState, length, over
-from .unrolled import check_steps, iteration, Progress, safe_length
+from .iteration import divide, dot, flat_system, KrylovState, length, over, System
+from .learned_cg import LearnedCG
+from .unrolled import check_quiet, check_steps, iteration, Progress, safe_length
 
 
 class _Iterate(eqx.Module):
@@ -33,6 +36,40 @@ def _(solver: CG, state: KrylovState, vector: PyTree[Array], options: Any) -> It
             "`UnrolledAdjoint` got `CG(well_posed=False)`, which runs three times. Pass "
             "`well_posed=True`, or `MINRES` or `LSMR` for a singular A."
         )
+    return _conjugate_gradients(solver, state, vector, options)[0]
+
+
+@iteration_of.register(LearnedCG)
+def _(
+    solver: LearnedCG, state: KrylovState, vector: PyTree[Array], options: Any
+) -> Iteration:
+    """Whose result is that of b − A x, computed as such."""
+    check_quiet(solver)
+    steps, system = _conjugate_gradients(
+        solver, state, vector, options, solver.factors, solver.shifts
+    )
+
+    def finish(carry) -> Outcome:
+        outcome = steps.finish(carry)
+        x = lax.stop_gradient(carry[0].solution)
+        residual = lax.stop_gradient(system.vector - system.mv(x))
+        met, _ = system.judge(residual, length(residual))
+        results = lx.RESULTS
+        told = results.where(met, results.successful, results.max_steps_reached)
+        return outcome._replace(result=first_failure(outcome.result, told))
+
+    return steps._replace(finish=finish)
+
+
+def _conjugate_gradients(
+    solver: CG | LearnedCG,
+    state: KrylovState,
+    vector: PyTree[Array],
+    options: Any,
+    factors: Real[Array, " num_steps"] | None = None,
+    shifts: Real[Array, " num_steps"] | None = None,
+) -> tuple[Iteration, System]:
+    """A step is `factors` times that of CG, `shifts` are added to the next β."""
     structure = Structure.of(state.operator.in_structure())
     preconditioner = definite_preconditioner(solver, options, structure)
     system = flat_system(solver, state, vector, options)
@@ -54,6 +91,8 @@ def _(solver: CG, state: KrylovState, vector: PyTree[Array], options: Any) -> It
         z = precondition(r)
         gamma = dot(z, r).real
         beta = divide(gamma, iterate.gamma)
+        if shifts is not None:  # that of the step before, of which the first has none
+            beta = beta + shifts[progress.count - 1].astype(beta.dtype)
         p = z + tree_scale(beta, iterate.direction)
         square = lax.stop_gradient(gamma + beta**2 * iterate.square)
         image = system.mv(p)
@@ -62,6 +101,8 @@ def _(solver: CG, state: KrylovState, vector: PyTree[Array], options: Any) -> It
         largest = jnp.maximum(progress.size, jnp.abs(curvature))
         moves = curvature > 10 * system.eps * largest
         step_size = jnp.where(moves, gamma / jnp.where(moves, product, 1), 0)
+        if factors is not None:
+            step_size = factors[progress.count].astype(step_size.dtype) * step_size
         new = _Iterate(
             iterate.solution + tree_scale(step_size, p),
             r - tree_scale(step_size, image),
@@ -75,7 +116,7 @@ def _(solver: CG, state: KrylovState, vector: PyTree[Array], options: Any) -> It
         return new, told
 
     size = 0.5 if preconditioner is None else 0.0
-    return iteration(
+    steps = iteration(
         system,
         start,
         advance,
@@ -84,6 +125,7 @@ def _(solver: CG, state: KrylovState, vector: PyTree[Array], options: Any) -> It
         norm_of=lambda iterate: safe_length(iterate.residual),
         solution_of=lambda iterate: iterate.solution,
     )
+    return steps, system
 
 
 class _Flexible(eqx.Module):
