@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Re
 from .._base.call import compiled_lazily, Frame, split
 from .._base.inexact import as_inexact
 from .._solver import PivotedQR
-from .chunks import in_chunks
+from .chunks import in_chunks, sharded_as
 from .failure import raise_if_failed
 from .fit import as_arrays, default_adjoint, varpro, VarProFit
 from .members import axes_of, Batched, check_in_axes
@@ -275,19 +275,31 @@ def _pad(leaf: Array, size: int) -> Array:
 
 @compiled_lazily
 def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, progress):
-    def member(inputs):
-        data, theta0, weights, args = inputs
-        theta0, weights = starts.of(theta0), weighting.of(weights)
-        fit = varpro(basis, data, theta0, arguments.of(args), weights=weights, **keywords)
-        fields = (fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank)
-        return *fields, fit.result, fit.stats
+    def fit_all(basis, data, starts, weighting, arguments, keywords):
+        def member(inputs):
+            data, theta0, weights, args = inputs
+            theta0, weights = starts.of(theta0), weighting.of(weights)
+            args = arguments.of(args)
+            fit = varpro(basis, data, theta0, args, weights=weights, **keywords)
+            fields = (fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank)
+            return *fields, fit.result, fit.stats
 
-    inputs = (data, starts.batched, weighting.batched, arguments.batched)
-    return in_chunks(member, inputs, batch_size, progress)
+        inputs = (data, starts.batched, weighting.batched, arguments.batched)
+        return in_chunks(member, inputs, batch_size, progress)
+
+    arrays, frame = split((basis, data, starts, weighting, arguments, keywords))
+    run = lambda *arrays: fit_all(*frame.filled(arrays))
+    return sharded_as(data, run)(*arrays)
 
 
 @compiled_lazily
 def _map_fits(function: Callable, fits: VarProBatch):
     """`function` of the fit of each member."""
-    member = lambda fields: function(fits._fit(fields))
-    return in_chunks(member, fits._members(), fits._batch_size)
+
+    def map_fits(function: Callable, fits: VarProBatch):
+        member = lambda fields: function(fits._fit(fields))
+        return in_chunks(member, fits._members(), fits._batch_size)
+
+    arrays, frame = split((function, fits))
+    run = lambda *arrays: map_fits(*frame.filled(arrays))
+    return sharded_as(fits._data, run)(*arrays)

@@ -47,8 +47,11 @@ def raise_if_failed(fit: PyTree) -> PyTree:
     The message is made on the host, and only a scalar goes through the branch.
     """
     code, successful = _code(fit.result), _code(optx.RESULTS.successful)
-    if not isinstance(code, jax.core.Tracer) and np.all(np.asarray(code) == successful):
-        return fit  # as it is: a compiled check would copy all of the data
+    if not isinstance(code, jax.core.Tracer):
+        # Of members in other processes only what is computed there is known here.
+        known = code if code.is_fully_addressable else jnp.max(code)
+        if np.all(np.asarray(known) == successful):
+            return fit  # as it is: a compiled check would copy all of the data
     one = raise_if(jnp.max(code), _Messages())  # one message
     told = fit.theta, fit.coefficients, fit.residual, fit.cost
     told = jtu.tree_map(lambda leaf: leaf * one.astype(leaf.dtype), told)

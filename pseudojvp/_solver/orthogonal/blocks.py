@@ -6,6 +6,8 @@ import jax
 import jax.core
 from jaxtyping import Array, Inexact
 
+from ..._base.axes import is_manual
+
 
 def check_blocks(solver: Any) -> None:
     blocks = solver.blocks
@@ -35,8 +37,11 @@ def shards(array: Array, axis: int) -> int:
     """Parts of that axis on different devices, as far as they are known.
 
     Those of an array at hand, and of a traced one with `AxisType.Explicit`; with
-    `AxisType.Auto` XLA chooses them once the program is there.
+    `AxisType.Auto` XLA chooses them once the program is there. Inside `jax.shard_map` an
+    array is the part of one device.
     """
+    if is_manual():
+        return 1
     traced = isinstance(array, jax.core.Tracer)
     sharding = jax.typeof(array).sharding if traced else array.sharding
     size, part = array.shape[axis], sharding.shard_shape(array.shape)[axis]
