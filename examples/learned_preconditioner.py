@@ -115,7 +115,7 @@ def draw(spectra, curves, field, output: pathlib.Path) -> None:
         ylim=(RTOL / 10, 30),
     )  # fmt: skip
     right.set_title("Conjugate gradients, 32 x 32", loc="left", fontweight="bold")
-    right.legend(frameon=False, fontsize=8, loc="center right")
+    right.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.82, 0.33))
     for panel in (middle, right):
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(output, dpi=90)
