@@ -1,0 +1,117 @@
+"""Solves on four devices: solver by use by kind of mesh, with what they move and hold.
+
+The number of devices is fixed when JAX starts: all cases that are to run do so in one
+process of their own, `sharding_program.py`.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+
+PROGRAM = pathlib.Path(__file__).with_name("sharding_program.py")
+SOLVERS = [
+    "LU",
+    "Cholesky",
+    "Triangular",
+    "Tridiagonal",
+    "Diagonal",
+    "QR",
+    "QR-wide",
+    "PivotedQR",
+    "SVD",
+    "CholeskyQR",
+    "Normal(Cholesky)",
+    "Normal(CG)",
+    "CG",
+    "MINRES",
+    "LSMR",
+    "GMRES",
+    "BiCGStab",
+    "FlexibleCG",
+    "FlexibleGMRES",
+    "Neumann",
+    "Auto(True)",
+    "Auto(False)",
+]
+SUMS = ["CG", "LSMR", "Normal(CG)", "MINRES", "GMRES", "LU", "Cholesky", "FlexibleCG"]
+# Most memory of a device, in parts of that of all: of LU XLA keeps one more buffer.
+BYTES = {
+    "LU": 1.5,
+    "QR": 1.3,
+    "PivotedQR": 1.3,
+    "CholeskyQR": 1.3,
+    "CG": 1.3,
+    "LSMR": 1.3,
+    "Normal(CG)": 1.3,
+    "Cholesky": 1.3,
+}
+
+
+@pytest.fixture(scope="module")
+def told(request):
+    """What the chosen cases tell."""
+    items = [i for i in request.session.items if i.path == request.node.path]
+    names = sorted({item.callspec.params["name"] for item in items})
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = f"{flags} --xla_force_host_platform_device_count=4"
+    measured = any(name.startswith("bytes") for name in names)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", PROGRAM, *names],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags,
+            "JAX_PLATFORMS": "cpu",
+            # As here, but where it is the program that is measured.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if measured else "1",
+        },
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.default("LU")
+@pytest.mark.ci("QR", "PivotedQR", "CG", "LSMR", "Diagonal")
+@pytest.mark.parametrize("name", SOLVERS)
+def test_value_and_gradients_on_four_devices_are_right(name, told):
+    """Of batches in `jax.shard_map` and over explicit axes, and beside a shared b."""
+    assert max(told[name].values(), key=str) != "gathered"
+    assert max(told[name].values()) < 1e-9  # of Krylov solvers at 1e-13, and cond A
+
+
+@pytest.mark.ci("*-CG", "*-LSMR", "*-GMRES")
+@pytest.mark.parametrize("name", [pytest.param(f"sums {n}", id=f"of-{n}") for n in SUMS])
+def test_operator_that_sums_over_the_devices_is_solved(name, told):
+    assert told[name] < 1e-10
+
+
+@pytest.mark.ci("*")
+@pytest.mark.parametrize(
+    "name", [pytest.param(f"spread {n}", id=f"of-{n}") for n in ("LSMR", "Normal(CG)")]
+)
+def test_rows_spread_over_the_devices_are_solved(name, told):
+    assert told[name] < 1e-10
+
+
+@pytest.mark.ci("*-LU", "*-QR", "*-CG")
+@pytest.mark.parametrize(
+    "name", [pytest.param(f"bytes {n}", id=f"of-{n}") for n in BYTES]
+)
+def test_sharded_batch_gathers_nothing_and_holds_its_part(name, told):
+    assert told[name]["gathers"] == 0
+    assert told[name]["sharded"]
+    assert told[name]["memory"] <= BYTES[name.removeprefix("bytes ")] / 4
+
+
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", [pytest.param("failing LU", id="of-LU")])
+def test_failing_member_of_a_sharded_batch_is_flagged_alone(name, told):
+    assert told[name] == {"batch": [3], "sharded": True, "shard_map": [3]}
