@@ -31,16 +31,18 @@ def _problem(case, dtype):
     return matrix, vector, case.make(cases.TOLERANCE[dtype])
 
 
-def test_signature_is_that_of_lineax():
-    ours = inspect.signature(pj.linear_solve).parameters
+def test_signature_is_that_of_lineax_with_one_keyword_more():
+    ours = dict(inspect.signature(pj.linear_solve).parameters)
     theirs = inspect.signature(lx.linear_solve).parameters
+    assert ours.pop("adjoint").kind is inspect.Parameter.KEYWORD_ONLY
     assert list(ours) == list(theirs)
     assert [p.kind for p in ours.values()] == [p.kind for p in theirs.values()]
 
 
 def test_defaults_are_those_of_lineax():
-    ours = inspect.signature(pj.linear_solve).parameters
+    ours = dict(inspect.signature(pj.linear_solve).parameters)
     theirs = inspect.signature(lx.linear_solve).parameters
+    assert ours.pop("adjoint").default == pj.ImplicitAdjoint()
     has_default = lambda p: p.default is not inspect.Parameter.empty
     assert list(map(has_default, ours.values())) == list(
         map(has_default, theirs.values())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pseudojvp as pj
+from pseudojvp._base.tree import one_or_nan
 
 
 SIZE = 3
@@ -244,3 +245,13 @@ def test_gradient_for_the_vector_of_a_non_finite_operator_is_nan(name):
     np.testing.assert_allclose(gradient(jnp.array(1.0)), np.ones(3))
     assert np.isnan(gradient(jnp.array(jnp.nan))).all()
     assert np.isnan(gradient(jnp.array(jnp.inf))).all()
+
+
+@pytest.mark.optimised
+def test_nan_of_a_scalar_that_was_broadcast_is_not_optimised_away():
+    def product(number):
+        vector = jnp.full(2, number)
+        return vector * one_or_nan(vector >= 0).astype(vector.dtype)
+
+    assert np.isnan(jax.jit(product)(-0.1)).all()
+    np.testing.assert_array_equal(jax.jit(product)(0.1), [0.1, 0.1])

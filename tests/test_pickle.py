@@ -132,7 +132,7 @@ def _assert_equal(got, want):
         np.testing.assert_array_equal(new, old)
 
 
-@pytest.mark.default("pickle-LU", "pickle-CG(jacobi)", "*-pairs", "deepcopy-sparse")
+@pytest.mark.default("pickle-LU", "pickle-CG(jacobi)", "*-pairs")
 @pytest.mark.ci("*")
 @_each_factorised
 @_each_copy

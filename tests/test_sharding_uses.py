@@ -79,7 +79,7 @@ def told(request):
 
 
 @pytest.mark.default("LU")
-@pytest.mark.ci("QR", "PivotedQR", "CG", "LSMR", "Diagonal")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", SOLVERS)
 def test_value_and_gradients_on_four_devices_are_right(name, told):
     """Of batches in `jax.shard_map` and over explicit axes, and beside a shared b."""

@@ -194,6 +194,8 @@ class _Scaled(eqx.Module):
 
 
 @pytest.mark.untyped
+@pytest.mark.default("args")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("place", ["basis", "args"])
 def test_fit_tells_a_flag_from_the_number_that_is_equal_to_it(place):
     deviations = {}

@@ -48,7 +48,7 @@ def _moved(parts, t):
     return [part + (t * way).astype(part.dtype) for part, way in pairs]
 
 
-@pytest.mark.default("complex")
+@pytest.mark.default("real")
 @pytest.mark.ci("*")
 @DTYPES
 def test_derivatives_in_all_parts_are_those_of_the_dense_solve_to_third_order(dtype):

@@ -31,7 +31,7 @@ def compiled(function: Callable) -> Callable:
 
     program.__name__ = program.__qualname__ = function.__name__
     program = jax.jit(program, static_argnums=0)
-    caller = function.__name__.lstrip("_")
+    caller = function.__name__.strip("_")
 
     @ft.wraps(function)
     def call(*arguments):

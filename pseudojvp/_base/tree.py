@@ -79,9 +79,12 @@ def is_zero(tree: PyTree[Array]) -> Bool[Array, ""]:
 
 
 def one_or_nan(predicate: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """1 or 0/0: no NaN is made where none is meant, for `jax_debug_nans`."""
-    quotient = predicate.astype(jnp.float32)
-    return quotient / quotient
+    """1, or the root of −1: no NaN is made where none is meant, for `jax_debug_nans`.
+
+    Not 0/0: XLA makes zero of it where the predicate is a broadcast scalar.
+    """
+    one = jnp.ones((), jnp.float32)
+    return jnp.sqrt(jnp.where(predicate, one, -one))
 
 
 def nan_unless(predicate: Bool[Array, "..."], tree: PyTree[Array]) -> PyTree[Array]:

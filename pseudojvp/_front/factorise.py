@@ -64,10 +64,10 @@ def factorise(
     operator = with_known_pattern(operator, "factorise")
     check_solver(solver, "factorise")
     solver = with_known_blocks(solver, operator)
-    return factors_of(operator, solver, options, state, throw, implicit)
+    return factorise_(operator, solver, options, state, throw, implicit)
 
 
 @compiled
-def factors_of(operator, solver, options, state, throw, adjoint) -> Factorised:
+def factorise_(operator, solver, options, state, throw, adjoint) -> Factorised:
     operator = as_operator(operator, "factorise")
     return Factorised.create(operator, solver, options, state, throw, adjoint)[0]

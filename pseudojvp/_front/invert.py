@@ -10,7 +10,7 @@ from .._operator.adjoint import hermitian_tag, is_hermitian
 from .._operator.as_operator import with_known_pattern
 from .._solver import AutoLinearSolver
 from .._solver.known_blocks import with_known_blocks
-from .factorise import factors_of
+from .factorise import factorise_
 from .inverse import InverseLinearOperator
 
 
@@ -45,7 +45,7 @@ def invert(
     check_adjoint(adjoint, "invert")
     operator = with_known_pattern(operator, "invert")
     solver = with_known_blocks(solver, operator)
-    factorised = factors_of(operator, solver, options, unset, throw, adjoint)
+    factorised = factorise_(operator, solver, options, unset, throw, adjoint)
     inherited = {
         lx.symmetric_tag: lx.is_symmetric,
         hermitian_tag: is_hermitian,
