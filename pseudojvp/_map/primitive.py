@@ -263,8 +263,9 @@ def _transpose(inputs, cts):
 
     def keep(block, ct):
         if ct is None:  # Equinox makes no zero of an undefined primal
+            zero = lambda b: like(b.aval, jnp.zeros(b.aval.shape, b.aval.dtype))
             return jtu.tree_map(
-                lambda b: ad.Zero(b.aval) if _is_undefined(b) else None,
+                lambda b: zero(b) if _is_undefined(b) else None,
                 block,
                 is_leaf=_is_undefined,
             )
