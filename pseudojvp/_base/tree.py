@@ -83,7 +83,7 @@ def one_or_nan(predicate: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
 
     Not 0/0: XLA makes zero of it where the predicate is a broadcast scalar.
     """
-    one = jnp.ones((), jnp.float32)
+    one = jnp.ones_like(predicate, jnp.float32)  # on the mesh of the predicate
     return jnp.sqrt(jnp.where(predicate, one, -one))
 
 

@@ -81,18 +81,16 @@ def sharded_as(problem: Problem, rhs: Blocks, out: Blocks) -> Blocks:
         sides = PartitionSpec(rows), PartitionSpec(cols), PartitionSpec(cols)
     else:
         sides = None, None, None
-    known = codomain, rhs.projection if domain is None else domain
-    known = known[0], known[1], known[1]
+    of_domain = rhs.projection if domain is None else domain
 
     def put(block, given, side):
         if block is None:
             return None
         if given is not None:
-            as_given = lambda aval, like: _put(aval, like)
-            return jtu.tree_map(as_given, block, given)
+            return jtu.tree_map(_put, block, given)
         return jtu.tree_map(lambda aval: _put(aval, side), block)
 
-    return Blocks(*map(put, out, known, sides))
+    return Blocks(*map(put, out, (codomain, of_domain, of_domain), sides))
 
 
 def _put(aval: Any, like: Any) -> Any:

@@ -263,7 +263,7 @@ def _transpose(inputs, cts):
 
     def keep(block, ct):
         if ct is None:  # Equinox makes no zero of an undefined primal
-            zero = lambda b: like(b.aval, jnp.zeros(b.aval.shape, b.aval.dtype))
+            zero = lambda b: ad.instantiate_zeros(ad.Zero(b.aval))
             return jtu.tree_map(
                 lambda b: zero(b) if _is_undefined(b) else None,
                 block,
