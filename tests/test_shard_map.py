@@ -3,13 +3,10 @@
 The number of devices is fixed when JAX starts: all cases run in one process of their own.
 """
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
+from devices import told_by
 
 
 pytestmark = pytest.mark.slow  # a process of its own: half a minute
@@ -77,22 +74,8 @@ CASES = ["QR", "SVD", "Auto(False)", "Auto(True)", "Normal(Cholesky)", "CG", "No
 
 @pytest.fixture(scope="module")
 def reports():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        check=True,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": flags,
-            # As here: compiling is what takes time.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        text=True,
-        timeout=300,
-    )
-    return json.loads(process.stdout)
+    # As here: compiling is what takes time.
+    return told_by("-c", SCRIPT, devices=2, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 @pytest.mark.parametrize("name", CASES)

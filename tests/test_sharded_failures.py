@@ -4,12 +4,8 @@ The number of devices is fixed when JAX starts: all cases run in one process of 
 with a limit, because a device that raises alone leaves the others waiting.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from devices import told_by
 
 
 pytestmark = pytest.mark.slow  # a process of its own: half a minute
@@ -86,18 +82,7 @@ print(json.dumps([told, float(np.abs(residual).max())]))
 
 @pytest.fixture(scope="module")
 def told():
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags = f"{flags} --xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by("-c", SCRIPT)
 
 
 MESSAGES = {

@@ -4,12 +4,8 @@ The number of devices is fixed when JAX starts: all programs are made in one pro
 their own. Bytes are those that XLA tells of the compiled program.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from devices import told_by
 
 
 pytestmark = pytest.mark.slow  # a process of its own: half a minute
@@ -110,19 +106,8 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told():
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags = f"{flags} --xla_force_host_platform_device_count={DEVICES}"
     script = SCRIPT.replace("ROWS", str(ROWS)).replace("COLS", str(COLS))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by("-c", script, devices=DEVICES)
 
 
 # MiB on each device, beside A and b, their cotangents and x; A takes 8 on each. With

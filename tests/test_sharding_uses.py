@@ -4,13 +4,10 @@ The number of devices is fixed when JAX starts: all cases that are to run do so 
 process of their own, `sharding_program.py`.
 """
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from devices import told_by
 
 
 PROGRAM = pathlib.Path(__file__).with_name("sharding_program.py")
@@ -57,25 +54,10 @@ def told(request):
     """What the chosen cases tell."""
     items = [i for i in request.session.items if i.path == request.node.path]
     names = sorted({item.callspec.params["name"] for item in items})
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags = f"{flags} --xla_force_host_platform_device_count=4"
+    # As here, but where it is the program that is measured.
     measured = any(name.startswith("bytes") for name in names)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", PROGRAM, *names],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PLATFORMS": "cpu",
-            # As here, but where it is the program that is measured.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if measured else "1",
-        },
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if measured else "1"}
+    return told_by(PROGRAM, *names, timeout=600, **env)
 
 
 @pytest.mark.default("LU")

@@ -5,12 +5,8 @@ The data are exact, so that the rates are known, and dθ/dy is the upper part of
 pseudoinverse of [∂(Φ c)/∂θ, Φ].
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from devices import told_by
 
 
 pytestmark = pytest.mark.slow  # a process of its own, with five large programs
@@ -97,17 +93,7 @@ CASES = ["jit", "shard_map", "explicit", "optimistix-in-shard_map"]
 
 @pytest.fixture(scope="module")
 def told():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return told_by("-c", SCRIPT)
 
 
 @pytest.mark.parametrize("case", CASES)
