@@ -56,6 +56,14 @@ class Structure:
         ]
         return jtu.tree_unflatten(self.treedef, leaves)
 
+    def probe(self) -> PyTree[Array]:
+        """A vector of length one for a matrix to be applied to, the same in each call.
+
+        Of random normal entries: no matrix of a simple structure makes zero of them.
+        """
+        flat = np.random.default_rng(0).standard_normal(self.size)
+        return self.unravel(jnp.asarray(flat / max(np.linalg.norm(flat), 1)))
+
     def ravel(self, tree: PyTree[Array]) -> Inexact[Array, " size"]:
         if Structure.of(tree) != self:
             raise ValueError(

@@ -12,18 +12,8 @@ from jaxtyping import PyTree
 from .._base.axes import as_avals, as_structs, has_explicit_axes, on_mesh_of
 from .._base.vprim import create_vprim
 from .._operator.matrix import has_functions
-from .._solver import (
-    AutoLinearSolver,
-    FlexibleCG,
-    FlexibleGMRES,
-    FunctionSolver,
-    PivotedQR,
-    QR,
-    SVD,
-)
-
-
-_BLOCKED = QR | PivotedQR | SVD | AutoLinearSolver
+from .._solver import FlexibleCG, FlexibleGMRES, FunctionSolver
+from .._solver.known_blocks import BLOCKED
 
 
 def initial_state(
@@ -44,7 +34,7 @@ def _in_blocks(solver, operator) -> bool:
     """Whether row blocks lie on several devices: so does what is kept of them, and
     nothing that comes of the primitive.
     """
-    if not isinstance(solver, _BLOCKED) or solver.blocks is None:
+    if not isinstance(solver, BLOCKED) or solver.blocks is None:
         return False
     specs = [jax.typeof(leaf).sharding.spec for leaf in jtu.tree_leaves(operator)]
     return any(entry is not None for spec in specs for entry in spec)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree, Real
 
 from .._base.checks import check_options
@@ -37,12 +36,9 @@ class _System(eqx.Module):
             _check_solution(solution, structure)
             return solution
 
-        # Random normal entries: no A of a simple structure makes zero of them.
-        probe = np.random.default_rng(0).standard_normal(structure.size)
-        probe = structure.unravel(jnp.asarray(probe / max(np.linalg.norm(probe), 1)))
         # What `solve` closes over may be traced: here it is known, within the map not.
         function = closed(function, operator.out_structure())
-        return cls(operator, function, two_norm(operator.mv(probe)))
+        return cls(operator, function, two_norm(operator.mv(structure.probe())))
 
     def solve(self, vector: PyTree[Array]) -> PyTree[Array]:
         """Zero for zero, of which iterations may make NaN."""

@@ -12,6 +12,9 @@ from .orthogonal.qr import QR
 from .orthogonal.svd import SVD
 
 
+BLOCKED = QR | PivotedQR | SVD | AutoLinearSolver
+
+
 def with_known_blocks(solver: Any, operator: Any) -> Any:
     """The solver with as many row blocks as devices hold a matrix, where none are named.
 
@@ -23,7 +26,7 @@ def with_known_blocks(solver: Any, operator: Any) -> Any:
         matrix = getattr(untagged(operator), "matrix", None)
     if not isinstance(matrix, jax.Array):
         return solver
-    takes_blocks = isinstance(solver, QR | PivotedQR | SVD | AutoLinearSolver)
+    takes_blocks = isinstance(solver, BLOCKED)
     if not takes_blocks or solver.blocks is not None or matrix.ndim != 2:
         return solver
     blocks = blocks_for(None, matrix)

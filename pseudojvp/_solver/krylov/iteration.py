@@ -19,7 +19,6 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, PyTree, Real, Scalar
 
 from ..._base.axes import largest, total, while_loop
@@ -57,17 +56,8 @@ class KrylovState(eqx.Module):
     @classmethod
     def create(cls, operator: lx.AbstractLinearOperator) -> "KrylovState":
         operator = lx.linearise(operator)
-        image = operator.mv(unit_probe(operator))
+        image = operator.mv(Structure.of(operator.in_structure()).probe())
         return cls(operator, largest(power_of_two(image), Spread.of(operator).codomain))
-
-
-def unit_probe(operator: lx.AbstractLinearOperator) -> PyTree[Array]:
-    """A vector of length one for A to be applied to, the same in each call."""
-    in_structure = Structure.of(operator.in_structure())
-    # Random normal entries: no A of a simple structure makes zero of them.
-    probe = np.random.default_rng(0).standard_normal(in_structure.size)
-    probe = probe / max(np.linalg.norm(probe), 1)
-    return in_structure.unravel(jnp.asarray(probe))
 
 
 class Cycle(eqx.Module):

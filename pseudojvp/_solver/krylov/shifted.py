@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Integer, PyTree, Real
 
 from ..._base.axes import largest, while_loop
 from ..._base.checks import check_options, check_square
+from ..._base.structure import Structure
 from ..._base.tree import tree_add, tree_scale, tree_where
 from ..._kernel.norms import power_of_two
 from ..._operator.function import Spread
@@ -33,7 +34,6 @@ from .iteration import (
     report,
     run,
     System,
-    unit_probe,
 )
 from .lanczos import Tridiagonal
 from .shared_steps import Method
@@ -77,7 +77,7 @@ class ShiftedSolver(lx.AbstractLinearSolver[ShiftedState]):
         check_square(self.inner_solver, operator.operator)
         minres.check_hermitian(self.inner_solver, operator.operator)
         bare = lx.linearise(operator.operator)
-        probe = unit_probe(bare)
+        probe = Structure.of(bare.in_structure()).probe()
         image = bare.mv(probe)
         scale = largest(power_of_two(image), Spread.of(bare).codomain)
         if isinstance(self.inner_solver, cg.CG):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, Bool, Inexact, PyTree
 
 from ..._base.checks import check_options, check_square
@@ -140,8 +139,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         core = update.core()
         factors = LU().init(lx.MatrixLinearOperator(capacitance(update, solved)), {})
         weights = LU().solve_columns(factors.factors, core, transposed=False)
-        probe = np.random.default_rng(0).standard_normal(update.in_size())
-        probe = jnp.asarray(probe / max(np.linalg.norm(probe), 1)).astype(core.dtype)
+        probe = Structure.of(update.in_structure()).probe()
         # A singular capacitance matrix is of a singular sum, or of one that is hidden.
         rounding = Rounding.of(update, solved, earlier=factors.reciprocal_condition)
         lost = ~all_finite(weights) & ~rounding.keeps_value()
@@ -150,7 +148,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
             inner=inner,
             solved=solved,
             weights=weights,
-            size=two_norm(flat_mv(update)(probe)),
+            size=two_norm(update.mv(probe)),
             result=result,
             estimate=None,
             lost=lost,
