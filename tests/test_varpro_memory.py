@@ -8,16 +8,13 @@ import sys
 import pytest
 
 
-pytestmark = [
-    pytest.mark.slow,  # a process of its own, and 20,000 fits
-    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-]
+pytestmark = pytest.mark.slow  # a process of its own, and 20,000 fits
 
 SCRIPT = """
 import json
 import pathlib
-import re
 import sys
+import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,14 +35,11 @@ data = np.load(file, mmap_mode="r")
 def basis(theta, times):
     return jnp.exp(-theta * times)[:, None]
 
-def resident():
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) / 1024
-
 fitted, memory, arrays = [], [], []
 for fits in pj.varpro_batch(basis, data, np.array(0.9), times, batch_size=1000):
     fitted.append(np.array(fits.theta))
-    memory.append(resident())
+    tracemalloc.start()  # after the first compilation; again is nothing
+    memory.append(tracemalloc.get_traced_memory()[0] / 2**20)
     arrays.append(sum(array.nbytes for array in jax.live_arrays()) / 2**20)
 print(json.dumps({
     "chunks": len(fitted),
@@ -76,8 +70,12 @@ def test_every_fit_is_made_in_its_chunk(report):
 
 
 def test_memory_does_not_grow_with_the_fits(report):
-    """MiB: the data are 39, and so are their residuals."""
-    assert report["growth"] < 10
+    """MiB of Python and NumPy: the data are 39, and so are their residuals.
+
+    Not the process's: threads of XLA and of its BLAS take 16 MiB each when they first
+    meet, which is by chance.
+    """
+    assert report["growth"] < 1
 
 
 def test_arrays_are_those_of_two_chunks(report):
