@@ -44,6 +44,7 @@ class VarProBatch(eqx.Module):
     cost: Float[Array, " members"]
     rank: Integer[Array, " members"] | Integer[Array, "members k"]
     result: optx.RESULTS
+    held: PyTree[Integer[Array, "..."]] | None
     stats: dict[str, Any]
     _data: Inexact[Array, "members m *k"]
     _weights: Batched
@@ -87,6 +88,7 @@ class VarProBatch(eqx.Module):
             self.cost,
             self.rank,
             self.result,
+            self.held,
             self.stats,
         )
         return fields, self._data, self._weights.batched, self._args.batched
@@ -123,6 +125,8 @@ def varpro_batch(
     ),
     jacobian: str = "exact",
     x_scale: PyTree[ArrayLike] | None = None,
+    bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    fixed: PyTree[Any] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -185,6 +189,8 @@ def varpro_batch(
         "optimiser": optimiser,
         "jacobian": jacobian,
         "x_scale": x_scale,
+        "bounds": bounds,
+        "fixed": fixed,
         "max_steps": max_steps,
         "throw": False,
         "adjoint": default_adjoint(throw) if adjoint is None else adjoint,
@@ -282,7 +288,7 @@ def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, pr
             args = arguments.of(args)
             fit = varpro(basis, data, theta0, args, weights=weights, **keywords)
             fields = (fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank)
-            return *fields, fit.result, fit.stats
+            return *fields, fit.result, fit.held, fit.stats
 
         inputs = (data, starts.batched, weighting.batched, arguments.batched)
         return in_chunks(member, inputs, batch_size, progress)

@@ -41,6 +41,7 @@ from .model import (
     times,
     weighted,
 )
+from .parameters import Parameters
 from .real import squared_norm
 
 
@@ -160,6 +161,14 @@ class Elimination(eqx.Module):
     def closed(self, theta: PyTree[Array], args: Any) -> "Elimination":
         """See `SeparableModel.closed`."""
         return Elimination(self.model.closed(theta, args), self.solver, self.caller)
+
+    def restricted(self, parameters: Parameters) -> "Elimination":
+        """As a function of the free parameters, in one vector."""
+        if parameters.all_free:
+            return self
+        basis, offset = parameters.restrict(self.model.basis), self.model.offset
+        offset = None if offset is None else parameters.restrict(offset)
+        return Elimination(SeparableModel(basis, offset), self.solver, self.caller)
 
     def model_at(self, theta: PyTree[Array], args: Any):
         """Φ, and the offset or `None`."""

@@ -4,7 +4,6 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.core
-import jax.flatten_util as jfu
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -29,6 +28,7 @@ from .model import (
     size_of,
 )
 from .optimise import optimise, Settings
+from .parameters import box_of, Parameters, vector_like
 from .progress import EvaluationLine
 from .real import squared_norm
 from .residual import check_theta, prepare
@@ -52,6 +52,9 @@ class VarProFit(eqx.Module):
     - `rank`: of W Φ at `theta`; `(k,)` for weights of shape `(m, k)`. With a solver that
         finds no rank, n.
     - `result`: compare with `optimistix.RESULTS.successful`.
+    - `held`: a pytree as `theta` of integers: 0 where θ is free, −1 where it ended at its
+        lower bound, 1 at its upper one, 2 for `fixed`. `None` without `bounds` and
+        `fixed`.
     - `stats`: `num_steps` of the optimiser, `max_steps`, `polishing_steps`, and
         `relative_offset`, the part of the residual that θ could still remove, in
         units of its statistical error (Bates & Watts); a fit above 0.001 is not
@@ -64,6 +67,7 @@ class VarProFit(eqx.Module):
     cost: Float[Array, ""]
     rank: Integer[Array, ""] | Integer[Array, " k"]
     result: optx.RESULTS
+    held: PyTree[Integer[Array, "..."]] | None
     stats: dict[str, Any]
     # Elimination, args and observations: functions as static parts, so that a fit can
     # come out of `jax.vmap` and `jax.jit`.
@@ -80,7 +84,8 @@ class VarProFit(eqx.Module):
             cov(c, θ) = −G cov(θ),
 
         s² = ‖r‖²/(degrees of freedom): the blocks of the covariance of the full problem,
-        from the QR of J (m k × q) and the factors of A, in time proportional to k.
+        from the QR of J (m k × q) and the factors of A, in time proportional to k. What
+        is `held` has the variance zero: the statistics are those of the others.
 
         **Arguments:**
 
@@ -160,6 +165,8 @@ def varpro(
     ),
     jacobian: str = "exact",
     x_scale: PyTree[ArrayLike] | None = None,
+    bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    fixed: PyTree[Any] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -207,6 +214,14 @@ def varpro(
         positive. The optimiser damps with the identity, and does not know that one
         parameter is a frequency in Hz and another a width in m. Defaults to `None`:
         |theta0|, and 1 where that is zero.
+    - `bounds`: a pair (lower, upper), each a pytree as `theta0` or a scalar, infinite
+        where θ is free. `basis` and `offset` are never called at a θ outside. Each step
+        minimises the damped linear model *within* the bounds, by an active set, so that a
+        parameter which ends at its bound is exactly there, and `held` says so. For the
+        default `optimiser`, with any tolerances. Defaults to `None`.
+    - `fixed`: a pytree of booleans as `theta0`, or a scalar: parameters that stay at
+        their start. They are constants like `args`, with a derivative, and cost nothing.
+        Defaults to `None`.
     - `max_steps`: of the optimiser. Defaults to 256.
     - `throw`: whether a failed fit raises at run time, here and in derivatives. If
         `False`, `result` tells. Defaults to `True`.
@@ -229,7 +244,9 @@ def varpro(
     **Derivatives:** of `theta`, `coefficients`, `residual` and `cost` with respect to
     `data`, `weights`, `args` and arrays within `basis` and `offset`, forward and reverse:
     those of the solution of the full problem, whatever `jacobian` is. `basis` must be
-    twice differentiable. `theta0` has derivative zero.
+    twice differentiable. `theta0` has derivative zero where it is not fixed, and so have
+    the bounds. A parameter at its bound is held there: the derivative is that of the
+    other parameters, one-sided where the bound only just binds.
 
     **Raises:** `TypeError` or `ValueError` at trace time for shapes, dtypes or types that
     do not fit; a run-time error as `throw` says.
@@ -242,16 +259,19 @@ def varpro(
     elimination, observations, exact = prepare(
         "varpro", basis, data, weights, offset, solver, jacobian
     )
-    theta0 = check_theta(theta0, "varpro")
+    given, theta0 = theta0, check_theta(theta0, "varpro")
     _check_types(optimiser, adjoint, max_steps)
-    scale = _check_scale(x_scale, theta0, throw)
+    wide = at_least_single(theta0)
+    parameters = Parameters.create(wide, fixed)
+    box = box_of(bounds, parameters, wide, given, throw)
+    scale = _check_scale(x_scale, wide, throw)
     if adjoint is None:
         adjoint = default_adjoint(throw)
     vector = np.ndim(data) == 1
     options = _Options(optimiser, adjoint, max_steps, exact, vector, progress)
     args = as_arrays(args)
     closed = elimination.closed(theta0, args)
-    fields = _fit(closed, args, observations, at_least_single(theta0), scale, options)
+    fields = _fit(closed, args, observations, parameters, box, scale, options)
     fields = _as_given(fields, theta0, np.dtype(getattr(data, "dtype", float)))
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
@@ -270,19 +290,22 @@ class _Options(eqx.Module):
 
 
 @compiled_lazily
-def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
+def _fit(elimination, args, observations, parameters, box, scale, options) -> tuple:
     """The public fields of the `VarProFit`."""
-    flat, unravel = jfu.ravel_pytree(theta0)
-    phi, shift = eqx.filter_eval_shape(elimination.model_at, theta0, args)
+    whole = parameters.unravel(parameters.whole)
+    phi, shift = eqx.filter_eval_shape(elimination.model_at, whole, args)
     check_shapes(phi, shift, observations.data, elimination.caller)
     coefficients = size_of(phi)[1]
-    _check_counts(phi, shift, observations.data, flat.size)
+    start = parameters.start
+    _check_counts(phi, shift, observations.data, start.size)
     if scale is None:
-        scale = jnp.where(flat == 0, 1, jnp.abs(flat))
-    flat, scale = lax.stop_gradient((flat, scale))
+        scale = jnp.where(start == 0, 1, jnp.abs(start))
+    else:
+        scale = lax.stop_gradient(parameters.of(scale))
     settings = Settings(
-        unravel,
+        parameters.unravel if parameters.all_free else (lambda free: free),
         scale,
+        box,
         options.optimiser,
         options.adjoint,
         options.max_steps,
@@ -291,8 +314,18 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         None if has_real_coefficients(phi) else coefficients,
         EvaluationLine() if options.progress else None,
     )
-    found = optimise(elimination, args, observations, flat / scale, settings)
-    theta, outcome = settings.theta(found.point), found.outcome
+    restricted = elimination.restricted(parameters)
+    if box is not None and settings.tolerances is None:
+        raise ValueError(
+            f"`varpro(bounds=..., optimiser={options.optimiser!r})` cannot keep θ within "
+            "bounds. Use `optimistix.LevenbergMarquardt(rtol, atol)` with numbers for "
+            "both and its default parts, and no `RecursiveCheckpointAdjoint`."
+        )
+    found = optimise(restricted, args, observations, start / scale, settings)
+    free = scale * found.point if box is None else settings.inside(found.point)
+    theta, outcome = parameters.unravel(parameters.flat(free)), found.outcome
+    side = None if settings.box is None else settings.box.side(found.point)
+    known = True if box is None else ~jnp.any(jnp.isnan(box.lower))
     cost = 0.5 * squared_norm(found.residual)
     # The residual is, unless the result says so already.
     sound = all_finite((theta, found.coefficients))
@@ -311,19 +344,23 @@ def _fit(elimination, args, observations, theta0, scale, options) -> tuple:
         cost,
         found.rank,
         result_of(
-            outcome.result, found.eliminated, sound, all_finite((flat, observations))
+            outcome.result,
+            found.eliminated,
+            sound,
+            all_finite((parameters.whole, observations)) & known,
         ),
+        parameters.held(side),
         eqxi.nondifferentiable_backward(stats),
     )
 
 
 def _as_given(fields: tuple, theta0, dtype) -> tuple:
     """The fields in 16 bits where θ or the data came so: the fit is made in 32."""
-    theta, *columns, rank, result, stats = fields
+    theta, *columns, rank, result, held, stats = fields
     theta = jtu.tree_map(lambda leaf, given: leaf.astype(given.dtype), theta, theta0)
     if dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating):
         columns = (x if jnp.iscomplexobj(x) else x.astype(dtype) for x in columns)
-    return theta, *columns, rank, result, stats
+    return theta, *columns, rank, result, held, stats
 
 
 def default_adjoint(throw: bool) -> PseudoinverseAdjoint:
@@ -361,24 +398,7 @@ def _check_types(optimiser, adjoint, max_steps) -> None:
 def _check_scale(x_scale, theta0, throw: bool):
     if x_scale is None:
         return None
-    flat, _ = jfu.ravel_pytree(theta0)
-    if jtu.tree_structure(x_scale) == jtu.tree_structure(0):
-        x_scale = jtu.tree_map(lambda _: x_scale, theta0)
-    if jtu.tree_structure(x_scale) != jtu.tree_structure(theta0):
-        raise ValueError(
-            "`varpro(x_scale=...)` got a pytree of structure "
-            f"{jtu.tree_structure(x_scale)}, but `theta0` has "
-            f"{jtu.tree_structure(theta0)}. Pass the same structure, or a scalar."
-        )
-    like = jtu.tree_map(
-        lambda s, t: jnp.broadcast_to(
-            jnp.asarray(as_native(s, "varpro(x_scale=...)"), t.dtype), t.shape
-        ),
-        x_scale,
-        theta0,
-    )
-    scale, _ = jfu.ravel_pytree(like)
-    scale = scale.astype(flat.dtype)
+    scale = vector_like(x_scale, theta0, "x_scale")
     if not throw and isinstance(scale, jax.core.Tracer):
         return jnp.where(scale > 0, scale, jnp.nan)  # and so is the result
     message = "`varpro(x_scale=...)` got a number that is not positive."

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Float, Inexact, Int, Integer, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, Integer, PyTree
 
 from .._base.axes import as_varying, check_not_explicit, cond, like, varying_axes
 from .._base.order import after, after_in_batch
@@ -23,6 +23,7 @@ from .._solver.counterpart import counterpart
 from .compression import compress
 from .elimination import Elimination
 from .model import Observations
+from .parameters import Box
 from .progress import EvaluationLine
 from .real import as_real, squared_norm
 from .residual import residual_columns
@@ -38,6 +39,7 @@ class Settings(eqx.Module):
 
     unravel: Callable = eqx.field(static=True)
     scale: Float[Array, " q"]
+    bounds: Box | None
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
     adjoint: optx.AbstractAdjoint
     max_steps: int | None = eqx.field(static=True)
@@ -48,7 +50,23 @@ class Settings(eqx.Module):
     progress: EvaluationLine | None = eqx.field(static=True)
 
     def theta(self, point: Float[Array, " q"]) -> PyTree[Array]:
-        return self.unravel(self.scale * point)
+        return self.unravel(self.inside(point))
+
+    def inside(self, point: Float[Array, " q"]) -> Float[Array, " q"]:
+        """The vector of θ, within its bounds whatever the rounding of `point` is."""
+        vector = self.scale * point
+        if self.bounds is None:
+            return vector
+        return self.bounds.held(vector, self.bounds.over(self.scale).side(point))
+
+    def free(self, point: Float[Array, " q"]) -> Bool[Array, " q"] | None:
+        """What is between its bounds, and not at one; `None` without bounds."""
+        return None if self.box is None else self.box.side(point) == 0
+
+    @property
+    def box(self) -> Box | None:
+        """The bounds of a point."""
+        return None if self.bounds is None else self.bounds.over(self.scale)
 
     @property
     def through_the_search(self) -> bool:
@@ -101,6 +119,8 @@ def optimise(
     """Returns the solution, differentiable as the adjoint says."""
     check_not_explicit((args, observations, start), "`varpro`")
     start = as_varying(varying_axes((elimination, args, observations)), start)
+    if start.size == 0:
+        return _evaluated(elimination, args, observations, start, settings)
     # Other adjoints differentiate through the search, and the factor is a constant.
     if settings.through_the_search:
         reduced = observations
@@ -115,6 +135,15 @@ def optimise(
         return _solution(inputs, reduced is observations, solver, adjoint.throw)
     point, (outcome, _) = adjoint.apply(_search, _stationarity, inputs, frozenset())
     at = _evaluate(elimination, settings.theta(point), args, observations)
+    return Solution(point, at.residual, at.coefficients, at.rank, at.result, outcome)
+
+
+def _evaluated(elimination, args, observations, point, settings: Settings) -> Solution:
+    """Without a parameter to look for."""
+    at = _evaluate(elimination, settings.theta(point), args, observations)
+    none = jnp.array(0)
+    offset = jnp.zeros((), point.dtype)
+    outcome = Outcome(optx.RESULTS.successful, none, none, offset)
     return Solution(point, at.residual, at.coefficients, at.rank, at.result, outcome)
 
 
@@ -168,11 +197,14 @@ def _solution_jvp(primals, tangents):
         jnp.eye(point.size, dtype=point.dtype)
     )
     hessian, *rest = by_point
-    hessian = lx.MatrixLinearOperator(hessian.T)
+    free = settings.free(point)
+    hessian = lx.MatrixLinearOperator(_of_free(hessian.T, free))
     factorised, _ = Factorised.create(hessian, solver, throw=throw)
     t_theta = after_in_batch(factorised.state, t_theta)
     t_gradient, *t_rest = push(jnp.zeros_like(point), t_theta)
     # As a derivative: if the solve fails, tangents and cotangents are NaN.
+    if free is not None:
+        t_gradient = jnp.where(free, t_gradient, 0)
     t_point, *_ = factorised.for_derivative().apply(-t_gradient)
     assert t_point is not None
     t_r, t_c = (
@@ -187,6 +219,15 @@ def _solution_jvp(primals, tangents):
         (t_point, t_r, t_c, 0 * jnp.sum(t_point)),
         is_leaf=lambda leaf: leaf is None,
     )
+
+
+def _of_free(hessian: Float[Array, "q q"], free: Bool[Array, " q"] | None):
+    """A multiple of the identity for what stays at its bound."""
+    if free is None:
+        return hessian
+    kept = jnp.where(free[:, None] & free[None, :], hessian, 0)
+    largest = jnp.max(jnp.abs(kept))
+    return kept + jnp.diag(jnp.where(free, 0, jnp.where(largest > 0, largest, 1)))
 
 
 def _search(inputs):
@@ -210,7 +251,11 @@ def _search(inputs):
     linearise = eqx.filter_closure_convert(linearise, start)
     results = optx.RESULTS
     search = Search(
-        linearise, settings.tolerances, settings.max_steps, settings.through_the_search
+        linearise,
+        settings.box,
+        settings.tolerances,
+        settings.max_steps,
+        settings.through_the_search,
     )
     stopped: Any = results.stagnation  # a name of lineax
     late = results.nonlinear_max_steps_reached
@@ -272,7 +317,13 @@ def _by_counterparts(optimiser):
 
 
 def _stationarity(point, _, inputs):
-    return _gradient(point, inputs)[0]
+    gradient, _ = _gradient(point, inputs)
+    settings = inputs[6]
+    free = settings.free(point)
+    if free is None:
+        return gradient
+    # Zero where a bound holds a number, and regular there.
+    return jnp.where(free, gradient, point - lax.stop_gradient(point))
 
 
 def _gradient(point, inputs):

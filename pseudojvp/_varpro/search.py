@@ -16,9 +16,11 @@ from jaxtyping import Array, Bool, Float, Inexact, Int, Integer
 from .._base import axes
 from .._base.axes import cond, is_manual
 from .._base.tree import all_finite
+from .._kernel.active_set import bounded_least_squares
 from .._map.factorised import Factorised
 from .._solver import PivotedQR
 from .elimination import Eliminated
+from .parameters import Box
 from .real import as_real
 
 
@@ -112,6 +114,7 @@ class Search(eqx.Module):
     orthogonal to J; without tolerances the latter alone."""
 
     linearise: Callable[[Float[Array, " q"]], Linearised]  # closed by Equinox
+    box: Box | None
     tolerances: tuple[float, float] | None = eqx.field(static=True)
     max_steps: int | None = eqx.field(static=True)
     differentiable: bool = eqx.field(static=True)
@@ -143,7 +146,7 @@ class Search(eqx.Module):
         return while_loop(lambda f: ~f.done, self._next, found, max_steps=length)
 
     def _next(self, old: Found) -> Found:
-        point = old.point - old.step
+        point = self._ahead(old.point, old.step)
         new = self.linearise(point)
         finite = all_finite((point, new.both))
         finite &= new.at.result == lx.RESULTS.successful
@@ -171,7 +174,12 @@ class Search(eqx.Module):
             searching &= num_steps < self.max_steps
 
         both = jnp.where(jnp.where(old.searching, taken, finite), new.both, old.both)
-        step, along = self._step(both, jnp.where(searching, damping, 0), r.size)
+        damping_ahead = jnp.where(searching, damping, 0)
+        if self.box is None:
+            step, along = self._step(both, damping_ahead, r.size)
+        else:
+            base = jnp.where(old.searching & ~taken, old.point, point)
+            step, along = _within(self.box, base, both, damping_ahead)
         rest, moved = both[:, -1] - along, jnp.linalg.norm(along)
         per_datum = jnp.linalg.norm(rest) * _per_datum(r.size, step.size)
 
@@ -204,6 +212,14 @@ class Search(eqx.Module):
             done=~(searching | (usable & more)),
         )
 
+    def _ahead(self, point: Float[Array, " q"], step: Float[Array, " q"]):
+        if self.box is None:
+            return point - step
+        # To the bound itself where the step ends there.
+        low, high = point - self.box.upper, point - self.box.lower
+        side = jnp.where(step >= high, -1, jnp.where(step <= low, 1, 0))
+        return self.box.held(point - step, side)
+
     def _step(self, both, damping: Float[Array, ""], rows: int):
         """What minimises ‖r − J s‖² + damping ‖s‖², and J s."""
         j, r = both[:, :-1], both[:, -1]
@@ -214,6 +230,22 @@ class Search(eqx.Module):
         solve = _differentiable if self.differentiable else _damped
         step, along = solve(j / length[None, :], r, damping, rows)
         return step / length, along
+
+
+def _within(box: Box, point, both, damping: Float[Array, ""]):
+    """What minimises ‖r − J s‖² + damping ‖s‖² for a point − s in the box, and J s."""
+    j, r = both[:, :-1], both[:, -1]
+    (q,) = point.shape
+    damped = jnp.concatenate([j, jnp.sqrt(damping) * jnp.eye(q, dtype=j.dtype)])
+    length = jnp.linalg.norm(damped, axis=0)
+    length = jnp.where(length > 0, length, 1)
+    low, high = (point - bound for bound in (box.upper, box.lower))
+    found = bounded_least_squares(
+        damped / length[None, :], jnp.pad(r, (0, q)), length * low, length * high
+    )
+    side = found.active
+    step = jnp.where(side < 0, low, jnp.where(side > 0, high, found.x / length))
+    return step, j @ step
 
 
 def _per_datum(data: int, parameters: int) -> float:

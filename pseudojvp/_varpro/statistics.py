@@ -8,6 +8,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
+import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer
@@ -166,7 +167,7 @@ def errors_of(fit, context) -> Errors:
         at = elimination(theta, args, reduced)
     d, _ = elimination.tangents(theta, args, reduced, at, exact=False)
     jacobian, gain, gram_inverse = _blocks(at.factors, d, c.shape[0])
-    theta_covariance, theta_rank = _gram_inverse_of_theta(jacobian)
+    theta_covariance, theta_rank = _gram_inverse_of_theta(jacobian, _held(fit))
     if reduced is not observations:
         at = Eliminated(r, c, fit.rank, at.result, at.factors)
         gain = _gain(
@@ -212,10 +213,20 @@ def _blocks(factors: Factors, d: Inexact[Array, "q m k"], n: int):
     return r[:q], x[:, :, :q], -x[:, :, q:]
 
 
-def _gram_inverse_of_theta(jacobian: Inexact[Array, "q m k"]):
-    """(JᵀJ)⁻¹, or NaN, and the rank of J."""
+def _held(fit) -> Bool[Array, " q"] | None:
+    """Which of θ are no parameters, but constants."""
+    if fit.held is None:
+        return None
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jtu.tree_leaves(fit.held)]) != 0
+
+
+def _gram_inverse_of_theta(jacobian: Inexact[Array, "q m k"], held):
+    """(JᵀJ)⁻¹, or NaN, and the rank of J; zero for what is held."""
     columns = jax.vmap(as_real, out_axes=1)(jacobian)
     rows, q = columns.shape
+    if held is not None:  # ones of their own on the diagonal, until the end
+        columns = jnp.where(held[None, :], 0, columns)
+        columns = jnp.concatenate([columns, jnp.diag(held.astype(columns.dtype))])
     # Columns of one length, so that the rank does not depend on the units of θ.
     size = jnp.linalg.norm(columns, axis=0)
     size = jnp.where(size > 0, size, 1)
@@ -227,7 +238,10 @@ def _gram_inverse_of_theta(jacobian: Inexact[Array, "q m k"]):
     r = after_in_batch(values, r)
     inverse = jsl.solve_triangular(r, jnp.eye(q, dtype=r.dtype))
     inverse = inverse @ inverse.T / jnp.outer(size, size)
-    return jnp.where(rank == q, inverse, jnp.nan), rank
+    inverse = jnp.where(rank == q, inverse, jnp.nan)
+    if held is None:
+        return inverse, rank
+    return jnp.where(held[:, None] | held[None, :], 0, inverse), rank - jnp.sum(held)
 
 
 def _gain(elimination, theta, args, observations, at: Eliminated):
