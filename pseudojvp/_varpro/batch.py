@@ -45,6 +45,7 @@ class VarProBatch(eqx.Module):
     rank: Integer[Array, " members"] | Integer[Array, "members k"]
     result: optx.RESULTS
     held: PyTree[Integer[Array, "..."]] | None
+    held_coefficients: Integer[Array, "members n *k"] | None
     stats: dict[str, Any]
     _data: Inexact[Array, "members m *k"]
     _weights: Batched
@@ -89,16 +90,17 @@ class VarProBatch(eqx.Module):
             self.rank,
             self.result,
             self.held,
+            self.held_coefficients,
             self.stats,
         )
         return fields, self._data, self._weights.batched, self._args.batched
 
     def _fit(self, member) -> VarProFit:
         fields, data, weights, args = member
-        basis, offset, solver = self._functions.filled(self._arrays)
+        basis, offset, solver, limits = self._functions.filled(self._arrays)
         weights = self._weights.of(weights)
         elimination, observations, _ = prepare(
-            "varpro_batch", basis, data, weights, offset, solver, "exact"
+            "varpro_batch", basis, data, weights, offset, solver, "exact", limits
         )
         arrays, functions = split((elimination, self._args.of(args), observations))
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
@@ -127,6 +129,7 @@ def varpro_batch(
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
+    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -191,6 +194,7 @@ def varpro_batch(
         "x_scale": x_scale,
         "bounds": bounds,
         "fixed": fixed,
+        "coefficient_bounds": coefficient_bounds,
         "max_steps": max_steps,
         "throw": False,
         "adjoint": default_adjoint(throw) if adjoint is None else adjoint,
@@ -261,7 +265,8 @@ def _fit_chunk(
     if size > members:
         fields = jtu.tree_map(lambda leaf: leaf[:members], fields)
     _, weighting, arguments = parts
-    arrays, functions = split((basis, keywords["offset"], keywords["solver"]))
+    names = "offset", "solver", "coefficient_bounds"
+    arrays, functions = split((basis, *(keywords[name] for name in names)))
     return VarProBatch(
         *fields,
         _data=data,
@@ -288,7 +293,7 @@ def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, pr
             args = arguments.of(args)
             fit = varpro(basis, data, theta0, args, weights=weights, **keywords)
             fields = (fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank)
-            return *fields, fit.result, fit.held, fit.stats
+            return *fields, fit.result, fit.held, fit.held_coefficients, fit.stats
 
         inputs = (data, starts.batched, weighting.batched, arguments.batched)
         return in_chunks(member, inputs, batch_size, progress)

@@ -26,14 +26,14 @@ def compress(
     L alone: the factor of Y Yᴴ.
 
     Not where the columns differ in more than their data, or are few already, nor for
-    `coefficients` that are `None`.
+    `coefficients` that are `None` or have bounds.
     """
     data, gain = observations.data, observations.gain
     rows, columns = data.shape
     stacked = data
     if shift_shape is not None:
         stacked = jnp.concatenate([data, gain[None, :]])
-    if coefficients is None:
+    if coefficients is None or observations.limits is not None:
         return observations
     own_shift = shift_shape is not None and len(shift_shape) == 2
     if not observations.shares_weights or own_shift or columns <= stacked.shape[0]:

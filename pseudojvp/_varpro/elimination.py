@@ -30,12 +30,14 @@ from .._base.order import after_in_batch
 from .._map.factorised import Factorised
 from .._map.rows import Blocks
 from .dependence import groups_of, moved_columns
+from .limits import hold
 from .model import (
     adjoint_times,
     check_shapes,
     common_dtype,
     Observations,
     of_dtype,
+    real_matrix,
     SeparableModel,
     spread,
     times,
@@ -47,6 +49,7 @@ from .real import squared_norm
 
 # Of ‖A‖ ‖c‖ over ‖b‖, up to which b − A c is as good as any other form of the residual.
 _LARGEST_CANCELLATION = 10
+_NO_ACTIVE_SET = lx.RESULTS.stagnation
 
 
 class Factors(eqx.Module):
@@ -54,9 +57,22 @@ class Factors(eqx.Module):
 
     factorised: Factorised
     shared: bool = eqx.field(static=True)
+    free: Bool[Array, "n k"] | None = None  # whose columns are factorised; `None`: all
 
     @classmethod
-    def create(cls, phi, observations: Observations, solver, dtype) -> "Factors":
+    def create(
+        cls, phi, observations: Observations, solver, dtype, free=None
+    ) -> "Factors":
+        if free is not None:
+
+            def create_free(free, weights):
+                operator = weighted(jnp.where(free[None, :], phi, 0), weights, dtype)
+                return Factorised.create(operator, solver, throw=False)[0]
+
+            axis = None if observations.shares_weights else 1
+            factors = eqx.filter_vmap(create_free, in_axes=(1, axis))
+            return cls(factors(free, observations.weights), False, free)
+
         def create(weights):
             operator = weighted(phi, weights, dtype)
             return Factorised.create(operator, solver, throw=False)[0]
@@ -143,9 +159,11 @@ class Elimination(eqx.Module):
         b = observations.data.astype(dtype)
         if shift is not None:
             b = b - spread(shift, observations.gain, dtype)
+        b = observations.weigh(b)
+        if observations.limits is not None:
+            return self._between(phi, b, observations)
         if factors is None:
             factors = Factors.create(phi, observations, self.solver, dtype)
-        b = observations.weigh(b)
         many = factors.shared and b.shape[1] > b.shape[0]
         if many and not isinstance(phi, lx.AbstractLinearOperator):
             (_, c), result, stats = factors.apply(b, residual=False)
@@ -157,6 +175,29 @@ class Elimination(eqx.Module):
         rank = stats.get("rank", jnp.full(c.shape[1], c.shape[0]))
         rank = rank[0] if factors.shared else rank
         return Eliminated(r, c, rank, _first_failure(result), factors)
+
+    def _between(self, phi, b, observations: Observations) -> Eliminated:
+        """With coefficients between bounds: those of the free columns, of what the others
+        leave of b."""
+        phi = real_matrix(phi, self.caller).astype(b.dtype)
+        (_, n), (_, k) = phi.shape, b.shape
+        assert observations.limits is not None
+        limits = observations.limits.columns(n, k, self.caller)
+        if observations.shares_weights:
+            a = observations.weigh(phi)
+        else:
+            a = jax.vmap(lambda w: w[:, None] * phi, in_axes=1)(observations.weights)
+        held = hold(a, b, limits)
+        factors = Factors.create(phi, observations, self.solver, b.dtype, held.free)
+        (r, c), result, stats = factors.apply(
+            b - observations.weigh(times(phi, held.coefficients))
+        )
+        r = jnp.zeros_like(b) if r is None else r
+        rank = stats.get("rank", jnp.sum(held.free, axis=0))
+        converged = jnp.all(held.converged)
+        result = lx.RESULTS.where(converged, _first_failure(result), _NO_ACTIVE_SET)
+        c = jnp.where(held.free, c, held.coefficients)
+        return Eliminated(r, c, rank[0] if k == 1 else rank, result, factors)
 
     def closed(self, theta: PyTree[Array], args: Any) -> "Elimination":
         """See `SeparableModel.closed`."""
@@ -257,6 +298,8 @@ class Elimination(eqx.Module):
         """∂r/∂θ, θ in the order of `jax.flatten_util.ravel_pytree`; of no use where `at`
         has failed."""
         d, e = self.tangents(theta, args, observations, at, exact=exact)
+        if e is not None and at.factors.free is not None:
+            e = jnp.where(at.factors.free[None], e, 0)
         return at.factors.derivative(d, e)
 
 

@@ -55,6 +55,8 @@ class VarProFit(eqx.Module):
     - `held`: a pytree as `theta` of integers: 0 where θ is free, −1 where it ended at its
         lower bound, 1 at its upper one, 2 for `fixed`. `None` without `bounds` and
         `fixed`.
+    - `held_coefficients`: of the shape of `coefficients`: −1 at the lower bound, 1 at the
+        upper one, 0 where free. `None` without `coefficient_bounds`.
     - `stats`: `num_steps` of the optimiser, `max_steps`, `polishing_steps`, and
         `relative_offset`, the part of the residual that θ could still remove, in
         units of its statistical error (Bates & Watts); a fit above 0.001 is not
@@ -68,6 +70,7 @@ class VarProFit(eqx.Module):
     rank: Integer[Array, ""] | Integer[Array, " k"]
     result: optx.RESULTS
     held: PyTree[Integer[Array, "..."]] | None
+    held_coefficients: Integer[Array, "n *k"] | None
     stats: dict[str, Any]
     # Elimination, args and observations: functions as static parts, so that a fit can
     # come out of `jax.vmap` and `jax.jit`.
@@ -167,6 +170,7 @@ def varpro(
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
+    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -222,6 +226,11 @@ def varpro(
     - `fixed`: a pytree of booleans as `theta0`, or a scalar: parameters that stay at
         their start. They are constants like `args`, with a derivative, and cost nothing.
         Defaults to `None`.
+    - `coefficient_bounds`: a pair (lower, upper) of scalars, `(n,)` or `(n, k)` between
+        which c is kept: `(0, jnp.inf)` for amplitudes that are not negative. For real Φ
+        and data. c are then the best ones *within* the bounds, exactly, by an active set
+        for each column; the Jacobian is that of the free ones, and each column has
+        factors of its own. For solvers of any rank. Defaults to `None`.
     - `max_steps`: of the optimiser. Defaults to 256.
     - `throw`: whether a failed fit raises at run time, here and in derivatives. If
         `False`, `result` tells. Defaults to `True`.
@@ -257,7 +266,7 @@ def varpro(
     Least Squares Problems* (2004), (3.14), for the first damping.
     """
     elimination, observations, exact = prepare(
-        "varpro", basis, data, weights, offset, solver, jacobian
+        "varpro", basis, data, weights, offset, solver, jacobian, coefficient_bounds
     )
     given, theta0 = theta0, check_theta(theta0, "varpro")
     _check_types(optimiser, adjoint, max_steps)
@@ -330,6 +339,13 @@ def _fit(elimination, args, observations, parameters, box, scale, options) -> tu
     # The residual is, unless the result says so already.
     sound = all_finite((theta, found.coefficients))
     columns = found.coefficients, found.residual
+    of_data = observations.data, observations.weights
+    held_coefficients = None
+    if observations.limits is not None:
+        limits = observations.limits.columns(*found.coefficients.shape, "varpro")
+        held_coefficients = limits.side(found.coefficients)
+        if options.vector:
+            held_coefficients = held_coefficients[:, 0]
     if options.vector:
         columns = tuple(x[:, 0] for x in columns)
     stats = {
@@ -347,20 +363,21 @@ def _fit(elimination, args, observations, parameters, box, scale, options) -> tu
             outcome.result,
             found.eliminated,
             sound,
-            all_finite((parameters.whole, observations)) & known,
+            all_finite((parameters.whole, of_data)) & known,
         ),
         parameters.held(side),
+        held_coefficients,
         eqxi.nondifferentiable_backward(stats),
     )
 
 
 def _as_given(fields: tuple, theta0, dtype) -> tuple:
     """The fields in 16 bits where θ or the data came so: the fit is made in 32."""
-    theta, *columns, rank, result, held, stats = fields
+    theta, *columns, rank, result, held, held_coefficients, stats = fields
     theta = jtu.tree_map(lambda leaf, given: leaf.astype(given.dtype), theta, theta0)
     if dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating):
         columns = (x if jnp.iscomplexobj(x) else x.astype(dtype) for x in columns)
-    return theta, *columns, rank, result, held, stats
+    return theta, *columns, rank, result, held, held_coefficients, stats
 
 
 def default_adjoint(throw: bool) -> PseudoinverseAdjoint:

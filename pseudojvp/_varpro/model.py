@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Inexact, PyTree, Real
 from .._kernel.products import adjoint_matmul, matmul
 from .._operator.adjoint import adjoint
 from .._operator.multiples import with_true_dtypes
+from .limits import Limits
 
 
 class Observations(eqx.Module):
@@ -30,6 +31,7 @@ class Observations(eqx.Module):
     data: Inexact[Array, "m k"]
     weights: Real[Array, " m"] | Real[Array, "m k"] | None
     gain: Inexact[Array, " k"]
+    limits: Limits | None = None  # of the coefficients
 
     @property
     def shares_weights(self) -> bool:
@@ -52,7 +54,8 @@ class Observations(eqx.Module):
     def over(self, size: Float[Array, ""]) -> "Observations":
         """In units of `size`."""
         size = size.astype(self.data.dtype)
-        return Observations(self.data / size, self.weights, self.gain / size)
+        limits = None if self.limits is None else self.limits.over(size)
+        return Observations(self.data / size, self.weights, self.gain / size, limits)
 
 
 class SeparableModel(eqx.Module):
@@ -230,6 +233,17 @@ def adjoint_times(phi, columns: Inexact[Array, "m k"]) -> Inexact[Array, "n k"]:
     if columns.shape[1] == 1:
         return adjoint_matmul(phi, columns[:, 0])[:, None]
     return matmul(lax.optimization_barrier(phi.conj().T), columns)
+
+
+def real_matrix(phi, caller: str) -> Float[Array, "m n"]:
+    """Φ, of which coefficients have bounds."""
+    phi = phi.as_matrix() if isinstance(phi, lx.AbstractLinearOperator) else phi
+    if jnp.iscomplexobj(phi):
+        raise TypeError(
+            f"`{caller}(coefficient_bounds=...)` got a complex basis. Return real and "
+            "imaginary part as rows, with real columns for each."
+        )
+    return phi
 
 
 def weighted(phi, weights: Real[Array, " m"] | None, dtype) -> lx.AbstractLinearOperator:

@@ -183,8 +183,8 @@ def box_of(
             return None
         if not _is_traced(given):
             whole = np.concatenate([np.ravel(leaf) for leaf in jtu.tree_leaves(given)])
-            bounds = np.asarray(lower), np.asarray(upper)
-            _check_start(*bounds, whole, parameters, theta0)
+            low, high = np.asarray(lower), np.asarray(upper)
+            _check_start(low, high, whole, parameters, theta0)
     box = Box(*(lax.stop_gradient(parameters.of(b)) for b in (lower, upper)))
     outside = ~((box.lower <= parameters.start) & (parameters.start <= box.upper))
     if not _is_traced(outside):

@@ -16,6 +16,7 @@ from .._base.results import nan_after_failure
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .elimination import Elimination
+from .limits import check_limits
 from .model import Observations, SeparableModel
 
 
@@ -117,6 +118,7 @@ def projected_residual(
     | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     jacobian: str = "exact",
+    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> ProjectedResidual:
     """Returns the function θ ↦ W (y − offset(θ) − Φ(θ) c), c the best coefficients.
 
@@ -146,12 +148,14 @@ def projected_residual(
     """
     caller = "projected_residual"
     elimination, observations, exact = prepare(
-        caller, basis, data, weights, offset, solver, jacobian
+        caller, basis, data, weights, offset, solver, jacobian, coefficient_bounds
     )
     return ProjectedResidual(elimination, observations, exact, np.ndim(data) == 1)
 
 
-def prepare(caller, basis, data, weights, offset, solver, jacobian):
+def prepare(
+    caller, basis, data, weights, offset, solver, jacobian, coefficient_bounds=None
+):
     """The model, the observations as columns, and whether the Jacobian is exact."""
     for name, function in (("basis", basis), ("offset", offset)):
         if not callable(function) and (name == "basis" or function is not None):
@@ -173,7 +177,9 @@ def prepare(caller, basis, data, weights, offset, solver, jacobian):
         )
     columns = data[:, None] if data.ndim == 1 else data
     weights = _check_weights(weights, data, caller)
-    observations = Observations(columns, weights, jnp.ones(columns.shape[1], data.dtype))
+    limits = check_limits(coefficient_bounds, solver, data, caller)
+    gain = jnp.ones(columns.shape[1], data.dtype)
+    observations = Observations(columns, weights, gain, limits)
     elimination = Elimination(SeparableModel(basis, offset), solver, caller)
     return elimination, observations, jacobian == "exact"
 

@@ -160,7 +160,9 @@ def errors_of(fit, context) -> Errors:
     r, c = (x.reshape(len(x), -1) for x in columns)
     # Each `after` here is for the order of the library calls of many fits.
     theta = theta if reduced is observations else after_in_batch(reduced, theta)
-    if reduced is observations:
+    if observations.limits is not None:
+        at = elimination(theta, args, observations)
+    elif reduced is observations:
         factors = Factors.create(phi, observations, elimination.solver, r.dtype)
         at = Eliminated(r, c, fit.rank, lx.RESULTS.successful, factors)
     else:
