@@ -1,5 +1,7 @@
 """Dominant matrices, at random and on grids, and their exact solutions."""
 
+from fractions import Fraction
+
 import numpy as np
 import scipy.sparse
 
@@ -46,3 +48,17 @@ def exact(A, b):
     for _ in range(6):
         x = x + inverse @ (rhs - matrix @ x)
     return x
+
+
+def exact_in_fractions(A, b):
+    """x as rational numbers, of any size, by Gauss and Jordan."""
+    size = len(b)
+    rows = [[Fraction(float(entry)) for entry in row] for row in np.column_stack([A, b])]
+    for k in range(size):
+        pivot = max(range(k, size), key=lambda i: abs(rows[i][k]))
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        rows[k] = [entry / rows[k][k] for entry in rows[k]]
+        for i in set(range(size)) - {k}:
+            factor = rows[i][k]
+            rows[i] = [p - factor * q for p, q in zip(rows[i], rows[k], strict=True)]
+    return [row[-1] for row in rows]

@@ -1,5 +1,7 @@
 """What `solve_entries` promises, against solutions in extended precision."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import scipy.sparse.linalg
-from entries_cases import dominant, exact, grid
+from entries_cases import dominant, exact, exact_in_fractions, grid
 from jax.experimental import sparse
 
 import pseudojvp as pj
@@ -60,6 +62,45 @@ def test_no_certificate_is_false_from_strong_dominance_to_none(seeds):
         assert met == (told.code == entries.SUCCESSFUL)
     everything = {entries.SUCCESSFUL, entries.NOT_DOMINANT, entries.LIMITED}
     assert codes == {*everything, entries.ROUNDED}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_no_certificate_is_false_where_numbers_are_taken_for_zero(dtype):
+    """XLA's threads flush what is below the smallest normal number."""
+    rng, smallest = np.random.default_rng(0), np.log10(np.finfo(dtype).tiny)
+    row, col = np.divmod(np.arange(16), 4)
+    places = np.stack([row, col], 1)
+    told = 0
+    for case in range(40):
+        A = rng.standard_normal((4, 4)) * 10 ** rng.uniform(-3, 3, (4, 4))
+        gaps = 10 ** rng.uniform(-4, 0, 4)
+        A[np.diag_indices(4)] = np.abs(A).sum(1) - np.abs(np.diag(A)) + gaps
+        A = (A * 10 ** (smallest * rng.uniform(-0.5, 0.95))).astype(dtype)
+        A = A if case % 2 else A.T.copy()
+        b = rng.standard_normal(4) * 10 ** (smallest * rng.uniform(0, 1.03, 4))
+        b = b.astype(dtype)
+        solution = pj.solve_entries(
+            sparse.BCOO((A[row, col], places), shape=(4, 4)),
+            b,
+            np.arange(4),
+            rtol=1e-3,
+            atol=0.0,
+            throw=False,
+        )
+        x = exact_in_fractions(A, b)
+        for value, bound, want in zip(solution.value, solution.bound, x, strict=True):
+            if np.isfinite(bound):
+                told += 1
+                assert abs(Fraction(float(value)) - want) <= Fraction(float(bound))
+    assert told > 50
+
+
+def test_what_adds_up_in_one_place_is_in_the_bound():
+    """Ten thousand entries of which each is lost beside the first."""
+    data = np.append(1.0, np.full(10_000, 1e-16))
+    A = sparse.BCOO((jnp.asarray(data), jnp.zeros((10_001, 2), int)), shape=(1, 1))
+    solution = pj.solve_entries(A, np.ones(1), 0, rtol=1e-6, atol=0.0)
+    assert abs(float(solution.value) - 1 / (1 + 1e-12)) <= solution.bound
 
 
 def test_residual_without_the_gap_is_no_bound():

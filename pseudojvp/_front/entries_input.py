@@ -54,7 +54,8 @@ def vector_of(data: Array, size: int, b: Any) -> Inexact[Array, " n"]:
 
 def check_indices(indices: Any, size: int) -> Any:
     if not isinstance(indices, jax.core.Tracer):
-        indices = np.asarray(indices)
+        none = isinstance(indices, list | tuple) and not indices
+        indices = np.asarray(indices, int if none else None)
     if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.ndim > 1:
         raise TypeError(
             f"`solve_entries(indices=...)` got an array of shape {indices.shape} and "

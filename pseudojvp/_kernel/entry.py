@@ -17,6 +17,7 @@ from .pushes import (
     product_and_error,
     Rows,
     Side,
+    TINY,
     Tolerance,
 )
 from .walks import walk
@@ -66,6 +67,7 @@ class System:
         if not present.all():
             row, col, data = row[present], col[present], data[present]
         wide = np.complex128 if np.iscomplexobj(data) else np.float64
+        tiny = float(np.finfo(data.dtype).tiny)
         data, shape = data.astype(wide), (size, size)
         self.size = size
         self.code = SUCCESSFUL
@@ -73,10 +75,12 @@ class System:
             self.code = NONFINITE
             return
         matrix = sparse.csr_array((data, (row, col)), shape)
-        absolute = None
+        absolute, added = None, 0
         if matrix.nnz < data.size:  # entries add up: rounding is that of their sizes
             absolute = sparse.csr_array((np.abs(data), (row, col)), shape)
-        rows = Rows(matrix, absolute)
+            ones = np.ones(data.size, np.int64)
+            added = int(sparse.csr_array((ones, (row, col)), shape).data.max()) - 1
+        rows = Rows(matrix, absolute, added, tiny)
         self.by_rows = _positive(rows.gaps)
         self.of_c = rows if self.by_rows else rows.transposed
         if not _positive(self.of_c.gaps):
@@ -111,6 +115,8 @@ class Entries:
         if most is not None:
             self.limits = Limits(most, size)
         self.dtype = vector.dtype
+        # Without the signs: that a number compares as zero proves nothing.
+        self.bits = np.abs(vector.view(np.finfo(vector.dtype).dtype)).view(np.uint8)
         self.vector = vector.astype(np.result_type(vector.dtype, np.float64))
         self.code = system.code
         known = np.isfinite(self.vector).all() and all(t >= 0 for t in tolerance)
@@ -124,7 +130,21 @@ class Entries:
     @property
     def untouched(self) -> Side:
         """The side of b, not pushed yet."""
-        return Side(self.system.of_c, self.vector, right=self.system.by_rows)
+        of_c, right = self.system.of_c, self.system.by_rows
+        return Side(of_c, self.vector, right=right, floor=self.floor)
+
+    @ft.cached_property
+    def floor(self) -> float:
+        """How far x_i moves at most if entries of A and b below `tiny` become zero."""
+        if not self.bits.any():
+            return 0.0
+        of_c, sizes = self.system.of_c, np.abs(self.vector)
+        most, count = float(np.max(sizes)), 1
+        if not self.system.by_rows:
+            most, count = float(np.sum(sizes)), sizes.size
+        move = 2 * of_c.tiny / of_c.gap
+        largest = (most + count * of_c.tiny) / of_c.gap
+        return move * (count + of_c.longest * largest) + TINY
 
     def tell(
         self, index: int, walks: Walks | None = None, *, gradient: bool = False
@@ -201,7 +221,7 @@ class Entries:
         wanted = 0.99 * self.tolerance.of(value) - error
         walked = walk(left, right, rng, wanted, walks.doubt, self.limits.pushes)
         if walked.walks:
-            bound = (walked.bound + error) * (1 + 8 * EPS)
+            bound = (walked.bound + error) * (1 + 8 * EPS) + of_vector.floor
             told = self.told((value + walked.mean, bound, why), of_unit, of_vector)
         rows = min(told.rows_read + walked.rows, self.system.size)
         pushes = told.pushes + walked.steps
@@ -241,4 +261,5 @@ class Entries:
         real = finfo.dtype.type
         if finfo.bits < 64:
             bound += float(finfo.eps) * float(abs(value))
+            bound += 2 * float(finfo.tiny) if bound else 0.0
         return float(np.nextafter(real(bound), real(np.inf))) if bound else 0.0

@@ -19,6 +19,8 @@ from .bicgstab import krylov, two_norm
 
 
 EPS = float(np.finfo(np.float64).eps)
+# The host may take for zero what is smaller (XLA's threads do), given or computed.
+TINY = float(np.finfo(np.float64).tiny)
 # Operations beside those of a sum of products: conversions, a quotient, a modulus.
 _BESIDE = 8
 # Where the residual is pushed: entries of at least this part of their mean, or of the
@@ -39,14 +41,22 @@ def rounding(terms: int) -> float:
 
 
 class Rows:
-    """The rows of a sparse matrix, and Σ |.| of the entries that add up in each place."""
+    """The rows of a sparse matrix, and Σ |.| of the entries that add up in each place.
 
-    def __init__(self, matrix: Any, absolute: Any = None):
+    - `added`: how many additions there are in a place, at most.
+    - `tiny`: of a stored entry, what may be taken for zero.
+    - `longest`: how many terms the sum of a row has, at most.
+    """
+
+    def __init__(
+        self, matrix: Any, absolute: Any = None, added: int = 0, tiny: float = TINY
+    ):
         self.matrix = matrix
         self.sizes = abs(matrix)
         self.absolute = self.sizes if absolute is None else absolute
+        self.added, self.tiny = added, tiny
         self.diagonal = matrix.diagonal()
-        self.longest = int(np.max(np.diff(matrix.indptr), initial=0))
+        self.longest = int(np.max(np.diff(matrix.indptr), initial=0)) + added
 
     @ft.cached_property
     def gaps(self) -> Any:
@@ -54,7 +64,8 @@ class Rows:
         sums = apart = self.sizes @ np.ones(len(self.diagonal))
         if self.absolute is not self.sizes:
             apart = self.absolute @ np.ones(len(sums))
-        return 2 * np.abs(self.diagonal) - sums - rounding(self.longest) * apart
+        gaps = 2 * np.abs(self.diagonal) - sums - rounding(self.longest) * apart
+        return gaps - 2 * (self.longest + 1) * self.tiny
 
     @ft.cached_property
     def gap(self) -> float:
@@ -65,7 +76,7 @@ class Rows:
         absolute = None
         if self.absolute is not self.sizes:
             absolute = self.absolute.T.tocsr()
-        return Rows(self.matrix.T.tocsr(), absolute)
+        return Rows(self.matrix.T.tocsr(), absolute, self.added, self.tiny)
 
     def read(self, rows):
         """Columns, entries, those of `absolute`, and how many of them each row has."""
@@ -84,10 +95,13 @@ class Side:
     - `pushed`: the indices of what is not zero in the solution.
     - `active`: those of what is not zero in the residual, or once was not.
     - `error`: what rounding has done to the residual, at most; since the last `look`.
+    - `floor`: what given numbers that are taken for zero do to the product, at most;
+        it is zero only of a right-hand side of zeros.
     """
 
-    def __init__(self, rows: Rows, rhs: Any, *, right: bool):
+    def __init__(self, rows: Rows, rhs: Any, *, right: bool, floor: float = 0.0):
         size = rhs.size
+        self.floor = floor
         self.of_c, self.right, self.rhs = rows, right, rhs
         self.solution = np.zeros(size, np.result_type(rhs, rows.matrix.dtype))
         self.residual = rhs.astype(self.solution.dtype)
@@ -186,7 +200,7 @@ class Side:
         np.add.at(number, cols, 1)
         terms = terms[self.active] + np.abs(self.rhs[self.active])
         most = int(np.max(number[self.active], initial=0))
-        self.error[self.active] = rounding(most) * terms
+        self.error[self.active] = rounding(most + self.of_c.added) * terms + most * TINY
 
     def _look_at_all(self) -> None:
         of_c = self.of_c
@@ -194,7 +208,7 @@ class Side:
         longest = of_c.longest if self.right else of_c.transposed.longest
         self.residual = self.rhs - self.matrix @ self.solution
         terms = np.abs(self.rhs) + absolute @ np.abs(self.solution)
-        self.error = rounding(longest) * terms
+        self.error = rounding(longest) * terms + longest * TINY
 
     def solve_whole(self, target: float) -> None:
         """To a 2-norm of the residual, by products with all of the matrix."""
@@ -290,4 +304,9 @@ def certificate(left: Side, right: Side) -> tuple[Any, float]:
     value, error = product_and_error(left, right)
     tail = left.one_norm * right.largest
     bound = float(tail + error) * (1 + 8 * EPS)
-    return value, bound + float(np.finfo(np.float64).tiny) if bound else bound
+    floor = left.floor + right.floor
+    if floor == 0 and bound == 0:  # b is zero
+        return value, 0.0
+    sizes = left.active.size, left.pushed.size + right.pushed.size
+    lost = TINY * (sizes[0] * right.largest + left.one_norm + 3 * sizes[1])
+    return value, bound + floor + lost + TINY
