@@ -209,6 +209,27 @@ def test_one_key_for_a_batch_is_an_error_and_a_key_each_is_not():
 
 
 @pytest.mark.slow
+def test_a_key_that_is_used_again_is_what_jax_can_notice():
+    def solve(key, b):
+        adjoint = pj.StochasticAdjoint(key)
+        return pj.linear_solve(jnp.eye(3), b, adjoint=adjoint).value
+
+    def again(key):
+        return jax.lax.scan(lambda b, _: (solve(key, b), None), b, length=2)[0]
+
+    b = jnp.ones(3)
+    with jax.debug_key_reuse(True):
+        key = jax.random.key(0)
+        solve(key, b)
+        with pytest.raises(jax.errors.KeyReuseError):
+            solve(key, b)
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(again)(jax.random.key(0))
+        first, second = jax.random.split(jax.random.key(0))
+        pull = jax.grad(lambda b: jnp.sum(solve(first, b) + solve(second, b)))
+        np.testing.assert_allclose(pull(b), 2 * np.ones(3))
+
+
 def test_columns_have_keys_of_their_own():
     A = pj.SparseLinearOperator((jnp.full(3, 0.25), *np.nonzero(np.eye(3)), (3, 3)))
     adjoint = pj.StochasticAdjoint(jax.random.key(0), decay=0.75)
@@ -251,6 +272,8 @@ KEY = jax.random.PRNGKey(0)
         ),
         (lambda: pj.StochasticAdjoint(KEY, method="lu"), ValueError, "Pass `.neumann"),
         (lambda: pj.StochasticAdjoint(KEY, decay=1.0), ValueError, "between"),
+        (lambda: pj.StochasticAdjoint(KEY, decay="half"), ValueError, "between"),
+        (lambda: pj.StochasticAdjoint(KEY, operators=3), TypeError, "Pass a function"),
         (lambda: pj.StochasticAdjoint(KEY, max_terms=-1), ValueError, "at least 0"),
         (lambda: pj.StochasticAdjoint(KEY, num_samples=0), ValueError, "at least 1"),
         (lambda: pj.StochasticAdjoint(KEY, num_rows=1.5), TypeError, "Python integer"),
@@ -279,3 +302,9 @@ def test_an_unfit_system_is_an_error(shape, solver, settings, match):
     adjoint = pj.StochasticAdjoint(KEY, **settings)
     with pytest.raises(ValueError, match=match):
         pj.linear_solve(jnp.ones(shape), jnp.ones(shape[0]), solver, adjoint=adjoint)
+
+
+def test_a_minibatch_that_is_an_array_is_an_error():
+    adjoint = pj.StochasticAdjoint(KEY, operators=lambda key: jnp.eye(3))
+    with pytest.raises(TypeError, match="Return an operator"):
+        pj.linear_solve(jnp.eye(3), jnp.ones(3), adjoint=adjoint)

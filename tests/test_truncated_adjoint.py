@@ -131,6 +131,37 @@ def test_bad_settings_are_an_error():
 
 
 @pytest.mark.untyped
+@pytest.mark.parametrize("make", [pj.TruncatedAdjoint, pj.StochasticAdjoint])
+def test_a_scale_that_leaves_no_series_is_an_error_or_nan(make):
+    """Zero would be a derivative of zero, without a word."""
+    first = 3 if make is pj.TruncatedAdjoint else jax.random.key(0)
+
+    def gradient(scale):
+        solve = lambda b: pj.linear_solve(
+            jnp.eye(3), b, adjoint=make(first, scale=scale), throw=False
+        )
+        return jax.grad(lambda b: jnp.sum(solve(b).value))(jnp.ones(3))
+
+    for scale in (0.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="zero or NaN"):
+            make(first, scale=scale)
+    with pytest.raises(TypeError, match="Pass a real number"):
+        make(first, scale=1j)
+    with pytest.raises(ValueError, match="Pass a scalar"):
+        gradient(jnp.ones(2))
+    assert np.isnan(jax.jit(gradient)(0.0)).all()
+
+
+def test_a_negative_scale_is_that_of_a_negative_definite_operator():
+    A = -jnp.diag(jnp.array([1.0, 2.0, 3.0]))
+    adjoint = pj.TruncatedAdjoint(60, -0.5)
+    gradient = jax.grad(lambda b: jnp.sum(pj.linear_solve(A, b, adjoint=adjoint).value))(
+        jnp.ones(3)
+    )
+    np.testing.assert_allclose(gradient, -1 / np.arange(1.0, 4), rtol=1e-12)
+
+
+@pytest.mark.untyped
 def test_a_number_of_terms_that_is_no_integer_is_an_error():
     with pytest.raises(TypeError, match="Pass a Python integer"):
         pj.TruncatedAdjoint(2.0)

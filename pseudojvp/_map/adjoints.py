@@ -80,7 +80,8 @@ class ImplicitAdjoint(AbstractAdjoint):
     application of it for a JVP and one for a VJP where A has full rank, up to three
     otherwise. What `solver` sets up (factors) is set up once, with the primal, and used
     by all derivatives. With another solver the rank of A is taken for full where the
-    primal solver takes it so. `stats` have no derivative: in reverse mode an error.
+    primal solver takes it so. `stats` have no derivative: in reverse mode an error as the
+    program runs, in forward mode NaN for `residual_norms` and `lanczos`, zero for others.
 
     **Raises:** `TypeError` for a solver that is none; `ValueError` for `options` without
     a solver, for a first guess, and for a solver that enters a wide A from the other side

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any
@@ -14,7 +15,7 @@ import jax.interpreters.mlir as mlir
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Num
+from jaxtyping import Array, ArrayLike, Real
 
 from .._base.checks import check_count
 from .._base.structure import Structure
@@ -24,7 +25,7 @@ from .._solver import Draws, Randomised
 from .adjoints import AbstractAdjoint
 from .rows import nondifferentiable, Other
 from .thinned import Thinning
-from .truncated import check_full_rank, is_square
+from .truncated import check_full_rank, check_scale, is_square, one_scale
 
 
 class StochasticAdjoint(AbstractAdjoint):
@@ -52,11 +53,11 @@ class StochasticAdjoint(AbstractAdjoint):
         the same N, and so errors that do not average out. Under `jax.vmap` of the solve
         the keys are to be mapped too (`jax.random.split(key, batch)`), which is noticed;
         columns of `sparse_solve` and `lstsq` have keys of their own. A key that is used
-        in two solves or steps cannot be noticed. Products with an operator of `invert`
-        share its key.
+        in two solves or steps is noticed under `jax.debug_key_reuse(True)`. Products
+        with an operator of `invert` share its key.
     - `method`: `"neumann"`, for any A with q < 1; or `"cg"`, for A that is tagged
         positive or negative definite, without `scale`. Defaults to `"neumann"`.
-    - `scale`: a scalar in the units of A⁻¹. Defaults to `1.0`.
+    - `scale`: a real scalar in the units of A⁻¹, not zero. Defaults to `1.0`.
     - `decay`: in (0, 1): the chance of one more term after each. Defaults to `0.9`.
     - `max_terms`: the last index there may be, at least 0. Defaults to `1000`.
     - `num_samples`: how many sums are averaged, at least one. Defaults to `1`.
@@ -91,7 +92,7 @@ class StochasticAdjoint(AbstractAdjoint):
     key: Array
     _: KW_ONLY
     method: str = eqx.field(static=True, default="neumann")
-    scale: Num[ArrayLike, ""] = 1.0
+    scale: Real[ArrayLike, ""] = 1.0
     decay: float = eqx.field(static=True, default=0.9)
     max_terms: int = eqx.field(static=True, default=1000)
     num_samples: int = eqx.field(static=True, default=1)
@@ -106,15 +107,21 @@ class StochasticAdjoint(AbstractAdjoint):
                 f"`StochasticAdjoint(method=...)` got {self.method!r}. Pass "
                 '`"neumann"` or `"cg"`.'
             )
-        if not 0 < self.decay < 1:
+        check_scale(self.scale, "StochasticAdjoint")
+        if not (isinstance(self.decay, numbers.Real) and 0 < self.decay < 1):
             raise ValueError(
-                f"`StochasticAdjoint(decay=...)` got {self.decay}. Pass a number between "
-                "zero and one, the chance of another term."
+                f"`StochasticAdjoint(decay=...)` got {self.decay!r}. Pass a number "
+                "between zero and one, the chance of another term."
             )
         check_count(self.max_terms, "max_terms", "StochasticAdjoint", least=0)
         for name in ("num_samples", "num_rows", "num_columns"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name, "StochasticAdjoint")
+        if self.operators is not None and not callable(self.operators):
+            raise TypeError(
+                f"`StochasticAdjoint(operators=...)` got {self.operators!r}. Pass a "
+                "function from a key to an operator."
+            )
         if self.operators is not None and self.method == "cg":
             raise ValueError(
                 "`StochasticAdjoint(operators=...)` got fresh operators beside "
@@ -132,9 +139,10 @@ class StochasticAdjoint(AbstractAdjoint):
         return solver
 
     def for_solve(self, operator, vector):
-        key = self.key
-        impl = _impl_of(key)
-        data = key if impl is None else jax.random.key_data(key)
+        # Split, as a use of it that `jax.debug_key_reuse` counts.
+        impl = _impl_of(self.key)
+        data = jax.random.split(self.key, 1)[0]
+        data = data if impl is None else jax.random.key_data(data)
         arrays = eqx.filter((operator, vector), eqx.is_inexact_array)
         data = one_key_p.bind(data, *jax.lax.stop_gradient(jtu.tree_leaves(arrays)))
         return dataclasses.replace(self, key=jax.random.wrap_key_data(data, impl=impl))
@@ -161,7 +169,7 @@ class StochasticAdjoint(AbstractAdjoint):
         impl = _impl_of(of_series)
         solver = Randomised(
             jax.random.key_data(of_series),
-            jnp.asarray(self.scale),
+            jnp.asarray(one_scale(self.scale, "StochasticAdjoint")),
             self._draws(constant, mixed),
             self.method,
             self.decay,
@@ -188,6 +196,12 @@ class StochasticAdjoint(AbstractAdjoint):
             )
         key, structure = jax.random.key(0), constant.in_structure()
         told = eqx.filter_eval_shape(draw, key)
+        if not isinstance(told, lx.AbstractLinearOperator):
+            raise TypeError(
+                "`StochasticAdjoint(operators=...)` got a function that returns a "
+                f"{type(told).__name__}. Return an operator, of a matrix "
+                "`lineax.MatrixLinearOperator(matrix)`."
+            )
         spaces = told.in_structure(), told.out_structure()
         if any(Structure.of(space) != Structure.of(structure) for space in spaces):
             raise ValueError(

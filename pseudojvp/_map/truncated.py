@@ -1,8 +1,14 @@
 """`TruncatedAdjoint`: the solution exactly, its derivative by a few terms of a series."""
 
+from typing import Any
+
 import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import ArrayLike, Num
+import numpy as np
+from jaxtyping import ArrayLike, Real
 
 from .._base.checks import check_count
 from .._base.structure import Structure
@@ -42,16 +48,19 @@ class TruncatedAdjoint(AbstractAdjoint):
     **Arguments:**
 
     - `num_terms`: K, the last index of the series, `≥ 0`, as of [`pseudojvp.Neumann`][].
-    - `scale`: a positive scalar in the units of A⁻¹, for a tall or wide A of A⁻². It is
-        not differentiated. Defaults to `1.0`.
+    - `scale`: a real scalar in the units of A⁻¹, for a tall or wide A of A⁻²; positive,
+        or negative for a negative definite A, never zero. It is not differentiated.
+        Defaults to `1.0`.
 
     **Derivatives:** of first order, forward and reverse; a second one is an error. If the
     last term is larger than the first, the series diverges, and the derivative is NaN, or
     an error under `throw=True`.
 
     **Raises:** `TypeError` or `ValueError` for `num_terms` that is no integer of at least
-    zero; `ValueError` at trace time beside a solver that allows any rank (`PivotedQR`,
-    `SVD`, `LSMR()`), and of a second derivative.
+    zero, and for a `scale` that is not real, not a scalar, or known to be zero, NaN or
+    Inf (a traced one makes the derivative NaN, or an error under `throw=True`);
+    `ValueError` at trace time beside a solver that allows any rank (`PivotedQR`, `SVD`,
+    `LSMR()`), and of a second derivative.
 
     **Sources:** Lorraine, Vicol & Duvenaud, *Optimizing millions of hyperparameters by
     implicit differentiation*, AISTATS (2020), theorem 1 and algorithm 3; Shaban, Cheng,
@@ -60,10 +69,11 @@ class TruncatedAdjoint(AbstractAdjoint):
     """
 
     num_terms: int = eqx.field(static=True)
-    scale: Num[ArrayLike, ""] = 1.0
+    scale: Real[ArrayLike, ""] = 1.0
 
     def __check_init__(self):
         check_count(self.num_terms, "num_terms", "TruncatedAdjoint", least=0)
+        check_scale(self.scale, "TruncatedAdjoint")
 
     def of_primal(self, solver):
         return solver
@@ -73,12 +83,39 @@ class TruncatedAdjoint(AbstractAdjoint):
         check_full_rank(problem, "TruncatedAdjoint")
         # The map of a wide A is that of its adjoint, B.
         operator = adjoint_of(constant) if problem.from_adjoint else constant
+        scale = one_scale(self.scale, "TruncatedAdjoint")
         same = is_square(operator)
         preconditioner = None if same else adjoint_of(operator)
-        solver = Neumann(self.num_terms, self.scale, preconditioner)
+        solver = Neumann(self.num_terms, scale, preconditioner)
         state = stop_gradient(solver.init(operator, {}))
-        solver = nondifferentiable(Neumann(self.num_terms, self.scale))
+        solver = nondifferentiable(Neumann(self.num_terms, scale))
         return Other(solver, state, {}, "TruncatedAdjoint")
+
+
+def check_scale(scale: Any, caller: str) -> None:
+    """That it is real, and a number that a series can have where that is known."""
+    number = isinstance(scale, int | float | np.number | np.ndarray | jax.Array)
+    if not number or isinstance(scale, bool) or jnp.iscomplexobj(scale):
+        raise TypeError(f"`{caller}(scale=...)` got {scale!r}. Pass a real number.")
+    if isinstance(scale, jax.core.Tracer):
+        return
+    if not np.all(np.isfinite(scale) & (np.asarray(scale) != 0)):
+        raise ValueError(
+            f"`{caller}(scale=...)` got {scale}: the derivative would be zero or NaN. "
+            "Pass a number near 2 / (L + μ) for eigenvalues from μ to L."
+        )
+
+
+def one_scale(scale: Any, caller: str) -> Real[ArrayLike, ""]:
+    """A scalar; NaN, which no series hides, for a traced one that is zero."""
+    if jnp.ndim(scale) != 0:
+        raise ValueError(
+            f"`{caller}(scale=...)` got an array of shape {jnp.shape(scale)}. Pass a "
+            "scalar, or map over adjoints by `jax.vmap`."
+        )
+    if not isinstance(scale, jax.core.Tracer):
+        return scale
+    return jnp.where(scale != 0, scale, jnp.nan)
 
 
 def is_square(operator: lx.AbstractLinearOperator) -> bool:
