@@ -157,6 +157,7 @@ def test_network_knows_no_order_and_no_scale_of_the_unknowns():
     begun = _as_matrix(pj.PreconditionerNetwork(6, key=jax.random.key(0)), matrix)
     assert np.abs(made - begun).max() > 0.1  # the weights do something
     assert np.abs(made - made.T).max() < 1e-12
+    np.testing.assert_array_equal(_as_matrix(network, -matrix), made)
 
 
 @pytest.mark.parametrize("size", [1.0, 10.0])

@@ -75,6 +75,8 @@ def test_a_multiple_of_the_inverse_is_perfect_and_a_singular_operator_hopeless()
     singular = krylov.hermitian(0, False, [0, 1, 2, 3, 4, 5])
     assert _loss("condition", singular, None) == np.inf
     assert not np.isfinite(_loss("condition", a, singular))
+    slope = jax.grad(lambda s: _loss("condition", s * singular, None))(1.0)
+    assert not np.isfinite(slope)  # zero would end a training without a word
 
 
 @pytest.mark.slow  # three solves to compile
@@ -166,6 +168,8 @@ def test_bad_input_is_an_error():
             loss(tagged, krylov.operator(jnp.eye(3), krylov.PSD))
     with pytest.raises(ValueError, match=r"`inverse_residual\(A=...\)` got an operator"):
         pj.inverse_residual(jnp.ones((2, 3)), jnp.ones((3, 2)), jax.random.key(0))
+    with pytest.raises(TypeError, match="got a NoneType"):
+        pj.inverse_residual(a, None, jax.random.key(0))
     with pytest.raises(ValueError, match="got 0. It is at least 1"):
         pj.inverse_residual(a, p, jax.random.key(0), 0)
     with pytest.raises(TypeError, match="Pass a Python integer"):

@@ -33,7 +33,8 @@ def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:
     **Returns:** a real scalar, at least one up to rounding.
 
     **Derivatives:** in A and P. Where the largest or smallest eigenvalue is multiple it
-    has none, and that of one of its eigenvectors is taken.
+    has none, and that of one of its eigenvectors is taken; of an infinite one it is not
+    finite either.
 
     **Raises:** `ValueError` for operators of different or non-square structure, or
     without these tags.
@@ -51,7 +52,9 @@ def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:
     noise = len(eigenvalues) * float(jnp.finfo(eigenvalues.dtype).eps) * largest
     lost = smallest <= noise
     quotient = largest / jnp.where(lost, 1, smallest)
-    return jnp.where(lost, jnp.inf, quotient)
+    # A quotient, so that the derivative is no zero either.
+    infinite = (1 + smallest**2) / jnp.where(lost, 0.0, 1)
+    return jnp.where(lost, infinite, quotient)
 
 
 def kaporin_number(A: Any, P: Any = None) -> Real[Array, ""]:
@@ -137,7 +140,9 @@ def inverse_residual(
 
 def _operators(A: Any, P: Any, caller: str, definite: bool = True):
     A = as_operator(A, caller)
-    operators = {"A": A} if P is None else {"A": A, "P": as_operator(P, caller)}
+    operators = {"A": A}
+    if P is not None or not definite:
+        operators["P"] = as_operator(P, caller)
     structure = Structure.of(A.in_structure())
     for name, operator in operators.items():
         ends = operator.in_structure(), operator.out_structure()

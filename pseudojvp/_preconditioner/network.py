@@ -25,11 +25,11 @@ class PreconditionerNetwork(eqx.Module):
     each row adds up its messages. The same weights serve every entry, so that a network
     trained on small systems makes preconditioners of large ones of that kind.
 
-    P is positive definite whatever the weights are. In the beginning f is zero and P a
-    polynomial of second degree in S A S, the same for every matrix. Train by
-    [`pseudojvp.kaporin_number`][], [`pseudojvp.inverse_residual`][] or the residual of a
-    few steps of [`pseudojvp.LearnedCG`][]: [Learned solvers](learned.md) has it with
-    Optax.
+    P is positive definite whatever the weights are, and that of −A is that of A. In the
+    beginning f is zero and P a polynomial of second degree in S A S, the same for every
+    matrix. Train by [`pseudojvp.kaporin_number`][], [`pseudojvp.inverse_residual`][] or
+    the residual of a few steps of [`pseudojvp.LearnedCG`][]:
+    [Learned solvers](learned.md) has it with Optax.
 
     Cost of `network(A)`: `2 depth + 1` perceptrons for each stored entry, some
     8 depth width² flops; of an application two products with G.
@@ -89,15 +89,16 @@ class PreconditionerNetwork(eqx.Module):
             lambda leaf: leaf.astype(data.dtype) if eqx.is_inexact_array(leaf) else leaf,
             self,
         )
-        scale = jnp.sqrt(inverse_entries(lx.diagonal(operator), definite=True))
-        entries = network._entries(operator, scale)
+        diagonal = lx.diagonal(operator)
+        scale = jnp.sqrt(inverse_entries(diagonal, definite=True))
+        entries = network._entries(operator, scale, jnp.where(diagonal < 0, -1, 1))
         G = SparseLinearOperator((entries, operator.sparsity))
         return factorised_inverse(G, jnp.exp(network.log_epsilon) * scale**2)
 
-    def _entries(self, operator, scale) -> Inexact[Array, " nse"]:
+    def _entries(self, operator, scale, signs) -> Inexact[Array, " nse"]:
         """S G, of A with S = diag(`scale`)."""
         row, col = operator.sparsity.row, operator.sparsity.col
-        entries = operator.data * scale[row] * scale[col]
+        entries = operator.data * (signs * scale)[row] * scale[col]
         on_diagonal = (row == col).astype(entries.dtype)
         off_diagonal = entries * (1 - on_diagonal)
 
