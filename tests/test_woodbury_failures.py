@@ -164,6 +164,27 @@ def test_the_residual_of_small_rows_counts_beside_large_ones(case, of):
     assert (adjoint.result == RESULTS.successful) == (error < 1e-9)
 
 
+@pytest.mark.default("1e-17-100000000.0")
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("size", [1.0, 1e8])
+@pytest.mark.parametrize("first", [1e-3, 1e-17])
+def test_the_units_of_columns_hide_no_residual(first, size):
+    """Two columns of an update, and a solution whose entries differ in size as well."""
+    units = np.logspace(-1, 1, SIZE) ** np.log10(size)
+    rng = np.random.default_rng(12)
+    left, right = rng.standard_normal((2, SIZE, 2))
+    a = np.asarray(dense(first).matrix)
+    matrix = (a + left @ right.T) * units
+    operator = pj.LowRankUpdate(
+        jnp.asarray(a * units), jnp.asarray(left), jnp.asarray(units[:, None] * right)
+    )
+    got = pj.linear_solve(operator, _VECTOR, throw=False)
+    want = np.linalg.solve(matrix / units, _VECTOR)
+    error = np.max(np.abs(got.value * units - want)) / np.max(np.abs(want))
+    assert (got.result == RESULTS.successful) == (first > 1e-15)
+    assert error < 1e-10 or got.result != RESULTS.successful
+
+
 def test_a_row_of_zeros_in_the_solution_is_no_failure():
     """By a solver that leaves rounding there."""
     blocks = np.zeros((SIZE, SIZE))

@@ -13,7 +13,7 @@ from ..._base.results import first_failure
 from ..._base.structure import Structure
 from ..._kernel.norms import two_norm
 from ..krylov.iteration import flat_mv
-from .sizes import moduli
+from .sizes import largest_of_columns, moduli
 
 
 _GOAL = 10.0  # backward error to refine down to, in multiples of eps
@@ -105,15 +105,18 @@ def _backward_error(
     """The largest of |b − M x| / (|M| |x| + |b|) over the rows, of x and b − M x.
 
     Where a row of |M| |x| + |b| is itself rounding, as of an x with zeros, its size takes
-    the largest entry of x for all (Arioli, Demmel & Duff 1989, section 3).
+    the largest entry of x for all (Arioli, Demmel & Duff 1989, section 3), in units of
+    the columns.
     """
     product, of_vector = moduli(operator), jnp.abs(vector)
-    rows = product(jnp.ones_like(of_vector))
+    columns = largest_of_columns(operator).astype(of_vector.dtype)
+    units = jnp.where(columns > 0, columns, 1)
+    rows = product(1 / units)
 
     def error(solution, residual):
         solution = jnp.abs(solution)
         bound = product(solution) + of_vector
-        whole = rows * jnp.max(solution, initial=0)
+        whole = rows * jnp.max(units * solution, initial=0)
         tiny = bound <= _ROUNDING_OF_ROWS * vector.size * eps * whole
         bound = jnp.where(tiny, bound + whole, bound)
         errors = jnp.abs(residual) / jnp.where(bound > 0, bound, 1)
