@@ -14,6 +14,7 @@ import pytest
 
 import pseudojvp as pj
 from pseudojvp._base.tree import one_or_nan
+from pseudojvp._map.guard import _told
 
 
 SIZE = 3
@@ -255,3 +256,11 @@ def test_nan_of_a_scalar_that_was_broadcast_is_not_optimised_away():
 
     assert np.isnan(jax.jit(product)(-0.1)).all()
     np.testing.assert_array_equal(jax.jit(product)(0.1), [0.1, 0.1])
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.nan, -1.0, np.inf])
+def test_failure_with_any_number_is_told_by_a_positive_integer(number):
+    """The sign of 0/0 is set on some processors, and would be that of what is told."""
+    number = jnp.asarray(np.array(number))
+    assert int(_told(lx.RESULTS.singular, number)) > 0
+    assert int(_told(lx.RESULTS.successful, number)) == 0

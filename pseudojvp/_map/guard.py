@@ -117,7 +117,7 @@ class Guard(eqx.Module):
 
 def _told(result: lx.RESULTS, number: Array) -> Integer[Array, ""]:
     """What the host is told of a solve: zero if it was successful."""
-    number = jnp.maximum(number, 0).astype(jnp.float32)
+    number = jnp.abs(jnp.maximum(number, 0)).astype(jnp.float32)  # NaN may be negative
     bits = jax.lax.bitcast_convert_type(number, jnp.int32) >> _DROPPED_BITS
     told = (_code(result).astype(jnp.int32) << _NUMBER_BITS) | bits
     return jnp.where(result == _RESULTS.successful, 0, told)
