@@ -59,11 +59,11 @@ def program(solver, throw):
 
 def differences(got, wanted):
     pairs = zip(got, wanted, strict=True)
-    return max(
-        float(np.abs(np.asarray(shard.data) - np.asarray(one)[shard.index]).max())
+    return float(np.max([
+        np.abs(np.asarray(shard.data) - np.asarray(one)[shard.index]).max()
         for several, one in pairs
         for shard in several.addressable_shards
-    )
+    ]))
 
 def report(solver):
     run = program(solver, False)
@@ -138,7 +138,7 @@ def told():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_value_and_gradient_are_those_of_the_dense_formula(told, solver):
-    assert max(each[solver]["truth"] for each in told) < 1e-12
+    assert all(each[solver]["truth"] < 1e-12 for each in told)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

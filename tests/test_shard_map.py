@@ -60,10 +60,10 @@ def report(solver, matrix, tags):
     return {
         "devices": len(value.devices()),
         "value": np.abs(value - x).max(),
-        "gradients": max(
+        "gradients": np.max([
             np.abs(one - other).max()
             for one, other in zip(gradients, jax.jit(function)(matrix, vector)[0])
-        ),
+        ]),
     }
 
 
