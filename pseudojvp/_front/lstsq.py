@@ -2,36 +2,38 @@
 
 import dataclasses
 import math
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
 from .._base.axes import check_not_explicit
 from .._base.call import compiled
 from .._base.checks import check_solver
-from .._base.inexact import as_native
 from .._base.tree import at_least_single, one_or_nan
-from .._kernel.condition import resolve_rcond
 from .._map.adjoints import AbstractAdjoint, check_adjoint
 from .._map.factorised import Factorised, implicit
-from .._operator import SparseLinearOperator, SparseMatrix
+from .._operator import SparseMatrix
 from .._operator.sparse import is_sparse
-from .._solver import PivotedQR, SVD
-from .._solver.auto import DENSE_ENTRIES
+from .._solver import PivotedQR
 from .._solver.known_blocks import with_known_blocks
 from .._solver.orthogonal.pivoted_qr import PivotedQRState
 from .._solver.orthogonal.svd import SVDState
+from .arrays import (
+    as_real,
+    check_rcond,
+    dense,
+    promote,
+    rcond_beside,
+    resolve,
+    TRUNCATING,
+)
 
 
-# Solvers with a cutoff of their own, and the states that tell a rank.
-_TRUNCATING = PivotedQR | SVD | lx.SVD
+# The states that tell a rank.
 _RANKED = PivotedQRState | SVDState
 
 
@@ -120,27 +122,10 @@ def lstsq(
     check_adjoint(adjoint, "lstsq")
     solver = PivotedQR() if solver is None else solver
     check_solver(solver, "lstsq")
-    _check_rcond(rcond, "lstsq")
-    if isinstance(solver, _TRUNCATING) and solver.rcond is not None:
-        if rcond is not None:
-            raise ValueError(
-                f"`lstsq` got `rcond={rcond}` beside `{solver}`, which has its own. Drop "
-                "one of the two."
-            )
-        rcond = solver.rcond
-    elif rcond is not None and not isinstance(solver, _TRUNCATING):
-        reason = (
-            "takes `a` to have full rank"
-            if solver.assume_full_rank()
-            else "has no cutoff"
-        )
-        raise ValueError(
-            f"`lstsq` got `rcond={rcond}` beside `{type(solver).__name__}`, which "
-            f"{reason}. Drop `rcond`, or pass `solver=PivotedQR()` or `SVD()`."
-        )
+    rcond = rcond_beside(solver, rcond, "lstsq")
     if is_sparse(a):
-        a = _dense(a)
-    a, b = _promote("lstsq", a=a, b=b)
+        a = dense(a, "lstsq", "use `sparse_lstsq`")
+    a, b = promote("lstsq", a=a, b=b)
     if a.ndim != 2:
         raise ValueError(
             f"`lstsq(a=...)` got an array of shape {a.shape}. A matrix has shape (m, n); "
@@ -152,27 +137,18 @@ def lstsq(
             f"{a.shape}. Pass `b` of shape ({a.shape[0]},) or ({a.shape[0]}, k)."
         )
     given = a.dtype
-    if given.itemsize == 2 and rcond is None and isinstance(solver, _TRUNCATING):
+    if given.itemsize == 2 and rcond is None and isinstance(solver, TRUNCATING):
         rcond = float(jnp.finfo(given).eps)  # above the rounding of entries
     a, b = at_least_single(a), at_least_single(b)
     solver = with_known_blocks(solver, a)
-    damp = _real(damp, "damp", (), a.dtype)
-    weights = _real(weights, "weights", a.shape[:1], a.dtype)
+    if damp is not None:
+        damp = as_real(damp, "lstsq(damp=...)", (), a.dtype)
+    if weights is not None:
+        weights = as_real(weights, "lstsq(weights=...)", a.shape[:1], a.dtype)
     x, residuals, rank, s = _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint)
     if given.itemsize == 2:
         x, residuals, s = (array.astype(given) for array in (x, residuals, s))
     return x, residuals, rank, s
-
-
-def _dense(matrix: Any) -> Inexact[Array, "m n"]:
-    operator = SparseLinearOperator(matrix)
-    rows, cols = operator.out_size(), operator.in_size()
-    if rows * cols > DENSE_ENTRIES:
-        raise ValueError(
-            f"`lstsq(a=...)` got a sparse matrix of shape {rows, cols}, and would make "
-            f"it dense. Above {DENSE_ENTRIES:,} entries use `sparse_lstsq`."
-        )
-    return operator.as_matrix()
 
 
 @compiled
@@ -188,8 +164,8 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint):
         identity = jnp.eye(a.shape[1], dtype=a.dtype)
         stacked = jnp.concatenate([a, damp.astype(a.dtype) * identity])
         columns = jnp.pad(columns, ((0, a.shape[1]), (0, 0)))
-    if isinstance(solver, _TRUNCATING):
-        solver = dataclasses.replace(solver, rcond=_resolve(rcond, stacked))
+    if isinstance(solver, TRUNCATING):
+        solver = dataclasses.replace(solver, rcond=resolve(rcond, stacked))
     operator = lx.MatrixLinearOperator(stacked)
     adjoint = adjoint.for_solve(operator, columns)
     factorised, _ = Factorised.create(operator, solver, throw=throw, adjoint=adjoint)
@@ -221,14 +197,8 @@ def _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint):
     if isinstance(state, _RANKED) and damp is None:
         rank = state.rank
     else:
-        rank = jnp.sum(s > _resolve(rcond, a) * jnp.max(s, initial=0))
+        rank = jnp.sum(s > resolve(rcond, a) * jnp.max(s, initial=0))
     return x if b.ndim == 2 else x[:, 0], residuals, rank, s
-
-
-def _resolve(rcond, matrix) -> Real[Array, ""]:
-    """NumPy's: eps times the larger dimension by default, eps if negative."""
-    dtype = jnp.finfo(matrix.dtype).dtype
-    return resolve_rcond(rcond, jnp.finfo(dtype).eps * max(matrix.shape), dtype)
 
 
 @jax.custom_jvp
@@ -326,8 +296,8 @@ def pinv(
     **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape
     or type; a run-time error as `throw` says.
     """
-    _check_rcond(rcond, "pinv")
-    (a,) = _promote("pinv", a=a)
+    check_rcond(rcond, "pinv")
+    (a,) = promote("pinv", a=a)
     if a.ndim < 2:
         raise ValueError(
             f"`pinv(a=...)` got an array of shape {a.shape}. Pass a matrix of shape "
@@ -351,56 +321,3 @@ def _pinv(a, rcond, throw):
 
     inverses = jax.vmap(one)(a.reshape(math.prod(batch), m, n))
     return inverses.reshape(*batch, n, m)
-
-
-def _promote(caller: str, **arrays) -> tuple[Array, ...]:
-    """The arrays in one floating or complex dtype, as `jax.numpy` promotes them."""
-    for name, array in arrays.items():
-        if not (eqx.is_array(array) or isinstance(array, np.ndarray | np.generic)):
-            raise TypeError(
-                f"`{caller}({name}=...)` got a {type(array).__name__}. Pass an array of "
-                "floating-point, complex or integer numbers."
-            )
-        arrays[name] = as_native(array, f"{caller}({name}=...)")
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*arrays.values())
-    # That of a function on floats: float32 for the integers up to 32 bits.
-    dtype = jax.eval_shape(jnp.sqrt, jax.ShapeDtypeStruct((), dtype)).dtype
-    return tuple(jnp.asarray(array, dtype) for array in arrays.values())
-
-
-def _real(value: Any, name: str, shape: tuple[int, ...], dtype) -> Array | None:
-    """`damp` or `weights` in the real dtype of a and b."""
-    if value is None:
-        return None
-    is_number = isinstance(value, bool | int | float)
-    if not (
-        is_number or eqx.is_array(value) or isinstance(value, np.ndarray | np.generic)
-    ):
-        raise TypeError(
-            f"`lstsq({name}=...)` got a {type(value).__name__}. Pass real numbers of "
-            f"shape {shape}."
-        )
-    if jnp.iscomplexobj(value):
-        raise TypeError(
-            f"`lstsq({name}=...)` got complex numbers. Pass real ones of shape {shape}."
-        )
-    if jnp.shape(value) != shape:
-        raise ValueError(
-            f"`lstsq({name}=...)` got the shape {jnp.shape(value)}. Pass the shape "
-            f"{shape}."
-        )
-    value = as_native(value, f"lstsq({name}=...)")
-    return jnp.asarray(value, jnp.finfo(dtype).dtype)
-
-
-def _check_rcond(rcond: Any, caller: str) -> None:
-    real = isinstance(rcond, int | float) or (
-        (eqx.is_array(rcond) or isinstance(rcond, np.ndarray | np.generic))
-        and rcond.ndim == 0
-        and not jnp.iscomplexobj(rcond)
-    )
-    if rcond is not None and not real:
-        raise TypeError(
-            f"`{caller}(rcond=...)` got {rcond!r}. Pass a real number or `None`."
-        )
