@@ -9,6 +9,7 @@ from ._front.factorise import factorise as factorise
 from ._front.inverse import InverseLinearOperator as InverseLinearOperator
 from ._front.invert import invert as invert
 from ._front.linear_solve import linear_solve as linear_solve
+from ._front.lsq_linear import lsq_linear as lsq_linear, nnls as nnls
 from ._front.lstsq import lstsq as lstsq, pinv as pinv
 from ._front.project import project as project
 from ._front.shifted import shifted_solve as shifted_solve

@@ -7,68 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from bounded_cases import normal, rank_two, SYSTEMS
 
 from pseudojvp._kernel.active_set import bounded_least_squares
 
 
 MEMBERS = 50
 ROUNDING = 4 * 30 * np.finfo(float).eps  # that of sums of up to 30 terms
-
-
-def _normal(rng, m, n):
-    return rng.standard_normal((m, n)), rng.standard_normal(m)
-
-
-def _duplicate_columns(rng, m, n):
-    a, b = _normal(rng, m, n)
-    a[:, 1] = a[:, 0]
-    return a, b
-
-
-def _zero_columns(rng, m, n):
-    a, b = _normal(rng, m, n)
-    a[:, ::2] = 0
-    return a, b
-
-
-def _no_positive_part(rng, m, n):
-    a, b = _normal(rng, m, n)
-    return np.abs(a), -np.abs(b)
-
-
-def _small_integers(rng, m, n):
-    """Many ties: multipliers and steps of length zero."""
-    return rng.integers(-1, 2, (m, n)).astype(float), rng.integers(-2, 3, m).astype(float)
-
-
-def _rank_two(rng, m, n):
-    a, b = _normal(rng, m, 2)
-    return a @ rng.standard_normal((2, n)), b
-
-
-def _exponentials(rng, m, n):
-    """Nearly dependent, as sums of decays are."""
-    a = np.exp(-np.outer(np.linspace(0, 3, m), np.logspace(-1, 1, n)))
-    return a, a @ rng.standard_normal(n) + 1e-3 * rng.standard_normal(m)
-
-
-def _zero_vector(rng, m, n):
-    return rng.standard_normal((m, n)), np.zeros(m)
-
-
-SYSTEMS = {
-    f.__name__.strip("_"): f
-    for f in (
-        _normal,
-        _duplicate_columns,
-        _zero_columns,
-        _no_positive_part,
-        _small_integers,
-        _rank_two,
-        _exponentials,
-        _zero_vector,
-    )
-}
 
 
 def _nonnegative(rng, n):
@@ -131,7 +76,7 @@ def test_solution_is_feasible_and_meets_the_conditions_of_kkt(bounds, shape, sys
 
 
 def test_free_problem_takes_one_step():
-    a, b = _normal(np.random.default_rng(1), 6, 4)
+    a, b = normal(np.random.default_rng(1), 6, 4)
     bound = np.full(4, np.inf)
     solution = jax.jit(bounded_least_squares)(a, b, -bound, bound)
     assert solution.num_steps == 1
@@ -139,7 +84,7 @@ def test_free_problem_takes_one_step():
 
 
 def test_dependent_free_columns_have_the_solution_of_minimum_norm():
-    a, b = _rank_two(np.random.default_rng(2), 6, 4)
+    a, b = rank_two(np.random.default_rng(2), 6, 4)
     lower = np.array([-np.inf, 0.7, -np.inf, -np.inf])
     solution = jax.jit(bounded_least_squares)(a, b, lower, np.full(4, np.inf))
     free = np.array([True, False, True, True])
@@ -149,7 +94,7 @@ def test_dependent_free_columns_have_the_solution_of_minimum_norm():
 
 
 def test_sizes_near_the_ends_of_the_range_do_not_matter():
-    a, b = _normal(np.random.default_rng(3), 12, 5)
+    a, b = normal(np.random.default_rng(3), 12, 5)
     ones = np.ones(5)
     solve = jax.jit(bounded_least_squares)
     expected = solve(a, b, 0 * ones, np.inf * ones)
@@ -160,7 +105,7 @@ def test_sizes_near_the_ends_of_the_range_do_not_matter():
 
 
 def test_within_another_loop():
-    a, b = _normal(np.random.default_rng(4), 12, 5)
+    a, b = normal(np.random.default_rng(4), 12, 5)
     bounds = jnp.zeros(5), jnp.full(5, jnp.inf)
 
     def body(carry):
@@ -175,9 +120,10 @@ def test_within_another_loop():
     np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_kept(dtype):
-    a, b = _normal(np.random.default_rng(5), 12, 5)
+    a, b = normal(np.random.default_rng(5), 12, 5)
     bounds = jnp.zeros(5, dtype), jnp.full(5, jnp.inf, dtype)
     solution = bounded_least_squares(
         jnp.asarray(a, dtype), jnp.asarray(b, dtype), *bounds
@@ -190,7 +136,7 @@ def test_dtype_is_kept(dtype):
 
 @pytest.mark.parametrize("where", ["a", "b", "lower", "crossed"])
 def test_invalid_numbers_are_not_converged_and_nan(where):
-    a, b = _normal(np.random.default_rng(6), 4, 3)
+    a, b = normal(np.random.default_rng(6), 4, 3)
     lower, upper = np.zeros(3), np.ones(3)
     if where == "crossed":
         lower[0] = 2.0
@@ -201,6 +147,7 @@ def test_invalid_numbers_are_not_converged_and_nan(where):
     assert np.all(np.isnan(solution.x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_nothing_to_fit(shape):
     m, n = shape

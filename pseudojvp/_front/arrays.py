@@ -36,6 +36,20 @@ def promote(caller: str, **arrays) -> tuple[Array, ...]:
     return tuple(jnp.asarray(array, dtype) for array in arrays.values())
 
 
+def check_shapes(a: Array, b: Array, caller: str) -> None:
+    """That they are a matrix, and one or more right-hand sides of it."""
+    if a.ndim != 2:
+        raise ValueError(
+            f"`{caller}(a=...)` got an array of shape {a.shape}. A matrix has shape "
+            "(m, n); for a batch of matrices use `jax.vmap`."
+        )
+    if b.ndim not in (1, 2) or b.shape[0] != a.shape[0]:
+        raise ValueError(
+            f"`{caller}(b=...)` got an array of shape {b.shape} beside `a` of shape "
+            f"{a.shape}. Pass `b` of shape ({a.shape[0]},) or ({a.shape[0]}, k)."
+        )
+
+
 def as_real(value: Any, what: str, shape: tuple[int, ...], dtype) -> Array:
     """Real numbers of that shape in the real dtype of `dtype`."""
     is_number = isinstance(value, bool | int | float)

@@ -25,6 +25,7 @@ from .._solver.orthogonal.svd import SVDState
 from .arrays import (
     as_real,
     check_rcond,
+    check_shapes,
     dense,
     promote,
     rcond_beside,
@@ -126,16 +127,7 @@ def lstsq(
     if is_sparse(a):
         a = dense(a, "lstsq", "use `sparse_lstsq`")
     a, b = promote("lstsq", a=a, b=b)
-    if a.ndim != 2:
-        raise ValueError(
-            f"`lstsq(a=...)` got an array of shape {a.shape}. A matrix has shape (m, n); "
-            "for a batch of matrices use `jax.vmap`."
-        )
-    if b.ndim not in (1, 2) or b.shape[0] != a.shape[0]:
-        raise ValueError(
-            f"`lstsq(b=...)` got an array of shape {b.shape} beside `a` of shape "
-            f"{a.shape}. Pass `b` of shape ({a.shape[0]},) or ({a.shape[0]}, k)."
-        )
+    check_shapes(a, b, "lstsq")
     given = a.dtype
     if given.itemsize == 2 and rcond is None and isinstance(solver, TRUNCATING):
         rcond = float(jnp.finfo(given).eps)  # above the rounding of entries

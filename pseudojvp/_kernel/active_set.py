@@ -15,7 +15,7 @@ from .products import adjoint_matmul, matmul
 _STEPS = 10
 # Multiples of eps max(m, n) times the size of the terms of a multiplier, below which it
 # counts as rounding.
-_ROUNDING = 4
+ROUNDING = 4
 
 
 class BoundedSolution(eqx.Module):
@@ -100,7 +100,7 @@ def bounded_least_squares(
         return BoundedSolution(lower, empty, jnp.zeros((), jnp.int32), valid)
     if len(a) == 0:
         a, b = jnp.zeros((1, n), a.dtype), jnp.zeros(1, a.dtype)
-    unit_columns = _unit_columns(a)
+    units, _ = unit_columns(a)
     cutoff = resolve_rcond(rcond, 2 * rounding, a.dtype)
     fixed = lower >= upper
 
@@ -112,12 +112,10 @@ def bounded_least_squares(
         left = stopped & ~carry.starting & jnp.all(x == carry.x)
         arrived = ~stopped | left
         refused = (carry.refused | (active != carry.active)) & left
-        r = b - matmul(a, x)
-        size = jnp.max(jnp.abs(b) + matmul(jnp.abs(a), jnp.abs(x)))
-        gradient = -adjoint_matmul(unit_columns, r)
-        multipliers = jnp.where(active > 0, gradient, -gradient)
+        slopes, size = slopes_of(units, a, b, x)
+        multipliers = jnp.where(active > 0, -slopes, slopes)
         may_leave = (active != 0) & ~fixed & ~refused & arrived
-        may_leave = may_leave & (multipliers > _ROUNDING * rounding * size)
+        may_leave = may_leave & (multipliers > ROUNDING * rounding * size)
         largest = jnp.argmax(jnp.where(may_leave, multipliers, 0))
         leaves = may_leave & (jnp.arange(n) == largest)
         return _Step(
@@ -144,10 +142,27 @@ def bounded_least_squares(
     return BoundedSolution(x, end.active, end.count, converged)
 
 
-def _unit_columns(a: Float[Array, "m n"]) -> Float[Array, "m n"]:
-    scaled = a / power_of_two(a, axis=0)[None, :]
-    norms = jnp.linalg.norm(scaled, axis=0, keepdims=True)
-    return scaled / jnp.where(norms > 0, norms, 1)
+def unit_columns(
+    a: Float[Array, "m n"],
+) -> tuple[Float[Array, "m n"], Float[Array, " n"]]:
+    """The columns divided by their norms, and the norms; a column of zeros stays."""
+    powers = power_of_two(a, axis=0)
+    scaled = a / powers[None, :]
+    norms = jnp.linalg.norm(scaled, axis=0)
+    return scaled / jnp.where(norms > 0, norms, 1)[None, :], powers * norms
+
+
+def slopes_of(
+    units: Float[Array, "m n"],
+    a: Float[Array, "m n"],
+    b: Float[Array, " m"],
+    x: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """How fast ‖b − A x‖²/2 falls along each column of norm one, and the size of the
+    terms of b − A x, of which the slope has the rounding."""
+    slopes = adjoint_matmul(units, b - matmul(a, x))
+    terms = jnp.abs(b) + matmul(jnp.abs(a), jnp.abs(x))
+    return slopes, jnp.max(terms, initial=0)
 
 
 def _least_squares(a, b, x, free, cutoff) -> Float[Array, " n"]:
