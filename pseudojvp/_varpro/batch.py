@@ -12,11 +12,13 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Re
 
 from .._base.call import compiled_lazily, Frame, split
 from .._base.inexact import as_inexact
+from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks, sharded_as
 from .failure import raise_if_failed
 from .fit import as_arrays, default_adjoint, varpro, VarProFit
 from .members import axes_of, Batched, check_in_axes
+from .prior import prior_of
 from .residual import check_theta, prepare
 from .statistics import VarProPrediction, VarProStatistics
 from .stream import (
@@ -97,12 +99,16 @@ class VarProBatch(eqx.Module):
 
     def _fit(self, member) -> VarProFit:
         fields, data, weights, args = member
-        basis, offset, solver, limits = self._functions.filled(self._arrays)
+        model, priors = self._functions.filled(self._arrays)
+        basis, offset, solver, limits = model
         weights = self._weights.of(weights)
         elimination, observations, _ = prepare(
             "varpro_batch", basis, data, weights, offset, solver, "exact", limits
         )
-        arrays, functions = split((elimination, self._args.of(args), observations))
+        of_theta, of_c = priors
+        known = prior_of(of_theta, of_c, at_least_single(fields[0]))
+        context = elimination, self._args.of(args), observations, known
+        arrays, functions = split(context)
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
 
 
@@ -130,6 +136,8 @@ def varpro_batch(
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
     coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -195,6 +203,8 @@ def varpro_batch(
         "bounds": bounds,
         "fixed": fixed,
         "coefficient_bounds": coefficient_bounds,
+        "prior": prior,
+        "coefficient_prior": coefficient_prior,
         "max_steps": max_steps,
         "throw": False,
         "adjoint": default_adjoint(throw) if adjoint is None else adjoint,
@@ -265,8 +275,10 @@ def _fit_chunk(
     if size > members:
         fields = jtu.tree_map(lambda leaf: leaf[:members], fields)
     _, weighting, arguments = parts
-    names = "offset", "solver", "coefficient_bounds"
-    arrays, functions = split((basis, *(keywords[name] for name in names)))
+    limits = as_arrays(keywords["coefficient_bounds"])
+    of_model = keywords["offset"], keywords["solver"], limits
+    priors = as_arrays((keywords["prior"], keywords["coefficient_prior"]))
+    arrays, functions = split(((basis, *of_model), priors))
     return VarProBatch(
         *fields,
         _data=data,

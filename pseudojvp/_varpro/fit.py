@@ -21,6 +21,7 @@ from .._solver import PivotedQR, SVD
 from .elimination import Elimination
 from .failure import raise_if_failed, result_of
 from .model import (
+    check_rows,
     check_shapes,
     common_dtype,
     has_real_coefficients,
@@ -29,6 +30,7 @@ from .model import (
 )
 from .optimise import optimise, Settings
 from .parameters import box_of, Parameters, vector_like
+from .prior import Prior, prior_of
 from .progress import EvaluationLine
 from .real import squared_norm
 from .residual import check_theta, prepare
@@ -48,7 +50,7 @@ class VarProFit(eqx.Module):
     - `theta`: a pytree as `theta0`.
     - `coefficients`: c, `(n,)` or `(n, k)`.
     - `residual`: W (data − offset − Φ c), of the shape of `data`.
-    - `cost`: ½‖residual‖², a scalar.
+    - `cost`: ½‖residual‖², with that of the priors, a scalar.
     - `rank`: of W Φ at `theta`; `(k,)` for weights of shape `(m, k)`. With a solver that
         finds no rank, n.
     - `result`: compare with `optimistix.RESULTS.successful`.
@@ -137,12 +139,15 @@ class VarProFit(eqx.Module):
         return _predict(self, errors, as_arrays(args), jnp.asarray(confidence), absolute)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
-        return self._functions.filled(self._arrays)
+        return self._functions.filled(self._arrays)[:3]
+
+    def _prior(self) -> Prior | None:
+        return self._functions.filled(self._arrays)[3]
 
 
 @compiled_lazily
 def _statistics(fit: VarProFit, absolute) -> tuple[VarProStatistics, Errors]:
-    errors = errors_of(fit, fit._context()).scaled(absolute)
+    errors = errors_of(fit, fit._context(), fit._prior()).scaled(absolute)
     return statistics(fit, errors), errors
 
 
@@ -171,6 +176,8 @@ def varpro(
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
     coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -231,6 +238,13 @@ def varpro(
         and data. c are then the best ones *within* the bounds, exactly, by an active set
         for each column; the Jacobian is that of the free ones, and each column has
         factors of its own. For solvers of any rank. Defaults to `None`.
+    - `prior`: a pair (mean μ, precision P) of θ, which adds (θ − μ)ᵀ P (θ − μ) to the
+        sum of squares: each a pytree as `theta0` or a scalar, P also a matrix `(q, q)`.
+        P is 1/σ² where `weights` are 1/σ, and zero where nothing is known. Defaults to
+        `None`.
+    - `coefficient_prior`: the same of the coefficients of each column, a ridge for the
+        mean zero: μ a scalar, `(n,)` or `(n, k)`, P a scalar, `(n,)` or `(n, n)`. An
+        operator Φ becomes an array. Defaults to `None`.
     - `max_steps`: of the optimiser. Defaults to 256.
     - `throw`: whether a failed fit raises at run time, here and in derivatives. If
         `False`, `result` tells. Defaults to `True`.
@@ -279,12 +293,13 @@ def varpro(
     vector = np.ndim(data) == 1
     options = _Options(optimiser, adjoint, max_steps, exact, vector, progress)
     args = as_arrays(args)
+    known = prior_of(prior, coefficient_prior, wide)
     closed = elimination.closed(theta0, args)
-    fields = _fit(closed, args, observations, parameters, box, scale, options)
+    fields = _fit(closed, args, observations, parameters, box, known, scale, options)
     fields = _as_given(fields, theta0, np.dtype(getattr(data, "dtype", float)))
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
-    arrays, functions = split((elimination, args, observations))
+    arrays, functions = split((elimination, args, observations, known))
     fit = VarProFit(*fields, _arrays=arrays, _functions=functions)
     return raise_if_failed(fit) if throw else fit
 
@@ -299,9 +314,17 @@ class _Options(eqx.Module):
 
 
 @compiled_lazily
-def _fit(elimination, args, observations, parameters, box, scale, options) -> tuple:
+def _fit(
+    elimination, args, observations, parameters, box, prior, scale, options
+) -> tuple:
     """The public fields of the `VarProFit`."""
     whole = parameters.unravel(parameters.whole)
+    rows = len(observations.data)
+    if prior is not None:
+        phi, _ = eqx.filter_eval_shape(elimination.model_at, whole, args)
+        check_rows(phi, observations.data, elimination.caller)
+        elimination = prior.model(elimination)
+        observations = prior.observations(observations, size_of(phi)[1])
     phi, shift = eqx.filter_eval_shape(elimination.model_at, whole, args)
     check_shapes(phi, shift, observations.data, elimination.caller)
     coefficients = size_of(phi)[1]
@@ -338,7 +361,7 @@ def _fit(elimination, args, observations, parameters, box, scale, options) -> tu
     cost = 0.5 * squared_norm(found.residual)
     # The residual is, unless the result says so already.
     sound = all_finite((theta, found.coefficients))
-    columns = found.coefficients, found.residual
+    columns = found.coefficients, found.residual[:rows]
     of_data = observations.data, observations.weights
     held_coefficients = None
     if observations.limits is not None:

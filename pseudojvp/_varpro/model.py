@@ -32,6 +32,8 @@ class Observations(eqx.Module):
     weights: Real[Array, " m"] | Real[Array, "m k"] | None
     gain: Inexact[Array, " k"]
     limits: Limits | None = None  # of the coefficients
+    # Rows at the end that say the same in each column, and count once.
+    common: int = eqx.field(default=0, static=True)
 
     @property
     def shares_weights(self) -> bool:
@@ -55,7 +57,8 @@ class Observations(eqx.Module):
         """In units of `size`."""
         size = size.astype(self.data.dtype)
         limits = None if self.limits is None else self.limits.over(size)
-        return Observations(self.data / size, self.weights, self.gain / size, limits)
+        data, gain = self.data / size, self.gain / size
+        return Observations(data, self.weights, gain, limits, self.common)
 
 
 class SeparableModel(eqx.Module):
@@ -146,14 +149,18 @@ def has_real_coefficients(phi) -> bool:
     return bool(real and not data)
 
 
-def check_shapes(phi, shift, data, caller: str) -> None:
-    """Raises where Φ, offset and data do not belong together."""
-    rows, cols = size_of(phi)
-    if rows != data.shape[0]:
+def check_rows(phi, data, caller: str) -> None:
+    if size_of(phi)[0] != data.shape[0]:
         raise ValueError(
-            f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}, but "
+            f"`{caller}(basis=...)` returned a matrix of shape {size_of(phi)}, but "
             f"`data` has {data.shape[0]} rows. Return one row for each row of `data`."
         )
+
+
+def check_shapes(phi, shift, data, caller: str) -> None:
+    """Raises where Φ, offset and data do not belong together."""
+    check_rows(phi, data, caller)
+    rows, cols = size_of(phi)
     if cols == 0:
         raise ValueError(
             f"`{caller}(basis=...)` returned a matrix of shape {(rows, cols)}. Return "

@@ -19,6 +19,7 @@ from .._base.tree import all_finite, at_least_single
 from .compression import compress
 from .elimination import Eliminated, Factors, unit_directions
 from .model import has_real_coefficients, Observations
+from .prior import Prior
 from .real import as_real, squared_norm
 
 
@@ -147,9 +148,12 @@ def predict(
     return VarProPrediction(value, deviation, value - band, value + band)
 
 
-def errors_of(fit, context) -> Errors:
+def errors_of(fit, context, prior: Prior | None) -> Errors:
     elimination, args, observations = context
     theta = at_least_single(fit.theta)
+    if prior is not None:
+        elimination = prior.model(elimination)
+        observations = prior.observations(observations, len(fit.coefficients))
     phi, shift = elimination.model_at(theta, args)
     reduced = compress(
         observations,
@@ -158,6 +162,8 @@ def errors_of(fit, context) -> Errors:
     )
     columns = at_least_single((fit.residual, fit.coefficients))
     r, c = (x.reshape(len(x), -1) for x in columns)
+    if prior is not None:
+        r = jnp.concatenate([r, prior.residual(theta, c).astype(r.dtype)])
     # Each `after` here is for the order of the library calls of many fits.
     theta = theta if reduced is observations else after_in_batch(reduced, theta)
     if observations.limits is not None:
@@ -168,6 +174,7 @@ def errors_of(fit, context) -> Errors:
     else:
         at = elimination(theta, args, reduced)
     d, _ = elimination.tangents(theta, args, reduced, at, exact=False)
+    assert d is not None
     jacobian, gain, gram_inverse = _blocks(at.factors, d, c.shape[0])
     theta_covariance, theta_rank = _gram_inverse_of_theta(jacobian, _held(fit))
     if reduced is not observations:
@@ -177,19 +184,23 @@ def errors_of(fit, context) -> Errors:
         )
     of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
     rank = r.shape[1] * fit.rank if jnp.ndim(fit.rank) == 0 else jnp.sum(fit.rank)
-    freedom = of_datum * _count(observations) - ways * rank - theta_rank
+    once, counted = _count(observations)
+    freedom = of_datum * counted + once - ways * rank - theta_rank
     cost = squared_norm(r)
     chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
     return Errors(ways, chi_square, freedom, theta_covariance, gram_inverse, gain)
 
 
-def _count(observations: Observations) -> Integer[Array, ""]:
-    """Data of nonzero weight."""
+def _count(observations: Observations):
+    """Rows of nonzero weight that all columns have in common, and other such data."""
     rows, columns = observations.data.shape
     if observations.weights is None:
-        return jnp.asarray(rows * columns)
-    times = columns if observations.weights.ndim == 1 else 1
-    return times * jnp.count_nonzero(observations.weights)
+        return 0, jnp.asarray(rows * columns)
+    own = rows - observations.common
+    first, common = jnp.split(observations.weights, [own])
+    times = columns if common.ndim == 1 else 1
+    common = common if common.ndim == 1 else common[:, 0]
+    return jnp.count_nonzero(common), times * jnp.count_nonzero(first)
 
 
 def _blocks(factors: Factors, d: Inexact[Array, "q m k"], n: int):
