@@ -52,11 +52,14 @@ CASES = {
     "FlexibleCG": (pj.FlexibleCG(TOL, TOL, preconditioner=identity), definite, psd),
     "FlexibleGMRES": (pj.FlexibleGMRES(TOL, TOL, preconditioner=identity), dominant, ()),
     "Neumann": (pj.Neumann(200, 0.1), dominant, ()),
+    "QR(2)": (pj.QR(blocks=2), tall, ()),
+    "PivotedQR(4)": (pj.PivotedQR(blocks=4), tall, ()),
     "Auto(True)": (pj.AutoLinearSolver(True), square, ()),
     "Auto(False)": (pj.AutoLinearSolver(False), deficient, ()),
 }
 AUTO = jax.make_mesh((DEVICES,), ("i",), axis_types=(AxisType.Auto,))
 EXPLICIT = jax.make_mesh((DEVICES,), ("i",))
+PLANE = jax.make_mesh((2, 2), ("i", "j"))
 EACH, SAME = PartitionSpec("i"), PartitionSpec()
 
 
@@ -170,6 +173,27 @@ def spread(solver):
     return error(out, truth(rows, vector))
 
 
+def rows_over_explicit_axes(solver, matrices, tags):
+    """The error for each way to shard one A, with b sharded as its rows or not at all."""
+    matrix = np.vstack([matrices[:3].reshape(-1, 3), matrices[3, :1]])  # 16 rows
+    matrix = np.hstack([matrix, matrix @ [[1.0], [2.0], [-1.0]]])  # of rank 3 of 4
+    if not isinstance(solver, pj.PivotedQR | pj.LSMR):
+        matrix[::4, 3] += 1
+    vector = rng.normal(size=16)
+    function, told = jax.jit(gradient(solver, tags)), {}
+    for sides in (("i", "j"), (None, "j"), (("i", "j"), None)):
+        for of_vector in {sides[0], None}:
+            specs = PartitionSpec(*sides), PartitionSpec(of_vector)
+            arrays = [
+                jax.device_put(array, NamedSharding(PLANE, spec))
+                for array, spec in zip((matrix, vector), specs, strict=True)
+            ]
+            out = function(*arrays)
+            told[str(specs)] = error(out, truth(matrix, vector))
+            told[f"{specs} stays"] = float(out[1].sharding.spec != specs[0])
+    return told
+
+
 def compiled(solver, tags, shape, mesh=None):
     sharding = None if mesh is None else NamedSharding(mesh, EACH)
     arguments = (
@@ -225,6 +249,8 @@ if __name__ == "__main__":
             told[name] = sums(solver, tags)
         elif kind == "spread":
             told[name] = spread(CASES[case][0])
+        elif kind == "rows":
+            told[name] = rows_over_explicit_axes(*CASES[case])
         elif kind == "bytes":
             told[name] = bytes_of(*CASES[case])
         else:

@@ -53,6 +53,15 @@ def is_sharded_explicitly(array: Array) -> bool:
     return explicit and any(entry is not None for entry in sharding.spec)
 
 
+def placed_as(aval: Any, array: Array) -> Array:
+    """`array`, over explicit axes of a mesh sharded as `aval` is."""
+    if not aval.sharding.mesh.explicit_axes:
+        return array
+    if jax.typeof(array).sharding == aval.sharding:
+        return array
+    return jax.sharding.reshard(array, aval.sharding)
+
+
 def varying_axes(tree: PyTree) -> frozenset[Any]:
     """The axes that any array of `tree`, or any abstract one, varies over."""
     return frozenset().union(*map(_axes_of, jtu.tree_leaves(tree)))

@@ -76,9 +76,24 @@ class BlockReflectors(eqx.Module):
 def _in_blocks(matrix: Inexact[Array, "long k"], blocks: int):
     """(blocks, rows, k), with zeros below the last row."""
     long, count = matrix.shape
+    matrix = _by_rows(matrix, blocks)
     if long % blocks:
         matrix = jnp.pad(matrix, ((0, -long % blocks), (0, 0)))
     return matrix.reshape(blocks, -1, count)
+
+
+def _by_rows(matrix: Array, blocks: int) -> Array:
+    """Over explicit axes of a mesh sharded by its rows alone, whole blocks on a device;
+    as XLA does by itself over others.
+    """
+    sharding = jax.typeof(matrix).sharding
+    rows, *rest = sharding.spec
+    parts = matrix.shape[0] // max(sharding.shard_shape(matrix.shape)[0], 1)
+    fits = blocks % parts == 0 and matrix.shape[0] % blocks == 0
+    if (rows is None or fits) and all(part is None for part in rest):
+        return matrix
+    spec = PartitionSpec(rows if fits else None, *(None for _ in rest))
+    return jax.sharding.reshard(matrix, NamedSharding(sharding.mesh, spec))
 
 
 def _placed(array: Array, like: Array | None = None) -> Array:

@@ -13,7 +13,7 @@ import jax.interpreters.ad as ad
 import jax.interpreters.batching as batching
 import jax.interpreters.mlir as mlir
 
-from .._base.axes import alike, as_avals, in_auto_mode, on_mesh
+from .._base.axes import alike, as_avals, in_auto_mode, on_mesh, placed_as
 
 
 def bound(primitive: jex.Primitive, first, second, *rest, **params):
@@ -68,6 +68,7 @@ def create_faces(
         else:
             *arguments, to = transposes[face, linear](known, ct)
             ct_linear = bound(primitive, *arguments, *rest, face=to, **params)
+            ct_linear = placed_as(undefined.aval, ct_linear)
         cotangents = (ct_linear, None) if linear == 0 else (None, ct_linear)
         return (*cotangents, *(None for _ in rest))
 

@@ -39,7 +39,7 @@ from .._base.vprim import create_vprim
 from .guard import Guard
 from .mesh import checked, sharded_as, typed, varying_alike
 from .rows import apply_saddle_point, Blocks, Problem, spaces, structure_of_blocks
-from .tangents import tangent_products
+from .tangents import product, tangent_products
 from .traits import order_of, traits_of
 
 
@@ -209,7 +209,7 @@ class _Rule:
         projects = self.traits.projects and z is not None
         if not projects and z is not None:
             # No cheap P: A†(v − A z) + z is the same, and (I − A A†)A z = 0.
-            v = tree_sub(v, self.problem.operator.mv(z))
+            v = tree_sub(v, product(self.problem.operator, z))
         rhs = Blocks(v, w, z if projects else None)
         t_r, t_x, projected = self.solve(rhs, wanted._replace(projection=projects))
         return t_r, tree_add(t_x, tree_sub(z, projected))

@@ -26,6 +26,7 @@ import lineax as lx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Inexact, PyTree
 
+from .._base.axes import is_sharded_explicitly
 from .._base.tree import tree_conj
 from .._kernel.faces import bound, create_faces
 from .._kernel.products import matmul
@@ -46,6 +47,15 @@ def tangent_products(
         return tree_conj(transpose_of(tangent).mv(tree_conj(vector)))
 
     return tangent.mv, adjoint_mv
+
+
+def product(operator: lx.AbstractLinearOperator, vector: PyTree[Array]) -> PyTree[Array]:
+    """A v, over explicit axes of a mesh sharded as the rows of A, if that is a matrix."""
+    bare = untagged(operator)
+    if isinstance(bare, lx.MatrixLinearOperator) and is_sharded_explicitly(bare.matrix):
+        mv, _ = _matrix_products(bare.matrix)
+        return mv(vector)
+    return operator.mv(vector)
 
 
 def _matrix_products(t_matrix: Inexact[Array, "rows cols"]):
