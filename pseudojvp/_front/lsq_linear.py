@@ -178,14 +178,14 @@ def _found(arguments: tuple, throw: bool) -> tuple[lx.Solution, Array]:
 @compiled
 def _lsq_linear(a, b, lower, upper, rcond, solver, throw) -> tuple[lx.Solution, Array]:
     check_not_explicit((a, b, lower, upper), "`lsq_linear`")
-    solver = dataclasses.replace(solver, rcond=resolve(rcond, a))
+    given, solver = rcond, dataclasses.replace(solver, rcond=resolve(rcond, a))
     columns = b if b.ndim == 2 else b[:, None]
     # Once for all right-hand sides.
     short, short_columns = reduced(stop_gradient(a), stop_gradient(columns))
 
     def one(column, short_column, lower, upper):
         fixed_bounds = stop_gradient(lower), stop_gradient(upper)
-        found = bounded_least_squares(short, short_column, *fixed_bounds, solver.rcond)
+        found = bounded_least_squares(short, short_column, *fixed_bounds, given)
         problem = _Problem(a, column, lower, upper)
         constant = stop_gradient(problem)
         told = _told(constant, found)
@@ -227,17 +227,23 @@ def _solve_free(problem: _Problem, found: BoundedSolution, solver):
     a, b, lower, upper = problem
     at_bound = jnp.where(found.active < 0, lower, upper)
     at_bound = jnp.where(found.free, 0, at_bound)
-    operator = lx.MatrixLinearOperator(jnp.where(found.free[None, :], a, 0))
+    # Exact for independent columns, whatever the constants are.
+    matrix = jnp.where(found.free[None, :], a / found.scales[None, :], 0)
+    any_free = jnp.any(found.free)
+    if a.size > 0:  # a matrix of zeros alone has no unit
+        matrix = matrix.at[0, 0].add(jnp.where(any_free, 0, 1).astype(a.dtype))
+    operator = lx.MatrixLinearOperator(matrix)
     factorised, _ = Factorised.create(operator, solver, throw=False)
     factorised = factorised.nan_if_failed()
     x, _, result, stats = factorised.apply(b - matmul(a, at_bound))
-    x = jnp.asarray(x)
+    x = jnp.asarray(x) / found.scales
     # Rounding may leave the bounds. Its derivative is that of what it rounds.
     constant = stop_gradient(x)
     nearest = jnp.clip(constant, stop_gradient(lower), stop_gradient(upper))
     x = jnp.where(nearest == constant, x, nearest + (x - constant))
     x = jnp.where(found.free, x, at_bound)
-    return x, stats["rank"], result != lx.RESULTS.successful
+    rank = jnp.where(any_free, stats["rank"], 0)
+    return x, rank, result != lx.RESULTS.successful
 
 
 def _judge(problem: _Problem, x, active, rcond):

@@ -23,12 +23,15 @@ class BoundedSolution(eqx.Module):
 
     - `x`: NaN where A, b or a bound is not valid.
     - `active`: −1 where x is at its lower bound, 1 at its upper one, 0 where it is free.
+    - `scales`: the norms of the columns if they were solved with at norm one, for which
+        they are independent; ones otherwise.
     - `num_steps`: how many least-squares problems were solved.
     - `converged`: whether the Karush–Kuhn–Tucker conditions hold to rounding.
     """
 
     x: Float[Array, " n"]
     active: Int[Array, " n"]
+    scales: Float[Array, " n"]
     num_steps: Int[Array, ""]
     converged: Bool[Array, ""]
 
@@ -42,13 +45,15 @@ class _Step(eqx.Module):
     """Between two steps: a point `x`, which is feasible once `starting` is over.
 
     `refused` are variables that would leave their bound by their multiplier, but that
-    the last solves, at the same x, have sent back to it.
+    the last solves, at the same x, have sent back to it. `scaled` is whether the columns
+    are taken at norm one, until some of them prove dependent.
     """
 
     x: Float[Array, " n"]
     active: Int[Array, " n"]
     refused: Bool[Array, " n"]
     starting: Bool[Array, ""]
+    scaled: Bool[Array, ""]
     done: Bool[Array, ""]
     count: Int[Array, ""]
 
@@ -82,7 +87,9 @@ def bounded_least_squares(
     variables, as far as the bounds allow, and fixes what it meets; or from that solution
     frees the variable of the largest multiplier, of columns scaled to norm one. So the
     residual falls from one such solution to the next, and none comes twice. One singular
-    value decomposition a step, n × n at most; one step in all where no bound binds.
+    value decomposition a step, n × n at most; one step in all where no bound binds and
+    the columns are independent. It is of columns of norm one while they are, as then the
+    solution does not depend on that, unless `rcond` says what is small.
 
     It is not differentiated: callers stop the gradients of what they pass.
 
@@ -97,16 +104,22 @@ def bounded_least_squares(
     n = a.shape[1]
     if n == 0:
         empty = jnp.zeros(0, jnp.int32)
-        return BoundedSolution(lower, empty, jnp.zeros((), jnp.int32), valid)
+        return BoundedSolution(lower, empty, lower, jnp.zeros((), jnp.int32), valid)
     if len(a) == 0:
         a, b = jnp.zeros((1, n), a.dtype), jnp.zeros(1, a.dtype)
-    units, _ = unit_columns(a)
+    units, norms = unit_columns(a)
+    norms = jnp.where(norms > 0, norms, 1)
     cutoff = resolve_rcond(rcond, 2 * rounding, a.dtype)
     fixed = lower >= upper
 
     def step(carry):
         free = carry.active == 0
-        target = _least_squares(a, b, carry.x, free, cutoff)
+        rest = b - matmul(a, jnp.where(free, 0, carry.x))
+        matrix = jnp.where(free[None, :], jnp.where(carry.scaled, units, a), 0)
+        target, rank = _least_squares(matrix, rest, cutoff)
+        target = jnp.where(carry.scaled, target / norms, target)
+        target = jnp.where(free, target, carry.x)
+        void = carry.scaled & (rank < jnp.sum(free))
         x, active, stopped = _towards(target, carry, lower, upper)
         # Where the step stops at once, it is the variable freed last that is sent back.
         left = stopped & ~carry.starting & jnp.all(x == carry.x)
@@ -119,11 +132,12 @@ def bounded_least_squares(
         largest = jnp.argmax(jnp.where(may_leave, multipliers, 0))
         leaves = may_leave & (jnp.arange(n) == largest)
         return _Step(
-            x,
-            jnp.where(leaves, 0, active),
-            refused,
-            carry.starting & stopped,
-            arrived & ~jnp.any(leaves),
+            jnp.where(void, carry.x, x),
+            jnp.where(void, carry.active, jnp.where(leaves, 0, active)),
+            jnp.where(void, carry.refused, refused),
+            carry.starting & (stopped | void),
+            carry.scaled & ~void,
+            arrived & ~jnp.any(leaves) & ~void,
             carry.count + 1,
         )
 
@@ -133,13 +147,15 @@ def bounded_least_squares(
         -fixed.astype(jnp.int32),
         jnp.zeros(n, bool),
         jnp.array(True),
+        jnp.array(rcond is None and len(a) == n),
         ~valid,
         jnp.zeros((), jnp.int32),
     )
     end = while_loop(lambda carry: ~carry.done & (carry.count < most), step, start)
     converged = valid & end.done & jnp.all(jnp.isfinite(end.x))
     x = jnp.where(valid, end.x, jnp.nan)
-    return BoundedSolution(x, end.active, end.count, converged)
+    scales = jnp.where(end.scaled, norms, 1)
+    return BoundedSolution(x, end.active, scales, end.count, converged)
 
 
 def unit_columns(
@@ -165,13 +181,12 @@ def slopes_of(
     return slopes, jnp.max(terms, initial=0)
 
 
-def _least_squares(a, b, x, free, cutoff) -> Float[Array, " n"]:
-    """x with its free part the solution of minimum norm, the other one kept."""
-    rest = b - matmul(a, jnp.where(free, 0, x))
-    u, s, vt = jsl.svd(jnp.where(free[None, :], a, 0), full_matrices=False)
+def _least_squares(matrix, b, cutoff) -> tuple[Float[Array, " n"], Int[Array, ""]]:
+    """The solution of minimum norm, and the rank."""
+    u, s, vt = jsl.svd(matrix, full_matrices=False)
     kept = s > cutoff * s[0]
-    coefficients = jnp.where(kept, matmul(rest, u) / jnp.where(kept, s, 1), 0)
-    return jnp.where(free, adjoint_matmul(vt, coefficients), x)
+    coefficients = jnp.where(kept, matmul(b, u) / jnp.where(kept, s, 1), 0)
+    return adjoint_matmul(vt, coefficients), jnp.sum(kept)
 
 
 def _towards(target, carry: _Step, lower, upper):
