@@ -87,8 +87,10 @@ from ._varpro import (
     varpro as varpro,
     varpro_batch as varpro_batch,
     VarProBatch as VarProBatch,
+    VarProEstimates as VarProEstimates,
     VarProFit as VarProFit,
     VarProPrediction as VarProPrediction,
+    VarProReport as VarProReport,
     VarProStatistics as VarProStatistics,
 )
 

@@ -16,30 +16,36 @@ import pseudojvp
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _FENCE = re.compile(
-    r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$"
+    r"(?:\n\n```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
 )
+_SECONDS = re.compile(r"\b\d+(\.\d+)? s\b")
 
 
-def _blocks(page: pathlib.Path) -> list[str]:
-    """Each block with the lines above it left blank, for line numbers in tracebacks."""
+def _blocks(page: pathlib.Path) -> list[tuple[str, str | None]]:
+    """Each block with the lines above it left blank, for line numbers in tracebacks; and
+    the text block right below it, which is what its last `print` prints."""
     text = page.read_text(encoding="utf-8")
     blocks = []
     for match in _FENCE.finditer(text):
         indent = len(match["indent"])
         code = "".join(line[indent:] or "\n" for line in match["code"].splitlines(True))
-        blocks.append("\n" * text.count("\n", 0, match.start("code")) + code)
+        code = "\n" * text.count("\n", 0, match.start("code")) + code
+        blocks.append((code, match["output"]))
     return blocks
 
 
-def _promised_output(code: str) -> list[str]:
-    """The comments behind the calls of `print`, one a call."""
+def _promised_output(code: str, output: str | None) -> list[str]:
+    """The comments behind the calls of `print`, one a call, and the text below."""
     lines = code.splitlines()
     ends = [
         node.end_lineno
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
     ]
-    return [lines[end - 1].partition("  # ")[2] for end in sorted(ends)]
+    promised = [lines[end - 1].partition("  # ")[2] for end in sorted(ends)]
+    return promised if output is None else promised[:-1] + output.splitlines()
 
 
 _PAGES = [
@@ -56,13 +62,14 @@ _PAGES = [
 def test_code_blocks_of_a_page_run_in_order_and_print_what_they_say(page):
     namespace = {"__name__": page.stem}
     printed, promised = io.StringIO(), []
-    for code in _blocks(page):
+    for code, output in _blocks(page):
         if "from matfree" in code and find_spec("matfree") is None:
             break  # of the extra `[docs]`
-        promised += _promised_output(code)
+        promised += _promised_output(code, output)
         with contextlib.redirect_stdout(printed), _users_promotion():
             exec(compile(code, str(page), "exec"), namespace)
-    assert printed.getvalue().splitlines() == promised
+    got = _SECONDS.sub("… s", printed.getvalue()).splitlines()  # times differ
+    assert got == [_SECONDS.sub("… s", line) for line in promised]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,9 @@
 from .batch import varpro_batch as varpro_batch, VarProBatch as VarProBatch
 from .fit import varpro as varpro, VarProFit as VarProFit
+from .report import (
+    VarProEstimates as VarProEstimates,
+    VarProReport as VarProReport,
+)
 from .residual import (
     projected_residual as projected_residual,
     ProjectedResidual as ProjectedResidual,

@@ -73,10 +73,21 @@ class _Messages(Sequence[str]):
         return 2**31
 
     def __getitem__(self, code):
-        saw = {int(_code(kind)): saw for kind, saw in _KINDS}.get(int(code))
+        saw = _saw(code)
         if saw is None:
             return "`varpro` failed. Pass `throw=False` and look at `result`."
         return f"`varpro` {saw} With `throw=False` this is `result` instead."
+
+
+def words_of(result: optx.RESULTS) -> str:
+    """What a failed fit met, or "" of a successful one; on the host."""
+    if int(_code(result)) == int(_code(optx.RESULTS.successful)):
+        return ""
+    return _saw(_code(result)) or f"ended with the result {optx.RESULTS[result]!r}."
+
+
+def _saw(code) -> str | None:
+    return {int(_code(kind)): saw for kind, saw in _KINDS}.get(int(code))
 
 
 _LINEAR = (

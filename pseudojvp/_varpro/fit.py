@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ from .parameters import box_of, Parameters, vector_like
 from .prior import Prior, prior_of
 from .progress import EvaluationLine
 from .real import squared_norm
+from .report import VarProReport
 from .residual import check_theta, prepare
 from .statistics import (
     Errors,
@@ -42,6 +44,7 @@ from .statistics import (
     VarProPrediction,
     VarProStatistics,
 )
+from .summary import check_confidence, check_one_fit, report, timed
 
 
 class VarProFit(eqx.Module):
@@ -129,14 +132,35 @@ class VarProFit(eqx.Module):
 
         **Raises:** `ValueError` for a confidence outside of (0, 1).
         """
-        if not 0 < confidence < 1:
-            raise ValueError(
-                f"`VarProFit.predict(confidence=...)` got {confidence}. Pass a "
-                "probability between 0 and 1."
-            )
+        check_confidence(confidence, "predict")
         absolute = jnp.asarray(absolute_sigma)
         _, errors = _statistics(self, absolute)
         return _predict(self, errors, as_arrays(args), jnp.asarray(confidence), absolute)
+
+    def summary(
+        self, confidence: float = 0.95, *, absolute_sigma: bool = False
+    ) -> VarProReport:
+        """Returns a report of the fit: `print(fit.summary())`.
+
+        Names, values, standard deviations, intervals value ± t · standard deviation,
+        correlations, χ², R², AIC and BIC, and what a reader should be warned of. Computed
+        on the host from `statistics()`, whose program it shares.
+
+        **Arguments:**
+
+        - `confidence`: of the intervals, between 0 and 1. Defaults to 0.95. t is the
+            quantile of Student's distribution, with `absolute_sigma` of the normal one.
+        - `absolute_sigma`: as for `statistics`.
+
+        **Returns:** [`pseudojvp.VarProReport`][]. Nothing of it is differentiated.
+
+        **Raises:** `ValueError` for a confidence outside of (0, 1) and for fits with a
+        batch axis; `TypeError` while JAX traces.
+        """
+        check_confidence(confidence, "summary")
+        check_one_fit(self, "summary")
+        found, errors = _statistics(self, jnp.asarray(absolute_sigma))
+        return report(self, found, errors, confidence, absolute_sigma)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
         return self._functions.filled(self._arrays)[:3]
@@ -279,6 +303,7 @@ def varpro(
     (1981), for the relative offset; Madsen, Nielsen & Tingleff, *Methods for Non-Linear
     Least Squares Problems* (2004), (3.14), for the first damping.
     """
+    began = time.perf_counter()
     elimination, observations, exact = prepare(
         "varpro", basis, data, weights, offset, solver, jacobian, coefficient_bounds
     )
@@ -301,7 +326,7 @@ def varpro(
     # which would copy the data.
     arrays, functions = split((elimination, args, observations, known))
     fit = VarProFit(*fields, _arrays=arrays, _functions=functions)
-    return raise_if_failed(fit) if throw else fit
+    return timed(raise_if_failed(fit), began) if throw else fit
 
 
 class _Options(eqx.Module):
