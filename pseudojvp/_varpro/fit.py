@@ -1,5 +1,5 @@
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -31,6 +31,7 @@ from .model import (
 )
 from .optimise import optimise, Settings
 from .parameters import box_of, Parameters, vector_like
+from .plot import plot_fit
 from .prior import Prior, prior_of
 from .progress import EvaluationLine
 from .real import squared_norm
@@ -161,6 +162,45 @@ class VarProFit(eqx.Module):
         check_one_fit(self, "summary")
         found, errors = _statistics(self, jnp.asarray(absolute_sigma))
         return report(self, found, errors, confidence, absolute_sigma)
+
+    def plot(
+        self,
+        axes: Any = None,
+        *,
+        confidence: float = 0.95,
+        x: ArrayLike | None = None,
+        curve: tuple[Any, ArrayLike] | None = None,
+        columns: Sequence[int] | None = None,
+        absolute_sigma: bool = False,
+    ) -> Any:
+        """Draws data, fit and its confidence band, and the weighted residuals below.
+
+        Of complex data real and imaginary part are drawn, without a band. Data of weight
+        zero are hollow. Needs matplotlib, of the extra `plot`.
+
+        **Arguments:**
+
+        - `axes`: two axes of matplotlib, above and below. Defaults to those of a new
+            figure of `matplotlib.pyplot`.
+        - `confidence`, `absolute_sigma`: of the band, as for `predict`. With
+            `absolute_sigma` data have error bars of 1/weights.
+        - `x`: the abscissa of each row of `data`, `(m,)`. Defaults to `args`, if that is
+            an array of shape `(m,)`, and otherwise to the number of the row.
+        - `curve`: a pair of other `args` and their abscissae, at which fit and band are
+            drawn as for `predict`; a finer curve. Defaults to the points of the data.
+        - `columns`: which of k columns. Defaults to the first six.
+
+        **Returns:** the two axes, in an array of NumPy.
+
+        **Raises:** `ImportError` without matplotlib; `ValueError` for arrays or numbers
+        that do not fit and for fits with a batch axis; `TypeError` while JAX traces.
+        """
+        check_one_fit(self, "plot")
+        check_confidence(confidence, "plot")
+        band = lambda args: self.predict(args, confidence, absolute_sigma=absolute_sigma)
+        at = None if curve is None else (band(curve[0]), curve[1])
+        here = band(self._context()[1])
+        return plot_fit(self, axes, here, at, x, columns, absolute_sigma)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
         return self._functions.filled(self._arrays)[:3]

@@ -1,0 +1,163 @@
+"""Pictures with matplotlib, of the extra `plot`: imported at the first one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._base.optional import import_optional
+from .model import Observations
+from .statistics import VarProPrediction
+
+
+_MOST_COLUMNS = 6
+_COLOURS = tuple(f"C{i}" for i in range(10))
+
+
+def axes_of(axes: Any, caller: str) -> Any:
+    """`axes`, or those of a new figure."""
+    if axes is not None:
+        return axes
+    pyplot = import_optional("matplotlib.pyplot", caller, "plot")
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def plot_fit(
+    fit: Any,
+    axes: Any,
+    band: VarProPrediction,
+    curve: tuple[VarProPrediction, Any] | None,
+    x: Any,
+    columns: Sequence[int] | None,
+    absolute_sigma: bool,
+) -> Any:
+    """Data, fit and band above, weighted residuals below."""
+    _, args, observations = fit._context()
+    data = np.asarray(observations.data)
+    x = _abscissa(x, args, len(data))
+    shown = _columns(columns, data.shape[1])
+    upper, lower = _two_axes(axes)
+    bands = (band, x) if curve is None else (curve[0], _at(curve))
+    residual = np.asarray(fit.residual).reshape(data.shape)
+    errors = _deviations(observations) if absolute_sigma else None
+    counted = _counted(observations)
+    for place, column in enumerate(shown):
+        of_column = lambda array, column=column: _column(array, column)
+        for part, (take, mark, line) in _parts(residual).items():
+            colour = _COLOURS[place % len(_COLOURS)]
+            label = " ".join([f"column {column}"] * (data.shape[1] > 1) + part.split())
+            style = {"color": colour, "marker": mark, "linestyle": "none", "ms": 4}
+            _dots(upper, x, take(data[:, column]), counted[:, column], style, label)
+            _dots(lower, x, take(residual[:, column]), counted[:, column], style, None)
+            if errors is not None:
+                bar = errors[:, column]
+                of_bar = {"ecolor": colour, "fmt": "none", "lw": 0.8}
+                upper.errorbar(x, take(data[:, column]), bar, **of_bar)
+            prediction, at = bands
+            order = np.argsort(at, kind="stable")
+            value = take(of_column(prediction.value))[order]
+            upper.plot(at[order], value, color=colour, ls=line, lw=1.5)
+            if prediction.lower is not None:
+                edges = of_column(prediction.lower), of_column(prediction.upper)
+                low, high = (np.asarray(edge)[order] for edge in edges)
+                upper.fill_between(at[order], low, high, color=colour, alpha=0.25, lw=0)
+    _finish(upper, lower, observations.weights is not None, shown, data.shape[1])
+    return np.array([upper, lower])
+
+
+def _two_axes(axes: Any):
+    if axes is None:
+        pyplot = import_optional("matplotlib.pyplot", "VarProFit.plot()", "plot")
+        heights = {"height_ratios": [3, 1]}
+        options = {"sharex": True, "layout": "constrained", "gridspec_kw": heights}
+        return pyplot.subplots(2, **options)[1]
+    if np.size(axes) != 2:
+        raise ValueError(
+            f"`VarProFit.plot(axes=...)` got {np.size(axes)} axes. Pass two, for data "
+            "and residuals, such as of `matplotlib.pyplot.subplots(2, sharex=True)`."
+        )
+    return axes
+
+
+def _abscissa(x: Any, args: Any, rows: int) -> np.ndarray:
+    """`x`, or `args` if that is one number for each row, or the number of the row."""
+    if x is None:
+        shape, dtype = getattr(args, "shape", None), getattr(args, "dtype", None)
+        numbers = dtype is not None and np.dtype(dtype).kind in "fiu"
+        return np.asarray(args) if numbers and shape == (rows,) else np.arange(rows)
+    if np.shape(x) != (rows,):
+        raise ValueError(
+            f"`VarProFit.plot(x=...)` got an array of shape {np.shape(x)} for data of "
+            f"{rows} rows. Pass one number for each row."
+        )
+    return np.asarray(x)
+
+
+def _at(curve: tuple[VarProPrediction, Any]) -> np.ndarray:
+    prediction, x = curve
+    rows = len(prediction.value)
+    if np.shape(x) != (rows,):
+        raise ValueError(
+            f"`VarProFit.plot(curve=(args, x))` got x of shape {np.shape(x)} for "
+            f"{rows} rows at these args. Pass one number for each row."
+        )
+    return np.asarray(x)
+
+
+def _columns(columns: Sequence[int] | None, count: int) -> Sequence[int]:
+    if columns is None:
+        return range(min(count, _MOST_COLUMNS))
+    wrong = [column for column in columns if not 0 <= column < count]
+    if wrong:
+        raise ValueError(
+            f"`VarProFit.plot(columns=...)` got {wrong} for data of {count} columns. "
+            f"Pass numbers from 0 to {count - 1}."
+        )
+    return columns
+
+
+def _column(array: Any, column: int) -> np.ndarray:
+    array = np.asarray(array)
+    return array if array.ndim == 1 else array[:, column]
+
+
+def _parts(residual: np.ndarray) -> dict[str, tuple]:
+    """What is drawn of each column: how it is taken, its mark, its line."""
+    if not np.iscomplexobj(residual):
+        return {"": (np.real, "o", "-")}
+    return {"real": (np.real, "o", "-"), "imaginary": (np.imag, "s", "--")}
+
+
+def _counted(observations: Observations) -> np.ndarray:
+    return np.broadcast_to(_weights(observations) != 0, observations.data.shape)
+
+
+def _deviations(observations: Observations) -> np.ndarray:
+    """1/weights, and zero where that is infinite."""
+    weights = _weights(observations)
+    deviations = np.where(weights != 0, 1 / np.where(weights != 0, weights, 1), 0)
+    return np.broadcast_to(deviations, observations.data.shape)
+
+
+def _weights(observations: Observations) -> np.ndarray:
+    if observations.weights is None:
+        return np.ones((1, 1))
+    weights = np.asarray(observations.weights)
+    return weights if weights.ndim == 2 else weights[:, None]
+
+
+def _dots(axes, x, y, counted, style: dict, label: str | None) -> None:
+    """Those of weight zero are hollow and pale."""
+    axes.plot(x[counted], y[counted], label=label, **style)
+    if not np.all(counted):
+        axes.plot(x[~counted], y[~counted], mfc="none", alpha=0.5, **style)
+
+
+def _finish(upper, lower, weighted: bool, shown: Sequence[int], count: int) -> None:
+    lower.axhline(0, color="0.5", lw=0.8, zorder=0)
+    upper.set_ylabel("data and fit")
+    lower.set_ylabel("W (data − fit)" if weighted else "data − fit")
+    if len(shown) < count:
+        upper.set_title(f"{len(shown)} of {count} columns", loc="left", fontsize=9)
+    if any(upper.get_legend_handles_labels()[1]):
+        upper.legend(frameon=False)
