@@ -86,11 +86,14 @@ from ._varpro import (
     projected_residual as projected_residual,
     varpro as varpro,
     varpro_batch as varpro_batch,
+    varpro_multistart as varpro_multistart,
+    varpro_starts as varpro_starts,
     VarProBatch as VarProBatch,
     VarProEstimates as VarProEstimates,
     VarProFit as VarProFit,
     VarProPrediction as VarProPrediction,
     VarProReport as VarProReport,
+    VarProStarts as VarProStarts,
     VarProStatistics as VarProStatistics,
 )
 

@@ -1,5 +1,10 @@
 from .batch import varpro_batch as varpro_batch, VarProBatch as VarProBatch
 from .fit import varpro as varpro, VarProFit as VarProFit
+from .multistart import (
+    varpro_multistart as varpro_multistart,
+    varpro_starts as varpro_starts,
+    VarProStarts as VarProStarts,
+)
 from .report import (
     VarProEstimates as VarProEstimates,
     VarProReport as VarProReport,

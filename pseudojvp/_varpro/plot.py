@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import optimistix as optx
 
 from .._base.optional import import_optional
 from .model import Observations
@@ -161,3 +162,28 @@ def _finish(upper, lower, weighted: bool, shown: Sequence[int], count: int) -> N
         upper.set_title(f"{len(shown)} of {count} columns", loc="left", fontsize=9)
     if any(upper.get_legend_handles_labels()[1]):
         upper.legend(frameon=False)
+
+
+def plot_costs(starts: Any, axes: Any) -> Any:
+    """The costs of many starts in their order."""
+    axes = axes_of(axes, "VarProStarts.plot()")
+    cost = np.asarray(starts.cost)
+    failed = np.asarray(starts.result != optx.RESULTS.successful)
+    number, count = np.arange(1, len(cost) + 1), int(starts.count)
+    reached = number <= count
+    style = {"marker": "o", "linestyle": "none", "ms": 5, "color": "C0"}
+    axes.plot(number[reached], cost[reached], label=f"least cost: {count}", **style)
+    other = ~reached & ~failed
+    if np.any(other):
+        label = f"higher: {np.sum(other)}"
+        axes.plot(number[other], cost[other], mfc="none", label=label, **style)
+    if np.any(failed):
+        style |= {"marker": "x", "color": "C3"}
+        label = f"failed: {np.sum(failed)}"
+        axes.plot(number[failed], cost[failed], label=label, **style)
+    known = cost[np.isfinite(cost)]
+    if known.size and np.min(known) > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="starts in the order of their cost", ylabel="cost")
+    axes.legend(frameon=False)
+    return axes

@@ -1,0 +1,265 @@
+"""One fit from many starts, in one program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+import optimistix as optx
+from jaxtyping import (
+    Array,
+    ArrayLike,
+    Float,
+    Inexact,
+    Integer,
+    Key,
+    Num,
+    PyTree,
+    Real,
+    UInt32,
+)
+
+from .._base.call import compiled_lazily, split
+from .._solver import PivotedQR
+from .chunks import in_chunks
+from .failure import raise_if_failed
+from .fit import as_arrays, varpro, VarProFit
+from .plot import plot_costs
+from .residual import check_theta, prepare
+
+
+_REACHED = 1e-6
+
+
+class VarProStarts(eqx.Module):
+    """What [`pseudojvp.varpro_multistart`][] returns, for S starts.
+
+    The fits are in the order of their costs, the failed ones last.
+
+    - `best`: a [`pseudojvp.VarProFit`][], of the least cost.
+    - `count`: how many starts reached it, a scalar: those successful fits whose cost is
+        above the least one by less than 1e-6 of it, or than the rounding errors of a
+        residual of zero. Fits that differ in the order of their shapes, or lie elsewhere
+        in a flat valley, count too; θ is not compared.
+    - `theta`: a pytree as that of the starts, S in front of each leaf.
+    - `coefficients`: `(S, n)` or `(S, n, k)`.
+    - `cost`, `rank`, `result`: of each fit, S in front.
+    - `start`: `(S,)`, of which of `theta0s` each fit is.
+    - `stats`: as of a fit, S in front.
+    """
+
+    best: VarProFit
+    count: Integer[Array, ""]
+    theta: PyTree[Array]
+    coefficients: Inexact[Array, "starts n *k"]
+    cost: Float[Array, " starts"]
+    rank: Integer[Array, " starts"] | Integer[Array, "starts k"]
+    result: optx.RESULTS
+    start: Integer[Array, " starts"]
+    stats: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.cost.shape[0]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the costs in their order: a stair, of which each step is a minimum.
+
+        Failed fits are crosses, the starts that reached the least cost are filled dots.
+        Needs matplotlib, of the extra `plot`.
+
+        **Arguments:**
+
+        - `axes`: of matplotlib. Defaults to those of a new figure of
+            `matplotlib.pyplot`.
+
+        **Returns:** the axes.
+        """
+        return plot_costs(self, axes)
+
+
+def varpro_multistart(
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
+    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list,
+    theta0s: PyTree[ArrayLike],
+    args: Any = None,
+    *,
+    batch_size: int = 256,
+    weights: Real[ArrayLike, " m"] | Real[ArrayLike, "m k"] | list | None = None,
+    offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | None = None,
+    solver: lx.AbstractLinearSolver = PivotedQR(),
+    optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
+        optx.LevenbergMarquardt(rtol=1e-5, atol=1e-5)
+    ),
+    jacobian: str = "exact",
+    x_scale: PyTree[ArrayLike] | None = None,
+    bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    max_steps: int | None = 256,
+    throw: bool = True,
+    progress: bool = False,
+) -> VarProStarts:
+    """Fits the same data from many starts, each as [`pseudojvp.varpro`][], in chunks.
+
+    For costs with many minima: eliminating c leaves those where shapes change places or
+    slip by a period. Only starts are many; data and arguments are there once, and of
+    residuals only that of the best fit is kept.
+
+    **Arguments:** those of `varpro` with the same defaults, of which differ
+
+    - `theta0s`: the starts, a pytree as `theta0` with S starts in front of each leaf,
+        such as of [`pseudojvp.varpro_starts`][].
+    - `batch_size`: how many starts make a chunk and are fitted at once; a chunk ends with
+        its slowest fit. Defaults to 256.
+    - `throw`: whether an error is raised at run time if *every* start failed, that of the
+        first one. If `False`, `best.result` tells.
+    - `progress`: whether to show a bar of the chunks. Defaults to `False`.
+
+    **Returns:** [`pseudojvp.VarProStarts`][]: `best` is the fit of the least cost.
+
+    **Derivatives:** none, and an error where one is asked for. Fit once more from
+    `best.theta` by `varpro`, which is differentiable and takes hardly a step.
+
+    **Raises:** as `varpro`; `ValueError` at trace time for starts of different numbers.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(
+            f"`varpro_multistart(batch_size=...)` got {batch_size!r}. Pass 1 or more."
+        )
+    theta0s = check_theta(theta0s, "varpro_multistart")
+    _check_starts(theta0s)
+    keywords = {
+        "weights": weights,
+        "offset": offset,
+        "solver": solver,
+        "optimiser": optimiser,
+        "jacobian": jacobian,
+        "x_scale": x_scale,
+        "bounds": bounds,
+        "max_steps": max_steps,
+        "throw": False,
+    }
+    data = data if isinstance(data, jax.Array) else np.asarray(data)
+    args = as_arrays(args)
+    fits, order, count, residual = _fit_starts(
+        basis, data, theta0s, args, keywords, batch_size, progress
+    )
+    elimination, observations, _ = prepare(
+        "varpro_multistart", basis, data, weights, offset, solver, jacobian
+    )
+    arrays, functions = split((elimination, args, observations))
+    first = jtu.tree_map(lambda leaf: leaf[0], fits)
+    best = VarProFit(
+        *(*first[:2], residual, *first[2:]),
+        _arrays=arrays,
+        _functions=functions,
+    )
+    best = raise_if_failed(best) if throw else best
+    theta, coefficients, cost, rank, result, _, stats = fits
+    return VarProStarts(
+        best, count, theta, coefficients, cost, rank, result, order, stats
+    )
+
+
+@compiled_lazily
+def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
+    """The fits in their order but for residuals, that order, and what is of the best."""
+
+    def member(theta0):
+        fit = varpro(basis, data, theta0, args, **keywords)
+        fields = fit.theta, fit.coefficients, fit.cost, fit.rank
+        return *fields, fit.result, fit.held, fit.stats
+
+    fits = in_chunks(member, theta0s, batch_size, progress)
+    cost, result = fits[2], fits[4]
+    failed = result != optx.RESULTS.successful
+    order = jnp.lexsort((cost, failed))
+    fits = jtu.tree_map(lambda leaf: leaf[order], fits)
+    theta, cost, failed = fits[0], fits[2], failed[order]
+
+    names = ("weights", "offset", "solver", "jacobian")
+    elimination, observations, _ = prepare(
+        "varpro_multistart", basis, data, *(keywords[name] for name in names)
+    )
+    at = elimination(jtu.tree_map(lambda leaf: leaf[0], theta), args, observations)
+    residual = at.residual if jnp.ndim(data) == 2 else at.residual[:, 0]
+    if not jnp.iscomplexobj(residual):
+        residual = residual.astype(cost.dtype)  # 16 bits, if the data are
+    zero = (1e3 * jnp.finfo(cost.dtype).eps * observations.size()) ** 2 / 2
+    reached = cost <= cost[0] * (1 + _REACHED) + zero.astype(cost.dtype)
+    count = jnp.sum(reached & ~failed)
+    return eqxi.nondifferentiable(
+        (fits, order, count, residual),
+        msg="`varpro_multistart` has no derivative. Fit once more from `best.theta` by "
+        "`varpro`, which is differentiable.",
+    )
+
+
+def _check_starts(theta0s: PyTree[Array]) -> None:
+    shapes = [leaf.shape for leaf in jtu.tree_leaves(theta0s)]
+    if any(shape[:1] != shapes[0][:1] or shape[:1] in ((), (0,)) for shape in shapes):
+        raise ValueError(
+            f"`varpro_multistart(theta0s=...)` got leaves of shapes {shapes}. Put the "
+            "axis of the starts in front of each, of the same length of at least 1."
+        )
+
+
+def varpro_starts(
+    key: Key[Array, ""] | UInt32[Array, "2"],
+    lower: PyTree[ArrayLike],
+    upper: PyTree[ArrayLike],
+    number: int,
+    *,
+    log: bool = False,
+) -> PyTree[Array]:
+    """Returns random starts between two θ, for [`pseudojvp.varpro_multistart`][].
+
+    A Latin hypercube: of each parameter every one of `number` equal parts of its range
+    has one start, at a random place, so that few starts cover each range evenly.
+
+    **Arguments:**
+
+    - `key`: of `jax.random`.
+    - `lower`, `upper`: pytrees as `theta0`, finite, lower ≤ upper.
+    - `number`: how many starts, at least 1.
+    - `log`: whether the parts are equal in the logarithms, for positive numbers such as
+        rates whose size is not known. Defaults to `False`.
+
+    **Returns:** a pytree as `lower`, `number` in front of each leaf.
+
+    **Raises:** `ValueError` for bounds that do not belong together.
+
+    **Sources:** McKay, Beckman & Conover, Technometrics 21 (1979).
+    """
+    lower = check_theta(lower, "varpro_starts")
+    upper = check_theta(upper, "varpro_starts")
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"`varpro_starts(number=...)` got {number!r}. Pass 1 or more.")
+    structures = [jtu.tree_structure(tree) for tree in (lower, upper)]
+    shapes = [[leaf.shape for leaf in jtu.tree_leaves(tree)] for tree in (lower, upper)]
+    if structures[0] != structures[1] or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"`varpro_starts` got bounds of structures {structures[0]} and "
+            f"{structures[1]}, and shapes {shapes[0]} and {shapes[1]}. Pass the same."
+        )
+    if log:
+        lower, upper = jtu.tree_map(jnp.log, (lower, upper))
+    keys = structures[0].unflatten(jr.split(key, len(shapes[0])))
+    drawn = jtu.tree_map(lambda k, a, b: _latin(k, a, b, number), keys, lower, upper)
+    return jtu.tree_map(jnp.exp, drawn) if log else drawn
+
+
+def _latin(key, lower: Array, upper: Array, number: int) -> Array:
+    of_place, of_order = jr.split(key)
+    shape = (number, *lower.shape)
+    parts = jnp.arange(number, dtype=lower.dtype).reshape(number, *[1] * lower.ndim)
+    parts = jr.permutation(
+        of_order, jnp.broadcast_to(parts, shape), axis=0, independent=True
+    )
+    place = (parts + jr.uniform(of_place, shape, lower.dtype)) / number
+    return lower[None] + (upper - lower)[None] * place
