@@ -92,6 +92,7 @@ from ._varpro import (
     VarProEstimates as VarProEstimates,
     VarProFit as VarProFit,
     VarProPrediction as VarProPrediction,
+    VarProProfile as VarProProfile,
     VarProReport as VarProReport,
     VarProStarts as VarProStarts,
     VarProStatistics as VarProStatistics,

@@ -5,6 +5,7 @@ from .multistart import (
     varpro_starts as varpro_starts,
     VarProStarts as VarProStarts,
 )
+from .profile import VarProProfile as VarProProfile
 from .report import (
     VarProEstimates as VarProEstimates,
     VarProReport as VarProReport,

@@ -33,6 +33,7 @@ from .optimise import optimise, Settings
 from .parameters import box_of, Parameters, vector_like
 from .plot import plot_fit
 from .prior import Prior, prior_of
+from .profile import profile, Settings as ProfileSettings, VarProProfile
 from .progress import EvaluationLine
 from .real import squared_norm
 from .report import VarProReport
@@ -201,6 +202,65 @@ class VarProFit(eqx.Module):
         at = None if curve is None else (band(curve[0]), curve[1])
         here = band(self._context()[1])
         return plot_fit(self, axes, here, at, x, columns, absolute_sigma)
+
+    def profile(
+        self,
+        name: str,
+        confidence: float = 0.95,
+        *,
+        absolute_sigma: bool = False,
+        bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+        values: ArrayLike | list[float] | None = None,
+        batch_size: int = 16,
+        throw: bool = True,
+    ) -> VarProProfile:
+        """Returns the profile-likelihood interval of one number, and the curve behind it.
+
+        The number is held at a value, all others are fitted again, and the cost rises
+        from its least to cost(value). With the signed root
+
+            τ(value) = sign(value − estimate) √(2 (cost(value) − least cost)/s²)
+
+        the interval is where |τ| < t: it is as asymmetric as the cost, may be open, and
+        does not change when the model is written in other parameters. For a linear model
+        it is that of `summary()`. Sixteen fits at a time, a few times, in one program;
+        ends are found to 1e-6 of their distance from the estimate.
+
+        **Arguments:**
+
+        - `name`: as in `summary()`: of a number of θ, or of a real coefficient. That of
+            one of k columns takes twice the rows and weights of each column.
+        - `confidence`: between 0 and 1. Defaults to 0.95. t is the quantile of Student's
+            distribution, with `absolute_sigma` of the normal one.
+        - `absolute_sigma`: as for `statistics`; then s² = 1.
+        - `bounds`: as of `varpro`; the fit does not keep its own. What was `fixed` stays
+            so. Defaults to none.
+        - `values`: more values at which the curve is wanted. Defaults to none: the curve
+            is known where the ends were looked for.
+        - `batch_size`: how many fits at once, from 1 to 16. Defaults to 16.
+        - `throw`: whether an error is raised where an end is not found for failed fits,
+            or a better fit is met. If `False`, ends are NaN and `warnings` tell.
+
+        **Returns:** [`pseudojvp.VarProProfile`][]. Nothing of it is differentiated.
+
+        **Raises:** `ValueError` for an unknown name, a confidence outside of (0, 1), a
+        failed fit, or a number without a profile; `TypeError` while JAX traces;
+        `RuntimeError` as `throw` says.
+
+        **Sources:** Bates & Watts, *Nonlinear Regression Analysis and Its Applications*
+        (1988), section 6.1.
+        """
+        check_one_fit(self, "profile")
+        check_confidence(confidence, "profile")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(
+                f"`VarProFit.profile(batch_size=...)` got {batch_size!r}. Pass 1 or more."
+            )
+        found, _ = _statistics(self, jnp.asarray(absolute_sigma))
+        of = ProfileSettings(
+            confidence, absolute_sigma, bounds, values, batch_size, throw
+        )
+        return profile(self, name, found, varpro, of)
 
     def _context(self) -> tuple[Elimination, Any, Observations]:
         return self._functions.filled(self._arrays)[:3]

@@ -187,3 +187,28 @@ def plot_costs(starts: Any, axes: Any) -> Any:
     axes.set(xlabel="starts in the order of their cost", ylabel="cost")
     axes.legend(frameon=False)
     return axes
+
+
+def plot_profile(profile: Any, axes: Any) -> Any:
+    """Signed roots over the values, and the interval."""
+    axes = axes_of(axes, "VarProProfile.plot()")
+    axes.plot(profile.values, profile.root, "o-", ms=3, color="C0", label="profile")
+    ends = [profile.linear_lower, profile.linear_upper]
+    t = profile.quantile
+    axes.plot(ends, [-t, t], "--", color="0.5", label="linear")
+    for level, end in ((-t, profile.lower), (t, profile.upper)):
+        axes.axhline(level, color="0.8", lw=0.8, zorder=0)
+        if np.isfinite(end):
+            axes.axvline(end, color="C0", lw=0.8, ls=":")
+    axes.set(xlabel=profile.name, ylabel="signed root of the cost")
+    axes.set_ylim(-1.5 * t, 1.5 * t)
+    # Where an end is not known, three linear half widths are shown.
+    half = 3 * (profile.value - profile.linear_lower)
+    low, high = (
+        end if np.isfinite(end) else profile.value + sign * half
+        for sign, end in ((-1, profile.lower), (1, profile.upper))
+    )
+    margin = 0.2 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    axes.legend(frameon=False)
+    return axes

@@ -36,7 +36,7 @@ def report(
     """The report of a fit from its statistics; everything on the host."""
     _, _, observations = fit._context()
     statistics, errors = jtu.tree_map(np.asarray, (statistics, errors))
-    held = _held(fit)
+    held = held_of(fit)
     names = all_names(fit)
     q = len(held)
     freedom = int(statistics.degrees_of_freedom)
@@ -137,7 +137,7 @@ def quantile_of(confidence: float, freedom: int, normal: bool) -> float:
     return float(special.stdtrit(freedom, 0.5 + 0.5 * confidence))
 
 
-def _held(fit: Any) -> np.ndarray:
+def held_of(fit: Any) -> np.ndarray:
     """Of each number of θ why it is held, or 0."""
     if fit.held is None:
         return np.zeros(sum(np.size(leaf) for leaf in jtu.tree_leaves(fit.theta)), int)
