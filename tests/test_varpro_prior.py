@@ -150,6 +150,25 @@ def test_members_of_a_batch_have_the_prior():
     assert_close(fits.statistics().theta_covariance[1], expected, 1e-8)
 
 
+@pytest.mark.slow  # a program of many starts
+def test_best_of_many_starts_has_the_prior_and_the_bounds():
+    keywords = {
+        "prior": (MEAN, PRECISION),
+        "coefficient_prior": (0.0, 0.1),
+        "coefficient_bounds": (0.0, np.inf),
+    }
+    starts = np.stack([START, 2 * START, START[::-1]])
+    found = pj.varpro_multistart(decays, DATA, starts, TIMES, **keywords)
+    one = fit(**keywords)
+    assert_close(found.best.cost, one.cost, 1e-10)
+    assert_close(found.best.residual, one.residual, 1e-6)
+    assert_close(
+        found.best.statistics().theta_covariance, one.statistics().theta_covariance, 1e-6
+    )
+    with pytest.raises(ValueError, match=r"`coefficient_bounds` or a prior"):
+        one.profile("theta[0]")
+
+
 @pytest.mark.untyped
 @pytest.mark.parametrize(
     ("mistake", "error", "match"),

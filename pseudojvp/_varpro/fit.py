@@ -244,7 +244,8 @@ class VarProFit(eqx.Module):
         **Returns:** [`pseudojvp.VarProProfile`][]. Nothing of it is differentiated.
 
         **Raises:** `ValueError` for an unknown name, a confidence outside of (0, 1), a
-        failed fit, or a number without a profile; `TypeError` while JAX traces;
+        failed fit, one with `coefficient_bounds` or a prior, or a number without a
+        profile; `TypeError` while JAX traces;
         `RuntimeError` as `throw` says.
 
         **Sources:** Bates & Watts, *Nonlinear Regression Analysis and Its Applications*
@@ -255,6 +256,12 @@ class VarProFit(eqx.Module):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f"`VarProFit.profile(batch_size=...)` got {batch_size!r}. Pass 1 or more."
+            )
+        if self.held_coefficients is not None or self._prior() is not None:
+            raise ValueError(
+                "`VarProFit.profile` got a fit with `coefficient_bounds` or a prior, "
+                "without which it would fit again. Use `summary()`, whose intervals "
+                "include them."
             )
         found, _ = _statistics(self, jnp.asarray(absolute_sigma))
         of = ProfileSettings(

@@ -26,11 +26,13 @@ from jaxtyping import (
 )
 
 from .._base.call import compiled_lazily, split
+from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks
 from .failure import raise_if_failed
 from .fit import as_arrays, varpro, VarProFit
 from .plot import plot_costs
+from .prior import prior_of
 from .residual import check_theta, prepare
 
 
@@ -100,6 +102,9 @@ def varpro_multistart(
     jacobian: str = "exact",
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
     max_steps: int | None = 256,
     throw: bool = True,
     progress: bool = False,
@@ -141,6 +146,9 @@ def varpro_multistart(
         "jacobian": jacobian,
         "x_scale": x_scale,
         "bounds": bounds,
+        "coefficient_bounds": coefficient_bounds,
+        "prior": prior,
+        "coefficient_prior": coefficient_prior,
         "max_steps": max_steps,
         "throw": False,
     }
@@ -149,18 +157,16 @@ def varpro_multistart(
     fits, order, count, residual = _fit_starts(
         basis, data, theta0s, args, keywords, batch_size, progress
     )
-    elimination, observations, _ = prepare(
-        "varpro_multistart", basis, data, weights, offset, solver, jacobian
-    )
-    arrays, functions = split((elimination, args, observations))
     first = jtu.tree_map(lambda leaf: leaf[0], fits)
+    elimination, observations, known = _context(basis, data, first[0], keywords)
+    arrays, functions = split((elimination, args, observations, known))
     best = VarProFit(
         *(*first[:2], residual, *first[2:]),
         _arrays=arrays,
         _functions=functions,
     )
     best = raise_if_failed(best) if throw else best
-    theta, coefficients, cost, rank, result, _, stats = fits
+    theta, coefficients, cost, rank, result, *_, stats = fits
     return VarProStarts(
         best, count, theta, coefficients, cost, rank, result, order, stats
     )
@@ -173,7 +179,7 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
     def member(theta0):
         fit = varpro(basis, data, theta0, args, **keywords)
         fields = fit.theta, fit.coefficients, fit.cost, fit.rank
-        return *fields, fit.result, fit.held, fit.stats
+        return *fields, fit.result, fit.held, fit.held_coefficients, fit.stats
 
     fits = in_chunks(member, theta0s, batch_size, progress)
     cost, result = fits[2], fits[4]
@@ -182,12 +188,14 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
     fits = jtu.tree_map(lambda leaf: leaf[order], fits)
     theta, cost, failed = fits[0], fits[2], failed[order]
 
-    names = ("weights", "offset", "solver", "jacobian")
-    elimination, observations, _ = prepare(
-        "varpro_multistart", basis, data, *(keywords[name] for name in names)
-    )
-    at = elimination(jtu.tree_map(lambda leaf: leaf[0], theta), args, observations)
-    residual = at.residual if jnp.ndim(data) == 2 else at.residual[:, 0]
+    least = jtu.tree_map(lambda leaf: leaf[0], theta)
+    elimination, observations, known = _context(basis, data, least, keywords)
+    rows = len(observations.data)
+    if known is not None:
+        elimination = known.model(elimination)
+        observations = known.observations(observations, fits[1].shape[1])
+    residual = elimination(least, args, observations).residual[:rows]
+    residual = residual if jnp.ndim(data) == 2 else residual[:, 0]
     if not jnp.iscomplexobj(residual):
         residual = residual.astype(cost.dtype)  # 16 bits, if the data are
     zero = (1e3 * jnp.finfo(cost.dtype).eps * observations.size()) ** 2 / 2
@@ -198,6 +206,16 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
         msg="`varpro_multistart` has no derivative. Fit once more from `best.theta` by "
         "`varpro`, which is differentiable.",
     )
+
+
+def _context(basis, data, theta, keywords):
+    """The model, the observations, and the prior of the fit that ended at `theta`."""
+    names = "weights", "offset", "solver", "jacobian", "coefficient_bounds"
+    elimination, observations, _ = prepare(
+        "varpro_multistart", basis, data, *(keywords[name] for name in names)
+    )
+    of_theta, of_c = keywords["prior"], keywords["coefficient_prior"]
+    return elimination, observations, prior_of(of_theta, of_c, at_least_single(theta))
 
 
 def _check_starts(theta0s: PyTree[Array]) -> None:
