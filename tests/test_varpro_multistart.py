@@ -113,6 +113,16 @@ def test_columns_share_their_starts():
 
 
 @pytest.mark.slow  # the program of the fits
+def test_coefficients_keep_their_bounds():
+    fits = _fits(coefficient_bounds=(0.3, np.inf))
+    assert np.all(fits.coefficients[fits.result == optx.RESULTS.successful] >= 0.3)
+    best = fits.best
+    assert np.any(best.held_coefficients == -1)
+    model = np.asarray(waves(best.theta, TIMES) @ best.coefficients)
+    np.testing.assert_allclose(best.residual, WEIGHTS * (DATA - model), atol=1e-12)
+
+
+@pytest.mark.slow  # the program of the fits
 def test_residuals_of_other_fits_are_not_kept(fits):
     assert all(
         leaf.shape[:2] != (24, 40) for leaf in jax.tree.leaves(fits) if eqx.is_array(leaf)

@@ -278,6 +278,27 @@ def test_other_parameters_stay_within_their_bounds():
     assert profile.upper <= wider.upper + 1e-6
 
 
+@pytest.mark.slow  # a program more
+def test_coefficients_stay_between_their_bounds():
+    limits = (-np.inf, 1.9)  # 2 without
+    fit = cases.fit(coefficient_bounds=limits)
+    assert fit.held_coefficients[0] == 1
+    profile = fit.profile("rate")
+    full = cases.FullProblem()
+    inputs = cases.DATA, cases.WEIGHTS, cases.POINTS
+    insert = lambda p: jnp.insert(jnp.asarray(p), 2, 1.9)
+    residual = lambda p, xp=np: xp.asarray(full.flat_residual(insert(p), *inputs))
+    unknowns = np.delete(cases.unknowns(fit), 2)
+    want = by_scipy(residual, unknowns, 0, 16 - 4)
+    near = np.array([profile.lower, profile.upper])
+    # While the bound binds; where it does not, the cost is lower and the end further.
+    assert np.isclose(near, want, rtol=1e-6).any()
+    assert near[0] <= want[0] + 1e-6
+    assert near[1] >= want[1] - 1e-6
+    with pytest.raises(ValueError, match="of a fit with `coefficient_bounds`. Call it"):
+        fit.profile("c[1]")
+
+
 @pytest.mark.slow  # programs that are not finite
 def test_fits_that_fail_on_the_way_are_told():
     def basis(theta, times):

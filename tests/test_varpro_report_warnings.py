@@ -69,7 +69,7 @@ _NOISY = _TWO + cases.noise(16, 0.01, 7)
             _NOISY,
             [1.5, 4.0],
             {"bounds": (1.2, 10.0)},
-            ["theta[0] is at its lower bound"],
+            ["At a bound: theta[0]. Errors are those with it held there."],
             id="bound",
         ),
         pytest.param(
@@ -125,6 +125,37 @@ def test_cosines_of_columns_are_found_from_the_inverse_of_the_gram_matrix(
     # (AᴴA)⁻¹ in 16 digits, of a condition number of 1/distance².
     tolerance = 1e-15 / distance**2
     np.testing.assert_allclose(_cosines(inverse), want, atol=max(tolerance, 1e-12))
+
+
+@pytest.mark.slow  # a program more
+def test_coefficients_at_a_bound_have_a_remark_and_do_not_count():
+    bounds = np.array([0.0, 1.3]), np.inf
+    fit = _decays_of_data(_NOISY, [0.8, 3.0], coefficient_bounds=bounds)
+    report = fit.summary()
+    free = np.asarray(fit.held_coefficients) == 0
+    assert list(report.coefficients.remark) == [
+        "" if one else "at its lower bound" for one in free
+    ]
+    assert np.sum(free) == 1
+    assert report.parameters == 3
+    held = ", ".join(report.coefficients.name[~free])
+    assert f"At a bound: {held}. Errors are" in report.warnings[0]
+    assert not any("rank" in warning for warning in report.warnings)
+    assert "  at its lower bound\n" in str(report)
+
+
+@pytest.mark.slow  # a program more
+def test_priors_are_no_data_and_leave_no_criteria():
+    prior = np.array([1.0, 4.0]), np.array([0.0, 1e3])
+    fit = _decays_of_data(_NOISY, [0.8, 3.0], prior=prior)
+    report = fit.summary()
+    assert (report.data, report.parameters, report.degrees_of_freedom) == (16, 4, 13)
+    np.testing.assert_allclose(report.chi_square, np.sum(fit.residual**2), rtol=1e-12)
+    assert np.isnan(report.aic)
+    assert "AIC" not in str(report).split("Warnings")[0]
+    assert "With priors" in report.warnings[-1]
+    with pytest.raises(ValueError, match="a fit with priors, whose profile it does not"):
+        fit.profile("theta[0]")
 
 
 @pytest.mark.slow  # a program more

@@ -228,8 +228,9 @@ class VarProFit(eqx.Module):
 
         **Arguments:**
 
-        - `name`: as in `summary()`: of a number of θ, or of a real coefficient. That of
-            one of k columns takes twice the rows and weights of each column.
+        - `name`: as in `summary()`: of a number of θ, or of a real coefficient without
+            `coefficient_bounds`. That of one of k columns takes twice the rows and
+            weights of each column.
         - `confidence`: between 0 and 1. Defaults to 0.95. t is the quantile of Student's
             distribution, with `absolute_sigma` of the normal one.
         - `absolute_sigma`: as for `statistics`; then s² = 1.

@@ -37,6 +37,7 @@ def refit(fit: Any, varpro, target: Target, fixed, values, starts, scale, bounds
     model, solver = elimination.model, elimination.solver
     _, unravel = jfu.ravel_pytree(at_least_single(fit.theta))
     data, weights = observations.data, observations.weights
+    limits = observations.limits
     if target.theta is None:
         held = _HeldCoefficient(model.basis, model.offset, target, fit.coefficients.shape)
         basis, offset = held.basis, held.offset
@@ -61,6 +62,7 @@ def refit(fit: Any, varpro, target: Target, fixed, values, starts, scale, bounds
             x_scale=unravel(scale),
             fixed=_like(mask, fit.theta) if mask.any() else None,
             bounds=bounds,
+            coefficient_bounds=None if limits is None else (limits.lower, limits.upper),
             throw=False,
         )
         theta, _ = jfu.ravel_pytree(found.theta)

@@ -177,6 +177,11 @@ def _place(fit: Any, name: str, held, caller: str, settings: Settings) -> int:
     failure = words_of(fit.result)
     if failure:
         raise ValueError(f"{caller} was called of a fit that failed: it {failure}")
+    if fit._prior() is not None:
+        raise ValueError(
+            f"{caller} was called of a fit with priors, whose profile it does not know. "
+            "`summary()` has the interval by linear propagation."
+        )
     if np.any(np.abs(held) == 1) and settings.bounds is None:
         raise ValueError(
             f"{caller} was called of a fit with parameters at their "
@@ -188,6 +193,11 @@ def _place(fit: Any, name: str, held, caller: str, settings: Settings) -> int:
         raise ValueError(
             f"{caller} was called of a complex coefficient, which "
             "has no interval. Call it of a number of θ."
+        )
+    if place >= len(held) and fit.held_coefficients is not None:
+        raise ValueError(
+            f"{caller} was called of a coefficient of a fit with `coefficient_bounds`. "
+            "Call it of a number of θ, or fit without bounds on c."
         )
     if place >= len(held) and np.min(fit.rank) < len(fit.coefficients):
         raise ValueError(

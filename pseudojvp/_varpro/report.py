@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,8 @@ class VarProReport:
         magnitude first; of complex coefficients that magnitude.
     - `confidence`, `absolute_sigma`: as they were asked for.
     - `data`: how many data count: of nonzero weight, complex ones twice.
-    - `parameters`: how many numbers were fitted, p = data − degrees of freedom.
+    - `parameters`: how many numbers were fitted, p = data − degrees of freedom; with
+        priors, these count as data here.
     - `degrees_of_freedom`, `chi_square` (‖residual‖²), `reduced_chi_square`.
     - `r_squared`: 1 − ‖W (data − fit)‖²/‖W (data − mean)‖², with the mean of each column
         of the data weighted by W².
@@ -55,8 +57,9 @@ class VarProReport:
         Gaussian data whose standard deviations are σ/W, with σ estimated as one more
         parameter, P = p + 1:
         −2 ln L = data (ln(2π chi_square/data) + 1) − Σ ln W², as of R's `nls`. With
-        `absolute_sigma` it is chi_square, and P = p.
-    - `rank`, `columns`: of W Φ, the least of those of all columns of the data, and n.
+        `absolute_sigma` it is chi_square, and P = p. NaN with priors.
+    - `rank`, `columns`: of W Φ, the least of those of all columns of the data, and n;
+        columns of coefficients at a bound do not count for the rank.
     - `steps`, `polishing_steps`: of the search.
     - `seconds`: wall time of the call of `varpro`, compiling included; `None` where it is
         not known: with `throw=False`, whose call returns before the fit is computed, and
@@ -134,12 +137,14 @@ class VarProReport:
         return [f"... and {more} more in `coefficients`"] if more > 0 else []
 
     def _measures(self) -> list[str]:
-        return [
+        lines = [
             f"chi-square {self.chi_square:.6g}, reduced {self.reduced_chi_square:.6g}, "
             f"R² {self.r_squared:.6g}",
-            f"AIC {self.aic:.6g}, BIC {self.bic:.6g}"
-            + (" (with σ = 1/weights)" if self.absolute_sigma else ""),
         ]
+        if math.isnan(self.aic):
+            return lines
+        of = " (with σ = 1/weights)" if self.absolute_sigma else ""
+        return [*lines, f"AIC {self.aic:.6g}, BIC {self.bic:.6g}{of}"]
 
     def _strongest(self) -> list[tuple[str, str, float]]:
         return self.correlations[:_SHOWN_PAIRS]

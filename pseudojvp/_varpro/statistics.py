@@ -184,14 +184,14 @@ def errors_of(fit, context, prior: Prior | None) -> Errors:
         )
     of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
     rank = r.shape[1] * fit.rank if jnp.ndim(fit.rank) == 0 else jnp.sum(fit.rank)
-    once, counted = _count(observations)
+    once, counted = count_data(observations)
     freedom = of_datum * counted + once - ways * rank - theta_rank
     cost = squared_norm(r)
     chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
     return Errors(ways, chi_square, freedom, theta_covariance, gram_inverse, gain)
 
 
-def _count(observations: Observations):
+def count_data(observations: Observations):
     """Rows of nonzero weight that all columns have in common, and other such data."""
     rows, columns = observations.data.shape
     if observations.weights is None:

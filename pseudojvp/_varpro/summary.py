@@ -14,7 +14,7 @@ from .._base.optional import import_late
 from .failure import words_of
 from .parameters import names_of
 from .report import VarProEstimates, VarProReport
-from .statistics import Errors, VarProStatistics
+from .statistics import count_data, Errors, VarProStatistics
 
 
 _NAMED = 5  # in one warning
@@ -39,6 +39,11 @@ def report(
     held = held_of(fit)
     names = all_names(fit)
     q = len(held)
+    held_coefficients = np.zeros(fit.coefficients.shape, int)
+    if fit.held_coefficients is not None:
+        held_coefficients = np.asarray(fit.held_coefficients)
+    free = np.sum(held_coefficients == 0, axis=0)
+    deficient = bool(np.any(np.asarray(fit.rank) < free))
     freedom = int(statistics.degrees_of_freedom)
     quantile = quantile_of(confidence, freedom, absolute_sigma)
     theta = _estimates(
@@ -53,12 +58,13 @@ def report(
         np.ravel(fit.coefficients),
         np.ravel(statistics.coefficient_standard_deviation),
         quantile,
-        np.zeros(len(names) - q, int),
+        np.ravel(held_coefficients),
     )
     count, chi_square, r_squared, log_weights = _sums(fit, observations)
-    aic, bic = _criteria(
-        count, count - freedom, chi_square, log_weights, bool(absolute_sigma)
-    )
+    fitted = _rows(fit, observations) - freedom
+    aic, bic = _criteria(count, fitted, chi_square, log_weights, bool(absolute_sigma))
+    if fit._prior() is not None:
+        aic = bic = math.nan
     failure = words_of(fit.result)
     made = VarProReport(
         theta=theta,
@@ -67,7 +73,7 @@ def report(
         confidence=float(confidence),
         absolute_sigma=bool(absolute_sigma),
         data=count,
-        parameters=count - freedom,
+        parameters=fitted,
         degrees_of_freedom=freedom,
         chi_square=chi_square,
         reduced_chi_square=float(statistics.reduced_chi_square),
@@ -83,7 +89,13 @@ def report(
         failure=failure,
         warnings=[],
     )
-    return dataclasses.replace(made, warnings=_warnings(made, errors, names[q:]))
+    warnings = _warnings(made, errors, deficient)
+    if fit._prior() is not None:
+        warnings.append(
+            "With priors, errors, degrees of freedom and the reduced chi-square count "
+            "these as data; chi-square and R² do not, and there is no AIC and BIC."
+        )
+    return dataclasses.replace(made, warnings=warnings)
 
 
 def timed(fit: Any, began: float) -> Any:
@@ -190,7 +202,8 @@ def _sums(fit: Any, observations) -> tuple[int, float, float, float]:
     weights = weights[:, None] if weights.ndim == 1 else weights
     weights = np.broadcast_to(weights.astype(np.float64), data.shape)
     of_datum = 2 if np.iscomplexobj(fit.residual) else 1
-    chi_square = 2 * float(fit.cost)
+    wide = np.complex128 if of_datum == 2 else np.float64
+    chi_square = float(np.sum(np.abs(np.asarray(fit.residual).astype(wide)) ** 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.sum(weights**2 * data, axis=0) / np.sum(weights**2, axis=0)
         total = np.sum(np.abs(weights * (data - mean)) ** 2)
@@ -198,6 +211,15 @@ def _sums(fit: Any, observations) -> tuple[int, float, float, float]:
     counted = weights[weights != 0]
     log_weights = of_datum * float(np.sum(np.log(counted**2)))
     return of_datum * counted.size, chi_square, r_squared, log_weights
+
+
+def _rows(fit: Any, observations) -> int:
+    """How many data there are, priors among them."""
+    prior = fit._prior()
+    if prior is not None:
+        observations = prior.observations(observations, len(fit.coefficients))
+    once, counted = (int(number) for number in count_data(observations))
+    return (2 if np.iscomplexobj(fit.residual) else 1) * counted + once
 
 
 def _criteria(count: int, fitted: int, chi_square: float, log_weights: float, absolute):
@@ -213,7 +235,7 @@ def _criteria(count: int, fitted: int, chi_square: float, log_weights: float, ab
     return deviance + 2 * fitted, deviance + fitted * math.log(max(count, 1))
 
 
-def _warnings(made: VarProReport, errors: Errors, names: list[str]) -> list[str]:
+def _warnings(made: VarProReport, errors: Errors, deficient: bool) -> list[str]:
     warnings = []
     if made.failure:
         warnings.append(f"The fit failed: it {made.failure}")
@@ -222,7 +244,7 @@ def _warnings(made: VarProReport, errors: Errors, names: list[str]) -> list[str]
             "No degrees of freedom: as many numbers are fitted as there are data, and "
             "their errors cannot be estimated."
         )
-    if made.rank < made.columns:
+    if deficient:
         warnings.append(
             f"W Φ has the rank {made.rank} at the fitted θ, with {made.columns} columns: "
             "the coefficients are those of minimum norm, and others fit as well."
@@ -235,11 +257,15 @@ def _warnings(made: VarProReport, errors: Errors, names: list[str]) -> list[str]
         warnings.append(
             "The standard deviations are NaN: the data do not determine all of θ."
         )
-    for name, remark in zip(of_theta.name, of_theta.remark, strict=True):
-        if remark in (_HELD[-1], _HELD[1]):
-            warnings.append(
-                f"{name} is {remark}; the errors of the others are those with it there."
-            )
+    at_bound = [
+        name
+        for estimates in (made.theta, made.coefficients)
+        for name in estimates.name[np.isin(estimates.remark, (_HELD[-1], _HELD[1]))]
+    ]
+    if at_bound:
+        warnings.append(
+            f"At a bound: {_listed(at_bound)}. Errors are those with it held there."
+        )
     strong = [f"{a} and {b}" for a, b, value in made.correlations if abs(value) > _STRONG]
     if strong:
         warnings.append(f"Correlated by more than {_STRONG}: {_listed(strong)}.")
