@@ -17,7 +17,9 @@ from .._solver import PivotedQR
 from .chunks import in_chunks, sharded_as
 from .failure import raise_if_failed
 from .fit import as_arrays, default_adjoint, varpro, VarProFit
+from .loss import check_loss
 from .members import axes_of, Batched, check_in_axes
+from .parameters import Frozen
 from .prior import prior_of
 from .residual import check_theta, prepare
 from .statistics import VarProPrediction, VarProStatistics
@@ -99,7 +101,7 @@ class VarProBatch(eqx.Module):
 
     def _fit(self, member) -> VarProFit:
         fields, data, weights, args = member
-        model, priors = self._functions.filled(self._arrays)
+        model, priors, (loss, f_scale) = self._functions.filled(self._arrays)
         basis, offset, solver, limits = model
         weights = self._weights.of(weights)
         elimination, observations, _ = prepare(
@@ -107,7 +109,8 @@ class VarProBatch(eqx.Module):
         )
         of_theta, of_c = priors
         known = prior_of(of_theta, of_c, at_least_single(fields[0]))
-        context = elimination, self._args.of(args), observations, known
+        outliers = check_loss(loss, f_scale, observations.data, "varpro_batch")
+        context = elimination, self._args.of(args), observations, known, outliers
         arrays, functions = split(context)
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
 
@@ -138,6 +141,8 @@ def varpro_batch(
     coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
     prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
+    loss: str | Callable = "linear",
+    f_scale: ArrayLike = 1.0,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -201,10 +206,12 @@ def varpro_batch(
         "jacobian": jacobian,
         "x_scale": x_scale,
         "bounds": bounds,
-        "fixed": fixed,
+        "fixed": Frozen.create(fixed),
         "coefficient_bounds": coefficient_bounds,
         "prior": prior,
         "coefficient_prior": coefficient_prior,
+        "loss": loss,
+        "f_scale": f_scale,
         "max_steps": max_steps,
         "throw": False,
         "adjoint": default_adjoint(throw) if adjoint is None else adjoint,
@@ -278,7 +285,8 @@ def _fit_chunk(
     limits = as_arrays(keywords["coefficient_bounds"])
     of_model = keywords["offset"], keywords["solver"], limits
     priors = as_arrays((keywords["prior"], keywords["coefficient_prior"]))
-    arrays, functions = split(((basis, *of_model), priors))
+    of_loss = keywords["loss"], jnp.asarray(keywords["f_scale"])
+    arrays, functions = split(((basis, *of_model), priors, of_loss))
     return VarProBatch(
         *fields,
         _data=data,

@@ -21,12 +21,14 @@ from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR, SVD
 from .elimination import Elimination
 from .failure import raise_if_failed, result_of
+from .loss import check_loss, Loss
 from .model import (
     check_rows,
     check_shapes,
     common_dtype,
     has_real_coefficients,
     Observations,
+    real_matrix,
     size_of,
 )
 from .optimise import optimise, Settings
@@ -245,8 +247,8 @@ class VarProFit(eqx.Module):
         **Returns:** [`pseudojvp.VarProProfile`][]. Nothing of it is differentiated.
 
         **Raises:** `ValueError` for an unknown name, a confidence outside of (0, 1), a
-        failed fit, one with `coefficient_bounds` or a prior, or a number without a
-        profile; `TypeError` while JAX traces;
+        failed fit, one with a prior or another loss than squares, or a number without
+        a profile; `TypeError` while JAX traces;
         `RuntimeError` as `throw` says.
 
         **Sources:** Bates & Watts, *Nonlinear Regression Analysis and Its Applications*
@@ -257,12 +259,6 @@ class VarProFit(eqx.Module):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f"`VarProFit.profile(batch_size=...)` got {batch_size!r}. Pass 1 or more."
-            )
-        if self.held_coefficients is not None or self._prior() is not None:
-            raise ValueError(
-                "`VarProFit.profile` got a fit with `coefficient_bounds` or a prior, "
-                "without which it would fit again. Use `summary()`, whose intervals "
-                "include them."
             )
         found, _ = _statistics(self, jnp.asarray(absolute_sigma))
         of = ProfileSettings(
@@ -276,10 +272,13 @@ class VarProFit(eqx.Module):
     def _prior(self) -> Prior | None:
         return self._functions.filled(self._arrays)[3]
 
+    def _loss(self) -> Loss | None:
+        return self._functions.filled(self._arrays)[4]
+
 
 @compiled_lazily
 def _statistics(fit: VarProFit, absolute) -> tuple[VarProStatistics, Errors]:
-    errors = errors_of(fit, fit._context(), fit._prior()).scaled(absolute)
+    errors = errors_of(fit, fit._context(), fit._prior(), fit._loss()).scaled(absolute)
     return statistics(fit, errors), errors
 
 
@@ -310,6 +309,8 @@ def varpro(
     coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
     prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
+    loss: str | Callable = "linear",
+    f_scale: ArrayLike = 1.0,
     max_steps: int | None = 256,
     throw: bool = True,
     adjoint: optx.AbstractAdjoint | None = None,
@@ -377,6 +378,16 @@ def varpro(
     - `coefficient_prior`: the same of the coefficients of each column, a ridge for the
         mean zero: μ a scalar, `(n,)` or `(n, k)`, P a scalar, `(n,)` or `(n, n)`. An
         operator Φ becomes an array. Defaults to `None`.
+    - `loss`: `"linear"` (squares), `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or a
+        function ρ of z, with the meaning of `scipy.optimize.least_squares`: the sum of
+        f² ρ(r²/f²) over weighted residuals r is least, in θ and c together. ρ is
+        elementwise and written in JAX, or returns SciPy's three rows. By weights √ρ′
+        that are repeated, each time with a whole search from where the last one ended,
+        until they stay. `"poisson"` is the deviance of counts, whose mean is the model.
+        For real Φ and data. Statistics are those of the weighted squares at the end.
+        Defaults to `"linear"`.
+    - `f_scale`: f, the size of a weighted residual above which it counts as an outlier.
+        Defaults to 1.
     - `max_steps`: of the optimiser. Defaults to 256.
     - `throw`: whether a failed fit raises at run time, here and in derivatives. If
         `False`, `result` tells. Defaults to `True`.
@@ -426,13 +437,16 @@ def varpro(
     vector = np.ndim(data) == 1
     options = _Options(optimiser, adjoint, max_steps, exact, vector, progress)
     args = as_arrays(args)
+    outliers = check_loss(loss, f_scale, observations.data, "varpro")
     known = prior_of(prior, coefficient_prior, wide)
     closed = elimination.closed(theta0, args)
-    fields = _fit(closed, args, observations, parameters, box, known, scale, options)
+    fields = _fit(
+        closed, args, observations, parameters, box, known, outliers, scale, options
+    )
     fields = _as_given(fields, theta0, np.dtype(getattr(data, "dtype", float)))
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
-    arrays, functions = split((elimination, args, observations, known))
+    arrays, functions = split((elimination, args, observations, known, outliers))
     fit = VarProFit(*fields, _arrays=arrays, _functions=functions)
     return timed(raise_if_failed(fit), began) if throw else fit
 
@@ -448,7 +462,7 @@ class _Options(eqx.Module):
 
 @compiled_lazily
 def _fit(
-    elimination, args, observations, parameters, box, prior, scale, options
+    elimination, args, observations, parameters, box, prior, loss, scale, options
 ) -> tuple:
     """The public fields of the `VarProFit`."""
     whole = parameters.unravel(parameters.whole)
@@ -471,6 +485,7 @@ def _fit(
         parameters.unravel if parameters.all_free else (lambda free: free),
         scale,
         box,
+        loss,
         options.optimiser,
         options.adjoint,
         options.max_steps,
@@ -486,12 +501,28 @@ def _fit(
             "bounds. Use `optimistix.LevenbergMarquardt(rtol, atol)` with numbers for "
             "both and its default parts, and no `RecursiveCheckpointAdjoint`."
         )
+    if loss is not None:
+        if not isinstance(options.adjoint, PseudoinverseAdjoint):
+            raise ValueError(
+                f"`varpro(loss=..., adjoint={options.adjoint!r})`: of other losses than "
+                "squares the fit is differentiated by `PseudoinverseAdjoint` alone."
+            )
+        real_matrix(phi, elimination.caller, "loss")
     found = optimise(restricted, args, observations, start / scale, settings)
     free = scale * found.point if box is None else settings.inside(found.point)
     theta, outcome = parameters.unravel(parameters.flat(free)), found.outcome
     side = None if settings.box is None else settings.box.side(found.point)
     known = True if box is None else ~jnp.any(jnp.isnan(box.lower))
     cost = 0.5 * squared_norm(found.residual)
+    if loss is not None:
+        weights = observations.weights
+        cost = loss.cost(
+            found.residual,
+            elimination.predict(theta, args, found.coefficients, observations.gain),
+            observations,
+            observations.data,
+            weights if weights is None or weights.ndim == 2 else weights[:, None],
+        )
     # The residual is, unless the result says so already.
     sound = all_finite((theta, found.coefficients))
     columns = found.coefficients, found.residual[:rows]

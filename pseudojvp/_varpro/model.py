@@ -34,6 +34,8 @@ class Observations(eqx.Module):
     limits: Limits | None = None  # of the coefficients
     # Rows at the end that say the same in each column, and count once.
     common: int = eqx.field(default=0, static=True)
+    # Rows at the end that are no data, but priors.
+    below: int = eqx.field(default=0, static=True)
 
     @property
     def shares_weights(self) -> bool:
@@ -58,7 +60,7 @@ class Observations(eqx.Module):
         size = size.astype(self.data.dtype)
         limits = None if self.limits is None else self.limits.over(size)
         data, gain = self.data / size, self.gain / size
-        return Observations(data, self.weights, gain, limits, self.common)
+        return Observations(data, self.weights, gain, limits, self.common, self.below)
 
 
 class SeparableModel(eqx.Module):
@@ -242,14 +244,19 @@ def adjoint_times(phi, columns: Inexact[Array, "m k"]) -> Inexact[Array, "n k"]:
     return matmul(lax.optimization_barrier(phi.conj().T), columns)
 
 
-def real_matrix(phi, caller: str) -> Float[Array, "m n"]:
-    """Φ, of which coefficients have bounds."""
-    phi = phi.as_matrix() if isinstance(phi, lx.AbstractLinearOperator) else phi
-    if jnp.iscomplexobj(phi):
+def real_matrix(phi, caller: str, name: str = "coefficient_bounds"):
+    """Φ as an array, `(m, n)`, for what the argument `name` asks for."""
+    if isinstance(phi, lx.AbstractLinearOperator):
+        complex_ = jnp.iscomplexobj(phi.in_structure())
+    else:
+        complex_ = jnp.iscomplexobj(phi)
+    if complex_:
         raise TypeError(
-            f"`{caller}(coefficient_bounds=...)` got a complex basis. Return real and "
+            f"`{caller}({name}=...)` got a complex basis. Return real and "
             "imaginary part as rows, with real columns for each."
         )
+    if isinstance(phi, lx.AbstractLinearOperator):
+        return phi.as_matrix()
     return phi
 
 

@@ -31,6 +31,8 @@ from .._solver import PivotedQR
 from .chunks import in_chunks
 from .failure import raise_if_failed
 from .fit import as_arrays, varpro, VarProFit
+from .loss import check_loss
+from .parameters import Frozen
 from .plot import plot_costs
 from .prior import prior_of
 from .residual import check_theta, prepare
@@ -102,9 +104,12 @@ def varpro_multistart(
     jacobian: str = "exact",
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
+    fixed: PyTree[Any] | None = None,
     coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
     prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
+    loss: str | Callable = "linear",
+    f_scale: ArrayLike = 1.0,
     max_steps: int | None = 256,
     throw: bool = True,
     progress: bool = False,
@@ -146,9 +151,12 @@ def varpro_multistart(
         "jacobian": jacobian,
         "x_scale": x_scale,
         "bounds": bounds,
+        "fixed": Frozen.create(fixed),
         "coefficient_bounds": coefficient_bounds,
         "prior": prior,
         "coefficient_prior": coefficient_prior,
+        "loss": loss,
+        "f_scale": f_scale,
         "max_steps": max_steps,
         "throw": False,
     }
@@ -158,8 +166,8 @@ def varpro_multistart(
         basis, data, theta0s, args, keywords, batch_size, progress
     )
     first = jtu.tree_map(lambda leaf: leaf[0], fits)
-    elimination, observations, known = _context(basis, data, first[0], keywords)
-    arrays, functions = split((elimination, args, observations, known))
+    elimination, observations, *rest = _context(basis, data, first[0], keywords)
+    arrays, functions = split((elimination, args, observations, *rest))
     best = VarProFit(
         *(*first[:2], residual, *first[2:]),
         _arrays=arrays,
@@ -189,12 +197,13 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
     theta, cost, failed = fits[0], fits[2], failed[order]
 
     least = jtu.tree_map(lambda leaf: leaf[0], theta)
-    elimination, observations, known = _context(basis, data, least, keywords)
-    rows = len(observations.data)
-    if known is not None:
-        elimination = known.model(elimination)
-        observations = known.observations(observations, fits[1].shape[1])
-    residual = elimination(least, args, observations).residual[:rows]
+    elimination, observations, *rest = _context(basis, data, least, keywords)
+    if any(rest):  # c is not that of the least squares of the data
+        c = fits[1][0].reshape(fits[1].shape[1], -1)
+        value = elimination.predict(least, args, c, observations.gain)
+        residual = observations.weigh(observations.data.astype(value.dtype) - value)
+    else:
+        residual = elimination(least, args, observations).residual
     residual = residual if jnp.ndim(data) == 2 else residual[:, 0]
     if not jnp.iscomplexobj(residual):
         residual = residual.astype(cost.dtype)  # 16 bits, if the data are
@@ -209,13 +218,16 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
 
 
 def _context(basis, data, theta, keywords):
-    """The model, the observations, and the prior of the fit that ended at `theta`."""
+    """The model and the observations of the fit that ended at `theta`, prior and loss."""
     names = "weights", "offset", "solver", "jacobian", "coefficient_bounds"
     elimination, observations, _ = prepare(
         "varpro_multistart", basis, data, *(keywords[name] for name in names)
     )
     of_theta, of_c = keywords["prior"], keywords["coefficient_prior"]
-    return elimination, observations, prior_of(of_theta, of_c, at_least_single(theta))
+    known = prior_of(of_theta, of_c, at_least_single(theta))
+    loss, f_scale = keywords["loss"], keywords["f_scale"]
+    outliers = check_loss(loss, f_scale, observations.data, "varpro_multistart")
+    return elimination, observations, known, outliers
 
 
 def _check_starts(theta0s: PyTree[Array]) -> None:

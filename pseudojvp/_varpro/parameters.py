@@ -1,5 +1,6 @@
 """Which of the numbers in θ are looked for, and between which bounds."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,38 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.host import raise_if
 from .._base.inexact import as_native
+
+
+@jtu.register_static
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A pytree of NumPy arrays, hashable: a static part of a program."""
+
+    treedef: Any
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def create(cls, tree: Any) -> "Frozen | None":
+        if tree is None:
+            return None
+        leaves, treedef = jtu.tree_flatten(tree)
+        if _is_traced(leaves):
+            raise TypeError(_NOT_STATIC.format("a traced array"))
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        told = [(a.shape, a.dtype.str, tuple(a.ravel().tolist())) for a in arrays]
+        return cls(treedef, tuple(told))
+
+    def tree(self) -> Any:
+        leaves = [
+            np.array(values, dtype).reshape(shape) for shape, dtype, values in self.leaves
+        ]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
+
+_NOT_STATIC = (
+    "`varpro(fixed=...)` got {}. Pass booleans that are known when the program is made: "
+    "the fit looks for the other numbers alone."
+)
 
 
 class Box(eqx.Module):
@@ -144,11 +177,9 @@ def _mask_like(fixed: Any, theta0: PyTree[Array]) -> Bool[np.ndarray, " p"]:
     def check(leaf):
         if isinstance(leaf, jax.core.Tracer) or np.asarray(leaf).dtype != bool:
             kind = getattr(leaf, "dtype", type(leaf).__name__)
-            raise TypeError(
-                f"`varpro(fixed=...)` got a leaf of {kind}. Pass booleans that are known "
-                "when the program is made: the fit looks for the other numbers alone."
-            )
+            raise TypeError(_NOT_STATIC.format(f"a leaf of {kind}"))
 
+    fixed = fixed.tree() if isinstance(fixed, Frozen) else fixed
     jtu.tree_map(check, fixed)
     with jax.ensure_compile_time_eval():
         zeros = jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape), theta0)

@@ -90,6 +90,7 @@ class Prior(eqx.Module):
             observations.gain,
             observations.limits,
             0 if self.theta is None else len(self.theta.mean),
+            sum(len(mean) for mean, _ in more),
         )
 
     def of_coefficients(self, n: int, columns: int, dtype) -> Rows:

@@ -177,9 +177,10 @@ def _place(fit: Any, name: str, held, caller: str, settings: Settings) -> int:
     failure = words_of(fit.result)
     if failure:
         raise ValueError(f"{caller} was called of a fit that failed: it {failure}")
-    if fit._prior() is not None:
+    if fit._prior() is not None or fit._loss() is not None:
         raise ValueError(
-            f"{caller} was called of a fit with priors, whose profile it does not know. "
+            f"{caller} was called of a fit with priors, or of another loss than "
+            "squares, whose profile it does not know. "
             "`summary()` has the interval by linear propagation."
         )
     if np.any(np.abs(held) == 1) and settings.bounds is None:

@@ -57,7 +57,7 @@ class VarProReport:
         Gaussian data whose standard deviations are σ/W, with σ estimated as one more
         parameter, P = p + 1:
         −2 ln L = data (ln(2π chi_square/data) + 1) − Σ ln W², as of R's `nls`. With
-        `absolute_sigma` it is chi_square, and P = p. NaN with priors.
+        `absolute_sigma` it is chi_square, and P = p. NaN with priors and other losses.
     - `rank`, `columns`: of W Φ, the least of those of all columns of the data, and n;
         columns of coefficients at a bound do not count for the rank.
     - `steps`, `polishing_steps`: of the search.

@@ -18,6 +18,7 @@ from .._base.order import after_in_batch
 from .._base.tree import all_finite, at_least_single
 from .compression import compress
 from .elimination import Eliminated, Factors, unit_directions
+from .loss import Loss, reweighted
 from .model import has_real_coefficients, Observations
 from .prior import Prior
 from .real import as_real, squared_norm
@@ -148,22 +149,26 @@ def predict(
     return VarProPrediction(value, deviation, value - band, value + band)
 
 
-def errors_of(fit, context, prior: Prior | None) -> Errors:
+def errors_of(fit, context, prior: Prior | None, loss: Loss | None) -> Errors:
     elimination, args, observations = context
     theta = at_least_single(fit.theta)
     if prior is not None:
         elimination = prior.model(elimination)
         observations = prior.observations(observations, len(fit.coefficients))
     phi, shift = elimination.model_at(theta, args)
+    columns = at_least_single((fit.residual, fit.coefficients))
+    r, c = (x.reshape(len(x), -1) for x in columns)
+    if prior is not None:
+        r = jnp.concatenate([r, prior.residual(theta, c).astype(r.dtype)])
+    if loss is not None:
+        fitted = elimination.predict(theta, args, c, observations.gain)
+        weights = loss.weights(r, fitted, observations)
+        observations, r = reweighted(observations, weights), weights * r
     reduced = compress(
         observations,
         None if shift is None else shift.shape,
         None if has_real_coefficients(phi) else len(fit.coefficients),
     )
-    columns = at_least_single((fit.residual, fit.coefficients))
-    r, c = (x.reshape(len(x), -1) for x in columns)
-    if prior is not None:
-        r = jnp.concatenate([r, prior.residual(theta, c).astype(r.dtype)])
     # Each `after` here is for the order of the library calls of many fits.
     theta = theta if reduced is observations else after_in_batch(reduced, theta)
     if observations.limits is not None:

@@ -63,7 +63,7 @@ def report(
     count, chi_square, r_squared, log_weights = _sums(fit, observations)
     fitted = _rows(fit, observations) - freedom
     aic, bic = _criteria(count, fitted, chi_square, log_weights, bool(absolute_sigma))
-    if fit._prior() is not None:
+    if fit._prior() is not None or fit._loss() is not None:
         aic = bic = math.nan
     failure = words_of(fit.result)
     made = VarProReport(
@@ -94,6 +94,12 @@ def report(
         warnings.append(
             "With priors, errors, degrees of freedom and the reduced chi-square count "
             "these as data; chi-square and R² do not, and there is no AIC and BIC."
+        )
+    if fit._loss() is not None:
+        warnings.append(
+            "Of another loss than squares, errors and the reduced chi-square are those "
+            "of the weighted squares at the end; chi-square and R² are of all data "
+            "alike, and there is no AIC and BIC."
         )
     return dataclasses.replace(made, warnings=warnings)
 
