@@ -45,7 +45,9 @@ def _promised_output(code: str, output: str | None) -> list[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
     ]
     promised = [lines[end - 1].partition("  # ")[2] for end in sorted(ends)]
-    return promised if output is None else promised[:-1] + output.splitlines()
+    if output is None or not promised or promised[-1]:
+        return promised  # what is below is told by something else, as an error
+    return promised[:-1] + output.splitlines()
 
 
 _PAGES = [

@@ -154,7 +154,7 @@ def test_priors_are_no_data_and_leave_no_criteria():
     assert np.isnan(report.aic)
     assert "AIC" not in str(report).split("Warnings")[0]
     assert "With priors" in report.warnings[-1]
-    with pytest.raises(ValueError, match="a fit with priors, whose profile it does not"):
+    with pytest.raises(ValueError, match="a fit with priors, or of another loss"):
         fit.profile("theta[0]")
 
 
