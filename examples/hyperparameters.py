@@ -177,8 +177,11 @@ def descend(weights, penalties, data, held_out, steps=18, rate=0.75):
         told = misfit(weights, data), misfit(weights, held_out)
         path.append((*map(float, penalties), *map(float, told)))
         gradient = slope(weights, penalties)
-        # Of the logarithm of the loss, which has the size of one.
-        penalties = penalties - rate * gradient / told[1]
+        # Of the logarithm of the loss, which has the size of one. No step is longer than
+        # a few of the others: where the minimum of the weights is about to vanish, its
+        # derivative has no bound.
+        move = jnp.clip(rate * gradient / told[1], -0.3, 0.3)
+        penalties = penalties - move
     return np.array(path)
 
 
