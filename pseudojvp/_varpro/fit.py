@@ -515,13 +515,12 @@ def _fit(
     known = True if box is None else ~jnp.any(jnp.isnan(box.lower))
     cost = 0.5 * squared_norm(found.residual)
     if loss is not None:
-        weights = observations.weights
         cost = loss.cost(
             found.residual,
             elimination.predict(theta, args, found.coefficients, observations.gain),
             observations,
             observations.data,
-            weights if weights is None or weights.ndim == 2 else weights[:, None],
+            observations.weight_columns,
         )
     # The residual is, unless the result says so already.
     sound = all_finite((theta, found.coefficients))

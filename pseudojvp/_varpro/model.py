@@ -41,11 +41,16 @@ class Observations(eqx.Module):
     def shares_weights(self) -> bool:
         return self.weights is None or self.weights.ndim == 1
 
+    @property
+    def weight_columns(self) -> Real[Array, "m _"] | None:
+        """`(m, 1)` or `(m, k)`."""
+        if self.weights is None or self.weights.ndim == 2:
+            return self.weights
+        return self.weights[:, None]
+
     def weigh(self, columns: Inexact[Array, "m k"]) -> Inexact[Array, "m k"]:
-        if self.weights is None:
-            return columns
-        weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
-        return weights.astype(columns.dtype) * columns
+        weights = self.weight_columns
+        return columns if weights is None else weights.astype(columns.dtype) * columns
 
     def size(self) -> Float[Array, ""]:
         """‖W y‖, or one where that is zero. A constant."""

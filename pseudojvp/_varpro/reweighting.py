@@ -1,0 +1,127 @@
+"""The minimum of a loss other than squares, and the equation that it solves."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import optimistix as optx
+
+from .._base import axes
+from .._map.factorised import Factorised
+from .._solver import SVD
+from .loss import reweighted
+from .model import real_matrix, spread
+
+
+# Each takes a step or two from where the last one ended.
+_LARGEST_REWEIGHTING = 200
+
+
+def reweighting(search_of: Callable, inputs):
+    """As the search of squares, again with the weights of the residual where it ended.
+
+    Each time the weighted squares are above the loss and touch it where they were made,
+    if ρ is concave: the loss falls (Huber & Ronchetti, Robust Statistics (2009), 7.8).
+    """
+    elimination, args, _, observations, size, start, settings, while_loop = inputs
+    loss = settings.loss.over(size)
+    first = loss.first_weights(observations)
+    eps = jnp.finfo(first.dtype).eps
+
+    def search(point, weights):
+        weighted = reweighted(observations, weights)
+        inputs = elimination, args, None, weighted, size, point, settings, while_loop
+        point, (outcome, at) = search_of(inputs)
+        fitted = elimination.predict(
+            settings.theta(point), args, at.coefficients, observations.gain
+        )
+        residual = observations.weigh(observations.data.astype(fitted.dtype) - fitted)
+        new = loss.weights(residual, fitted, observations)
+        change = jnp.max(jnp.abs(new - weights)) / jnp.max(weights)
+        at = eqx.tree_at(lambda at: at.residual, at, residual.astype(at.residual.dtype))
+        return point, new, change, outcome, at
+
+    def again(carry):
+        count, change, result = carry[0], carry[3], carry[4].result
+        going_on = (result == optx.RESULTS.successful) & (change > 1e3 * eps)
+        return (count < _LARGEST_REWEIGHTING) & (going_on | (count == 0))
+
+    def once(carry):
+        count, point, weights, _, before, _ = carry
+        point, weights, change, outcome, at = search(point, weights)
+        outcome = eqx.tree_at(
+            lambda o: (o.num_steps, o.polishing_steps),
+            outcome,
+            (
+                before.num_steps + outcome.num_steps,
+                before.polishing_steps + outcome.polishing_steps,
+            ),
+        )
+        return count + 1, point, weights, change, outcome, at
+
+    structure = eqx.filter_eval_shape(search, start, first)
+    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
+    carry = (jnp.array(0), start, first, zeros[2], *zeros[3:])
+    _, point, _, change, outcome, at = axes.while_loop(again, once, carry)
+    late = optx.RESULTS.nonlinear_max_steps_reached
+    settled = ~(change > eps**0.5)
+    result = optx.RESULTS.where(settled, outcome.result, late)
+    result = optx.RESULTS.where(
+        outcome.result == optx.RESULTS.successful, result, outcome.result
+    )
+    return point, (eqx.tree_at(lambda o: o.result, outcome, result), at)
+
+
+def robust_system(point, c, inputs):
+    """∂cost/∂point, the residual and c where c minimises the loss, by a Newton step.
+
+    From the c of the solution, which it does not change: but its derivative is that of
+    the minimiser, of every order, since the derivative by the c it starts from is zero.
+    """
+    elimination, args, observations, _, size, _, settings = inputs
+    observations = observations.over(size)
+    loss = settings.loss.over(size)
+    weights = observations.weights
+    shared = weights is None or weights.ndim == 1
+    n, k = c.shape
+    free = jnp.ones((n, k), bool)
+    if observations.limits is not None:
+        free = observations.limits.columns(n, k, elimination.caller).side(c) == 0
+
+    def fitted(point, c):
+        theta = settings.theta(point)
+        return elimination.predict(theta, args, c, observations.gain)
+
+    def cost(point, c):
+        value = fitted(point, c)
+        residual = observations.weigh(observations.data.astype(value.dtype) - value)
+        w = observations.weight_columns
+        return loss.cost(residual, value, observations, observations.data, w)
+
+    phi, shift = elimination.model_at(settings.theta(point), args)
+    phi = real_matrix(phi, elimination.caller)
+    offset = jnp.zeros_like(observations.data)
+    if shift is not None:
+        offset = spread(shift, observations.gain, offset.dtype)
+
+    def step(c, offset, data, w, free):
+        def of_column(c):
+            value = phi @ c + offset
+            residual = (data - value) if w is None else w * (data - value)
+            return loss.cost(residual, value, observations, data, w)
+
+        hessian = jnp.where(free[:, None] & free[None, :], jax.hessian(of_column)(c), 0)
+        operator = lx.MatrixLinearOperator(hessian)
+        factorised, _ = Factorised.create(operator, SVD(), throw=False)
+        gradient = jnp.where(free, jax.grad(of_column)(c), 0)
+        return factorised.apply(gradient)[0]
+
+    axis = None if shared else 1
+    step = jax.vmap(step, in_axes=(1, 1, 1, axis, 1), out_axes=1)
+    c = c - step(c, offset, observations.data, weights, free)
+    gradient = jax.grad(cost)(point, c)
+    value = fitted(point, c)
+    return gradient, observations.weigh(observations.data - value), c
