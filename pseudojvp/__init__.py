@@ -84,6 +84,7 @@ from ._solver import (
 )
 from ._varpro import (
     projected_residual as projected_residual,
+    SharedAndOwn as SharedAndOwn,
     varpro as varpro,
     varpro_batch as varpro_batch,
     varpro_multistart as varpro_multistart,

@@ -1,4 +1,5 @@
 from .batch import varpro_batch as varpro_batch, VarProBatch as VarProBatch
+from .data_sets import SharedAndOwn as SharedAndOwn
 from .fit import varpro as varpro, VarProFit as VarProFit
 from .multistart import (
     varpro_multistart as varpro_multistart,

@@ -6,7 +6,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
@@ -15,10 +14,11 @@ from .._base.inexact import as_inexact
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks, sharded_as
+from .data_sets import check_sets, each, listed
 from .failure import raise_if_failed
 from .fit import as_arrays, default_adjoint, varpro, VarProFit
 from .loss import check_loss
-from .members import axes_of, Batched, check_in_axes
+from .members import axes_of, Batched, check_in_axes, check_members, count_members
 from .parameters import Frozen
 from .prior import prior_of
 from .residual import check_theta, prepare
@@ -43,15 +43,15 @@ class VarProBatch(eqx.Module):
     """
 
     theta: PyTree[Array]
-    coefficients: Inexact[Array, "members n *k"]
-    residual: Inexact[Array, "members m *k"]
+    coefficients: PyTree[Inexact[Array, "members ..."]]
+    residual: PyTree[Inexact[Array, "members ..."]]
     cost: Float[Array, " members"]
-    rank: Integer[Array, " members"] | Integer[Array, "members k"]
+    rank: PyTree[Integer[Array, "members ..."]]
     result: optx.RESULTS
     held: PyTree[Integer[Array, "..."]] | None
-    held_coefficients: Integer[Array, "members n *k"] | None
+    held_coefficients: PyTree[Integer[Array, "members ..."]] | None
     stats: dict[str, Any]
-    _data: Inexact[Array, "members m *k"]
+    _data: PyTree[Inexact[Array, "members ..."]]
     _weights: Batched
     _args: Batched
     # Basis, offset and solver: functions as static parts, as in `VarProFit`.
@@ -63,7 +63,7 @@ class VarProBatch(eqx.Module):
         return self._fit(jtu.tree_map(lambda leaf: leaf[index], self._members()))
 
     def __len__(self) -> int:
-        return self._data.shape[0]
+        return self.cost.shape[0]
 
     def statistics(self, *, absolute_sigma: bool = False) -> VarProStatistics:
         """Returns `VarProFit.statistics` of each member, with the batch in front."""
@@ -74,7 +74,7 @@ class VarProBatch(eqx.Module):
 
     def predict(
         self, args: Any = None, confidence: float = 0.95, *, absolute_sigma: bool = False
-    ) -> VarProPrediction:
+    ) -> VarProPrediction | tuple[VarProPrediction, ...]:
         """Returns `VarProFit.predict` of each member, at `args` shared by all."""
 
         predict = jtu.Partial(
@@ -108,18 +108,20 @@ class VarProBatch(eqx.Module):
             "varpro_batch", basis, data, weights, offset, solver, "exact", limits
         )
         of_theta, of_c = priors
-        known = prior_of(of_theta, of_c, at_least_single(fields[0]))
-        outliers = check_loss(loss, f_scale, observations.data, "varpro_batch")
-        context = elimination, self._args.of(args), observations, known, outliers
+        known = prior_of(of_theta, of_c, at_least_single(fields[0]), data)
+        outliers = check_loss(loss, f_scale, observations, "varpro_batch")
+        args = check_sets(fields[0], self._args.of(args), data, "varpro_batch")
+        context = elimination, args, observations, known, outliers
         arrays, functions = split(context)
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
 
 
 def varpro_batch(
-    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]] | tuple[Callable, ...],
     data: Num[ArrayLike, "members m"]
     | Num[ArrayLike, "members m k"]
     | list
+    | tuple[Any, ...]
     | Iterator[Any]
     | StoredArray,
     theta0: Iterator[Any] | PyTree[ArrayLike],
@@ -127,8 +129,14 @@ def varpro_batch(
     *,
     in_axes: dict[str, Any] | None = None,
     batch_size: int = 1024,
-    weights: Real[ArrayLike, "..."] | list | Iterator[Any] | StoredArray | None = None,
+    weights: Real[ArrayLike, "..."]
+    | list
+    | tuple[Any, ...]
+    | Iterator[Any]
+    | StoredArray
+    | None = None,
     offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | tuple[Callable | None, ...]
     | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
@@ -138,9 +146,9 @@ def varpro_batch(
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
-    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
-    coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     loss: str | Callable = "linear",
     f_scale: ArrayLike = 1.0,
     max_steps: int | None = 256,
@@ -158,9 +166,11 @@ def varpro_batch(
     - `data`: `(members, m)`, or `(members, m, k)` for k columns in each member. Of a
         memory map of NumPy, and of any other array that is not in memory and is read by
         slices (of h5py, zarr, ...), `batch_size` members at a time are read and fitted.
-        Of an iterator each item is, an array of any number of members.
+        Of an iterator each item is, an array of any number of members. For several data
+        sets a tuple of such arrays, or an iterator of tuples, with the same members.
     - `theta0`: the start, shared, or with the axis of the members in front of each leaf.
-    - `weights`: of the shape of `data`, or without its first axis where shared.
+    - `weights`: of the shape of `data`, or without its first axis where shared; a tuple
+        of these where `data` is one, with `None` for one.
     - `theta0`, `weights` and `args` may be iterators where `data` is one, with an item
         for each of `data`. Those of `theta0` and `weights` have the axis of the members,
         unless `in_axes` says `None`; what is no iterator is shared.
@@ -222,24 +232,19 @@ def varpro_batch(
         chunks = chunks_of_iterator(data, theta0, weights, args, in_axes)
         return stream(fit, chunks, None, throw, progress)
     _check_not_iterators({"theta0": theta0, "weights": weights, "args": args})
-    stored = is_stored(data)
-    data = data if stored else as_inexact(data, "varpro_batch(data=...)")
-    shape = np.shape(data)
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise ValueError(
-            f"`varpro_batch(data=...)` got an array of shape {shape}. Pass one of "
-            "shape (members, m) or (members, m, k), without empty axes."
-        )
+    stored = any(is_stored(part) for part in listed(data))
+    if not stored:
+        data = each(lambda part: as_inexact(part, "varpro_batch(data=...)"), data)
+    members = check_members(data)
     theta0 = check_theta(theta0, "varpro_batch")
     if stored:
         refuse_tracers((theta0, weights, args))
         chunks = chunks_of_stored(data, theta0, weights, args, in_axes, batch_size)
-        return stream(fit, chunks, -(-shape[0] // batch_size), throw, progress)
-    if weights is not None:
-        weights = as_inexact(weights, "varpro_batch(weights=...)")
-    in_axes = axes_of(in_axes, theta0, weights, shape)
+        return stream(fit, chunks, -(-members // batch_size), throw, progress)
+    weights = _as_weights(weights)
+    in_axes = axes_of(in_axes, theta0, weights, data)
     chunk = Chunk(data, theta0, weights, args, in_axes)
-    fits = fit(chunk, shape[0], progress=progress)
+    fits = fit(chunk, members, progress=progress)
     return raise_if_failed(fits) if throw else fits
 
 
@@ -263,10 +268,9 @@ def _fit_chunk(
 ) -> VarProBatch:
     """The fits of a chunk, by the program for `size` members."""
     data, theta0, weights, args, in_axes = chunk
-    members = data.shape[0]
+    members = count_members(data)
     theta0 = check_theta(theta0, "varpro_batch")
-    if weights is not None:
-        weights = as_inexact(weights, "varpro_batch(weights=...)")
+    weights = _as_weights(weights)
     parts = [
         Batched.create(tree, in_axes[name], members, name)
         for name, tree in (
@@ -277,7 +281,8 @@ def _fit_chunk(
     ]
     inputs = [data, *parts]
     if size > members:
-        inputs = [_pad(data, size), *(part.map(_pad, size) for part in parts)]
+        padded = each(lambda part: _pad(part, size), data)
+        inputs = [padded, *(part.map(_pad, size) for part in parts)]
     fields = _fit_all(basis, *inputs, keywords, batch_size, progress)
     if size > members:
         fields = jtu.tree_map(lambda leaf: leaf[:members], fields)
@@ -296,6 +301,11 @@ def _fit_chunk(
         _functions=functions,
         _batch_size=batch_size,
     )
+
+
+def _as_weights(weights: Any) -> Any:
+    name = "varpro_batch(weights=...)"
+    return each(lambda w: None if w is None else as_inexact(w, name), weights)
 
 
 def _pad(leaf: Array, size: int) -> Array:
@@ -320,7 +330,7 @@ def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, pr
 
     arrays, frame = split((basis, data, starts, weighting, arguments, keywords))
     run = lambda *arrays: fit_all(*frame.filled(arrays))
-    return sharded_as(data, run)(*arrays)
+    return sharded_as(listed(data)[0], run)(*arrays)
 
 
 @compiled_lazily
@@ -333,4 +343,4 @@ def _map_fits(function: Callable, fits: VarProBatch):
 
     arrays, frame = split((function, fits))
     run = lambda *arrays: map_fits(*frame.filled(arrays))
-    return sharded_as(fits._data, run)(*arrays)
+    return sharded_as(listed(fits._data)[0], run)(*arrays)

@@ -129,13 +129,16 @@ class Factors(eqx.Module):
 
 
 class Eliminated(NamedTuple):
-    """r and c at some θ, as columns, and what they were computed from."""
+    """r and c at some θ, as columns, and what they were computed from.
 
-    residual: Inexact[Array, "m k"]
-    coefficients: Inexact[Array, "n k"]
-    rank: Integer[Array, ""] | Integer[Array, " k"]
+    Of several data sets all but the result are tuples.
+    """
+
+    residual: PyTree[Inexact[Array, "m k"]]
+    coefficients: PyTree[Inexact[Array, "n k"]]
+    rank: PyTree[Integer[Array, "..."]]
     result: lx.RESULTS
-    factors: Factors
+    factors: Any
 
 
 class Elimination(eqx.Module):
@@ -198,6 +201,11 @@ class Elimination(eqx.Module):
         result = lx.RESULTS.where(converged, _first_failure(result), _NO_ACTIVE_SET)
         c = jnp.where(held.free, c, held.coefficients)
         return Eliminated(r, c, rank[0] if k == 1 else rank, result, factors)
+
+    @property
+    def parts(self) -> "Elimination":
+        """Of one data set, where several have a tuple."""
+        return self
 
     def closed(self, theta: PyTree[Array], args: Any) -> "Elimination":
         """See `SeparableModel.closed`."""

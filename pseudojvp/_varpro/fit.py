@@ -1,6 +1,6 @@
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -19,8 +19,10 @@ from .._base.inexact import as_native
 from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR, SVD
+from .data_sets import check_sets, each, Eliminations, listed
 from .elimination import Elimination
 from .failure import raise_if_failed, result_of
+from .limits import Limits
 from .loss import check_loss, Loss
 from .model import (
     check_rows,
@@ -34,12 +36,12 @@ from .model import (
 from .optimise import optimise, Settings
 from .parameters import box_of, Parameters, vector_like
 from .plot import plot_fit
-from .prior import Prior, prior_of
+from .prior import prior_of, with_priors
 from .profile import profile, Settings as ProfileSettings, VarProProfile
 from .progress import EvaluationLine
-from .real import squared_norm
+from .real import added, squared_norm
 from .report import VarProReport
-from .residual import check_theta, prepare
+from .residual import are_vectors, check_theta, prepare
 from .statistics import (
     Errors,
     errors_of,
@@ -57,6 +59,9 @@ class VarProFit(eqx.Module):
     - `theta`: a pytree as `theta0`.
     - `coefficients`: c, `(n,)` or `(n, k)`.
     - `residual`: W (data − offset − Φ c), of the shape of `data`.
+
+    Of several data sets these two, `rank` and `held_coefficients` are tuples.
+
     - `cost`: ½‖residual‖², with that of the priors, a scalar.
     - `rank`: of W Φ at `theta`; `(k,)` for weights of shape `(m, k)`. With a solver that
         finds no rank, n.
@@ -73,13 +78,13 @@ class VarProFit(eqx.Module):
     """
 
     theta: PyTree[Array]
-    coefficients: Inexact[Array, "n *k"]
-    residual: Inexact[Array, "m *k"]
+    coefficients: Inexact[Array, "n *k"] | tuple[Inexact[Array, "..."], ...]
+    residual: Inexact[Array, "m *k"] | tuple[Inexact[Array, "..."], ...]
     cost: Float[Array, ""]
-    rank: Integer[Array, ""] | Integer[Array, " k"]
+    rank: Integer[Array, ""] | Integer[Array, " k"] | tuple[Integer[Array, "..."], ...]
     result: optx.RESULTS
     held: PyTree[Integer[Array, "..."]] | None
-    held_coefficients: Integer[Array, "n *k"] | None
+    held_coefficients: PyTree[Integer[Array, "..."]] | None
     stats: dict[str, Any]
     # Elimination, args and observations: functions as static parts, so that a fit can
     # come out of `jax.vmap` and `jax.jit`.
@@ -117,7 +122,7 @@ class VarProFit(eqx.Module):
         confidence: float = 0.95,
         *,
         absolute_sigma: bool = False,
-    ) -> VarProPrediction:
+    ) -> VarProPrediction | tuple[VarProPrediction, ...]:
         """Returns the fitted model at other `args`, with its confidence band.
 
         offset(θ, args) + Φ(θ, args) c ± t · standard deviation, t the quantile of
@@ -132,14 +137,17 @@ class VarProFit(eqx.Module):
         - `absolute_sigma`: as for `statistics`.
 
         **Returns:** [`pseudojvp.VarProPrediction`][], with arrays `(p,)` or `(p, k)` for
-        p rows.
+        p rows; of several data sets a tuple of them.
 
         **Raises:** `ValueError` for a confidence outside of (0, 1).
         """
         check_confidence(confidence, "predict")
         absolute = jnp.asarray(absolute_sigma)
+        args = check_sets(
+            self.theta, as_arrays(args), self._context()[2], "VarProFit.predict"
+        )
         _, errors = _statistics(self, absolute)
-        return _predict(self, errors, as_arrays(args), jnp.asarray(confidence), absolute)
+        return _predict(self, errors, args, jnp.asarray(confidence), absolute)
 
     def summary(
         self, confidence: float = 0.95, *, absolute_sigma: bool = False
@@ -171,8 +179,8 @@ class VarProFit(eqx.Module):
         axes: Any = None,
         *,
         confidence: float = 0.95,
-        x: ArrayLike | None = None,
-        curve: tuple[Any, ArrayLike] | None = None,
+        x: ArrayLike | tuple[Any, ...] | None = None,
+        curve: tuple[Any, Any] | None = None,
         columns: Sequence[int] | None = None,
         absolute_sigma: bool = False,
     ) -> Any:
@@ -183,17 +191,18 @@ class VarProFit(eqx.Module):
 
         **Arguments:**
 
-        - `axes`: two axes of matplotlib, above and below. Defaults to those of a new
-            figure of `matplotlib.pyplot`.
+        - `axes`: two axes of matplotlib, above and below; of D data sets `(2, D)`.
+            Defaults to those of a new figure of `matplotlib.pyplot`.
         - `confidence`, `absolute_sigma`: of the band, as for `predict`. With
             `absolute_sigma` data have error bars of 1/weights.
         - `x`: the abscissa of each row of `data`, `(m,)`. Defaults to `args`, if that is
             an array of shape `(m,)`, and otherwise to the number of the row.
         - `curve`: a pair of other `args` and their abscissae, at which fit and band are
             drawn as for `predict`; a finer curve. Defaults to the points of the data.
+            Of several data sets `x` and both parts of `curve` are tuples.
         - `columns`: which of k columns. Defaults to the first six.
 
-        **Returns:** the two axes, in an array of NumPy.
+        **Returns:** the axes, in an array of NumPy.
 
         **Raises:** `ImportError` without matplotlib; `ValueError` for arrays or numbers
         that do not fit and for fits with a batch axis; `TypeError` while JAX traces.
@@ -266,10 +275,12 @@ class VarProFit(eqx.Module):
         )
         return profile(self, name, found, varpro, of)
 
-    def _context(self) -> tuple[Elimination, Any, Observations]:
+    def _context(
+        self,
+    ) -> tuple[Elimination | Eliminations, Any, Observations | tuple[Observations, ...]]:
         return self._functions.filled(self._arrays)[:3]
 
-    def _prior(self) -> Prior | None:
+    def _prior(self) -> Any:  # of several data sets a tuple
         return self._functions.filled(self._arrays)[3]
 
     def _loss(self) -> Loss | None:
@@ -285,18 +296,23 @@ def _statistics(fit: VarProFit, absolute) -> tuple[VarProStatistics, Errors]:
 @compiled_lazily
 def _predict(
     fit: VarProFit, errors: Errors, args, confidence, absolute
-) -> VarProPrediction:
+) -> VarProPrediction | tuple[VarProPrediction, ...]:
     return predict(fit, fit._context(), errors, args, confidence, absolute)
 
 
 def varpro(
-    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list,
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]] | tuple[Callable, ...],
+    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list | tuple[Any, ...],
     theta0: PyTree[ArrayLike],
     args: Any = None,
     *,
-    weights: Real[ArrayLike, " m"] | Real[ArrayLike, "m k"] | list | None = None,
+    weights: Real[ArrayLike, " m"]
+    | Real[ArrayLike, "m k"]
+    | list
+    | tuple[Any, ...]
+    | None = None,
     offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | tuple[Callable | None, ...]
     | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
@@ -306,9 +322,9 @@ def varpro(
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
-    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
-    coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     loss: str | Callable = "linear",
     f_scale: ArrayLike = 1.0,
     max_steps: int | None = 256,
@@ -329,14 +345,19 @@ def varpro(
 
     - `basis`: a function of `(theta, args)` that returns Φ, an array `(m, n)` with one
         column for each coefficient, m > n, real or complex; or a lineax operator from
-        `(n,)` to `(m,)`.
-    - `data`: y, `(m,)`; or `(m, k)` for k columns that share θ, each with its own c.
-    - `theta0`: the start: a pytree of real floating-point arrays, q numbers in all.
-    - `args`: handed to `basis` and `offset`, such as the points of measurement. Defaults
-        to `None`.
+        `(n,)` to `(m,)`. Of several data sets it is called for each; or a tuple of
+        functions, as `offset`.
+    - `data`: y, `(m,)`; or `(m, k)` for k columns that share θ, each with its own c. A
+        tuple of such arrays for several data sets with coefficients of their own, real
+        or complex, of any m, n and k.
+    - `theta0`: the start: a pytree of real floating-point arrays, q numbers in all. Of
+        several data sets that share not all of it a [`pseudojvp.SharedAndOwn`][].
+    - `args`: handed to `basis` and `offset`, such as the points of measurement. Of
+        several data sets a tuple with those of each. Defaults to `None`.
     - `weights`: W, nonnegative, `(m,)` for all columns or `(m, k)`; multiplied with the
         residual *before* it is squared: 1/σ for data of standard deviation σ. A datum of
-        weight zero does not count. Defaults to one.
+        weight zero does not count. Of several data sets a tuple, `None` for one without.
+        Defaults to one.
     - `offset`: a function of `(theta, args)` that returns what has no coefficient, `(m,)`
         or `(m, k)`. Defaults to none.
     - `solver`: what eliminates c. Defaults to [`pseudojvp.PivotedQR`][], which truncates
@@ -370,14 +391,16 @@ def varpro(
         which c is kept: `(0, jnp.inf)` for amplitudes that are not negative. For real Φ
         and data. c are then the best ones *within* the bounds, exactly, by an active set
         for each column; the Jacobian is that of the free ones, and each column has
-        factors of its own. For solvers of any rank. Defaults to `None`.
+        factors of its own. For solvers of any rank. Of several data sets each of the
+        two may be a tuple. Defaults to `None`.
     - `prior`: a pair (mean μ, precision P) of θ, which adds (θ − μ)ᵀ P (θ − μ) to the
         sum of squares: each a pytree as `theta0` or a scalar, P also a matrix `(q, q)`.
         P is 1/σ² where `weights` are 1/σ, and zero where nothing is known. Defaults to
         `None`.
     - `coefficient_prior`: the same of the coefficients of each column, a ridge for the
         mean zero: μ a scalar, `(n,)` or `(n, k)`, P a scalar, `(n,)` or `(n, n)`. An
-        operator Φ becomes an array. Defaults to `None`.
+        operator Φ becomes an array. Of several data sets each of the two may be a tuple.
+        Defaults to `None`.
     - `loss`: `"linear"` (squares), `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or a
         function ρ of z, with the meaning of `scipy.optimize.least_squares`: the sum of
         f² ρ(r²/f²) over weighted residuals r is least, in θ and c together. ρ is
@@ -429,21 +452,21 @@ def varpro(
     given, theta0 = theta0, check_theta(theta0, "varpro")
     _check_types(optimiser, adjoint, max_steps)
     wide = at_least_single(theta0)
+    args = check_sets(theta0, as_arrays(args), data, "varpro")
     parameters = Parameters.create(wide, fixed)
     box = box_of(bounds, parameters, wide, given, throw)
     scale = _check_scale(x_scale, wide, throw)
     if adjoint is None:
         adjoint = default_adjoint(throw)
-    vector = np.ndim(data) == 1
+    vector = are_vectors(data)
     options = _Options(optimiser, adjoint, max_steps, exact, vector, progress)
-    args = as_arrays(args)
-    outliers = check_loss(loss, f_scale, observations.data, "varpro")
-    known = prior_of(prior, coefficient_prior, wide)
+    outliers = check_loss(loss, f_scale, observations, "varpro")
+    known = prior_of(prior, coefficient_prior, wide, data)
     closed = elimination.closed(theta0, args)
     fields = _fit(
         closed, args, observations, parameters, box, known, outliers, scale, options
     )
-    fields = _as_given(fields, theta0, np.dtype(getattr(data, "dtype", float)))
+    fields = _as_given(fields, theta0, data)
     # `elimination` as given, for `args` of any shape; and not out of a compiled program,
     # which would copy the data.
     arrays, functions = split((elimination, args, observations, known, outliers))
@@ -456,7 +479,7 @@ class _Options(eqx.Module):
     adjoint: optx.AbstractAdjoint
     max_steps: int | None
     exact: bool
-    vector: bool
+    vector: bool | tuple[bool, ...]
     progress: bool
 
 
@@ -466,17 +489,16 @@ def _fit(
 ) -> tuple:
     """The public fields of the `VarProFit`."""
     whole = parameters.unravel(parameters.whole)
-    rows = len(observations.data)
+    rows = each(lambda o: len(o.data), observations)
     if prior is not None:
-        phi, _ = eqx.filter_eval_shape(elimination.model_at, whole, args)
-        check_rows(phi, observations.data, elimination.caller)
-        elimination = prior.model(elimination)
-        observations = prior.observations(observations, size_of(phi)[1])
-    phi, shift = eqx.filter_eval_shape(elimination.model_at, whole, args)
-    check_shapes(phi, shift, observations.data, elimination.caller)
-    coefficients = size_of(phi)[1]
+        count = lambda *parts: _count_coefficients(whole, *parts)
+        counts = each(count, elimination.parts, args, observations)
+        elimination, observations = with_priors(prior, elimination, observations, counts)
+    sizes = each(
+        lambda *parts: _sizes(whole, *parts), elimination.parts, args, observations
+    )
     start = parameters.start
-    _check_counts(phi, shift, observations.data, start.size)
+    _check_counts(listed(sizes), start.size)
     if scale is None:
         scale = jnp.where(start == 0, 1, jnp.abs(start))
     else:
@@ -490,8 +512,8 @@ def _fit(
         options.adjoint,
         options.max_steps,
         options.exact,
-        None if shift is None else shift.shape,
-        None if has_real_coefficients(phi) else coefficients,
+        each(lambda sizes: sizes.shift, sizes),
+        each(lambda sizes: sizes.combined, sizes),
         EvaluationLine() if options.progress else None,
     )
     restricted = elimination.restricted(parameters)
@@ -507,7 +529,7 @@ def _fit(
                 f"`varpro(loss=..., adjoint={options.adjoint!r})`: of other losses than "
                 "squares the fit is differentiated by `PseudoinverseAdjoint` alone."
             )
-        real_matrix(phi, elimination.caller, "loss")
+        each(lambda e, a: _check_real(whole, e, a), elimination.parts, args)
     found = optimise(restricted, args, observations, start / scale, settings)
     free = scale * found.point if box is None else settings.inside(found.point)
     theta, outcome = parameters.unravel(parameters.flat(free)), found.outcome
@@ -515,25 +537,22 @@ def _fit(
     known = True if box is None else ~jnp.any(jnp.isnan(box.lower))
     cost = 0.5 * squared_norm(found.residual)
     if loss is not None:
-        cost = loss.cost(
-            found.residual,
-            elimination.predict(theta, args, found.coefficients, observations.gain),
-            observations,
-            observations.data,
-            observations.weight_columns,
+        fitted = elimination.predict(
+            theta, args, found.coefficients, each(lambda o: o.gain, observations)
         )
+        cost = added(listed(each(loss.cost_of, found.residual, fitted, observations)))
     # The residual is, unless the result says so already.
     sound = all_finite((theta, found.coefficients))
-    columns = found.coefficients, found.residual[:rows]
-    of_data = observations.data, observations.weights
+    of_data = each(lambda o: (o.data, o.weights), observations)
+    limits = each(lambda o: o.limits, observations)
     held_coefficients = None
-    if observations.limits is not None:
-        limits = observations.limits.columns(*found.coefficients.shape, "varpro")
-        held_coefficients = limits.side(found.coefficients)
-        if options.vector:
-            held_coefficients = held_coefficients[:, 0]
-    if options.vector:
-        columns = tuple(x[:, 0] for x in columns)
+    if any(part is not None for part in listed(limits)):
+        held_coefficients = each(_held, limits, found.coefficients, options.vector)
+    residual = each(lambda r, m: r[:m], found.residual, rows)
+    columns = tuple(
+        each(lambda x, vector: x[:, 0] if vector else x, x, options.vector)
+        for x in (found.coefficients, residual)
+    )
     stats = {
         "num_steps": outcome.num_steps,
         "max_steps": options.max_steps,
@@ -557,12 +576,65 @@ def _fit(
     )
 
 
-def _as_given(fields: tuple, theta0, dtype) -> tuple:
+class _Sizes(NamedTuple):
+    """Of a data set: shape of the offset, n if columns can be combined, counts."""
+
+    shift: tuple[int, ...] | None
+    combined: int | None
+    data: int
+    coefficients: int  # of real numbers, as `data`
+    shape: tuple[int, int, int]
+
+
+def _count_coefficients(whole, elimination, args, observations) -> int:
+    phi, _ = eqx.filter_eval_shape(elimination.model_at, whole, args)
+    check_rows(phi, observations.data, elimination.caller)
+    return size_of(phi)[1]
+
+
+def _sizes(whole, elimination, args, observations) -> _Sizes:
+    data = observations.data
+    phi, shift = eqx.filter_eval_shape(elimination.model_at, whole, args)
+    check_shapes(phi, shift, data, elimination.caller)
+    (m, k), n = data.shape, size_of(phi)[1]
+    real = has_real_coefficients(phi)
+    of_datum = ways = 1
+    if jnp.issubdtype(common_dtype(phi, shift, data), jnp.complexfloating):
+        of_datum, ways = 2, 1 if real else 2
+    return _Sizes(
+        None if shift is None else shift.shape,
+        None if real else n,
+        of_datum * m * k,
+        ways * n * k,
+        (m, k, n),
+    )
+
+
+def _check_real(whole, elimination, args) -> None:
+    def matrix(theta):
+        phi, _ = elimination.model_at(theta, args)
+        return real_matrix(phi, elimination.caller, "loss")
+
+    eqx.filter_eval_shape(matrix, whole)
+
+
+def _held(limits: Limits | None, coefficients: Array, vector: bool):
+    side = jnp.zeros(coefficients.shape, int)
+    if limits is not None:
+        n, k = coefficients.shape
+        side = limits.columns(n, k, "varpro").side(coefficients)
+    return side[:, 0] if vector else side
+
+
+def _as_given(fields: tuple, theta0, data) -> tuple:
     """The fields in 16 bits where θ or the data came so: the fit is made in 32."""
     theta, *columns, rank, result, held, held_coefficients, stats = fields
     theta = jtu.tree_map(lambda leaf, given: leaf.astype(given.dtype), theta, theta0)
-    if dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating):
-        columns = (x if jnp.iscomplexobj(x) else x.astype(dtype) for x in columns)
+    dtypes = [np.dtype(getattr(part, "dtype", float)) for part in listed(data)]
+    if all(d.itemsize == 2 and jnp.issubdtype(d, jnp.floating) for d in dtypes):
+        dtype = dtypes[0] if len(set(dtypes)) == 1 else np.dtype(np.float32)
+        narrow = lambda x: x if jnp.iscomplexobj(x) else x.astype(dtype)
+        columns = jtu.tree_map(narrow, columns)
     return theta, *columns, rank, result, held, held_coefficients, stats
 
 
@@ -609,13 +681,11 @@ def _check_scale(x_scale, theta0, throw: bool):
     return scale * one.astype(scale.dtype)
 
 
-def _check_counts(phi, shift, data: Array, parameters: int) -> None:
-    (m, k), n = data.shape, size_of(phi)[1]
-    of_datum = ways = 1
-    if jnp.issubdtype(common_dtype(phi, shift, data), jnp.complexfloating):
-        of_datum, ways = 2, 1 if has_real_coefficients(phi) else 2
-    if of_datum * m * k < ways * n * k + parameters:
+def _check_counts(sizes: tuple[_Sizes, ...], parameters: int) -> None:
+    if sum(s.data for s in sizes) < sum(s.coefficients for s in sizes) + parameters:
+        data = sum(m * k for m, k, _ in (s.shape for s in sizes))
+        coefficients = sum(n * k for _, k, n in (s.shape for s in sizes))
         raise ValueError(
-            f"`varpro` got {m * k} data for {n * k} coefficients and {parameters} "
+            f"`varpro` got {data} data for {coefficients} coefficients and {parameters} "
             "nonlinear parameters. Use more data than unknowns."
         )

@@ -16,6 +16,7 @@ from .._base.call import compiled_lazily
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks
+from .data_sets import each, listed
 
 
 class Target(NamedTuple):
@@ -24,6 +25,7 @@ class Target(NamedTuple):
     theta: int | None
     row: int = 0
     column: int = 0
+    data_set: int = 0
 
 
 @compiled_lazily
@@ -34,41 +36,67 @@ def refit(fit: Any, varpro, target: Target, fixed, values, starts, scale, bounds
     `fixed` the places of those that stay. `varpro` is handed in: it stands above.
     """
     elimination, args, observations = fit._context()
-    model, solver = elimination.model, elimination.solver
     _, unravel = jfu.ravel_pytree(at_least_single(fit.theta))
-    data, weights = observations.data, observations.weights
-    limits = observations.limits
-    if target.theta is None:
-        held = _HeldCoefficient(model.basis, model.offset, target, fit.coefficients.shape)
-        basis, offset = held.basis, held.offset
-        data, weights = held.observed(data, weights)
-        solver = PivotedQR() if held.many else solver  # of a column of zeros
-    else:
-        offset = None if model.offset is None else _of_first(model.offset)
-        basis, fixed = _of_first(model.basis), (*fixed, target.theta)
+    sets = [
+        _problem(number, target, *of_set)
+        for number, of_set in enumerate(
+            zip(
+                listed(elimination.parts),
+                listed(observations),
+                listed(fit.coefficients),
+                strict=True,
+            )
+        )
+    ]
+    several = type(observations) is tuple
+    together = lambda parts: tuple(parts) if several else parts[0]
+    basis, offset, data, weights, solvers, lower, upper = (
+        together(parts) for parts in zip(*sets, strict=True)
+    )
+    solver = listed(solvers)[target.data_set]
+    limited = any(part.limits is not None for part in listed(observations))
+    if target.theta is not None:
+        fixed = (*fixed, target.theta)
     mask = np.isin(np.arange(scale.size), fixed)
 
     def member(inputs):
         value, start = inputs
         start = start if target.theta is None else start.at[target.theta].set(value)
+        both = each(lambda args: (args, value), args) if several else (args, value)
         found = varpro(
             basis,
             data,
             unravel(start),
-            (args, value),
+            both,
             weights=weights,
             offset=offset,
             solver=solver,
             x_scale=unravel(scale),
             fixed=_like(mask, fit.theta) if mask.any() else None,
             bounds=bounds,
-            coefficient_bounds=None if limits is None else (limits.lower, limits.upper),
+            coefficient_bounds=(lower, upper) if limited else None,
             throw=False,
         )
         theta, _ = jfu.ravel_pytree(found.theta)
         return found.cost, theta, found.result == optx.RESULTS.successful
 
     return in_chunks(member, (values, starts), size)
+
+
+def _problem(number: int, target: Target, elimination, observations, coefficients):
+    """Basis, offset, data, weights, solver and limits of one data set."""
+    model, solver = elimination.model, elimination.solver
+    data, weights, limits = observations.data, observations.weights, observations.limits
+    if target.theta is None and target.data_set == number:
+        held = _HeldCoefficient(model.basis, model.offset, target, coefficients.shape)
+        basis, offset = held.basis, held.offset
+        data, weights = held.observed(data, weights)
+        solver = PivotedQR() if held.many else solver  # of a column of zeros
+    else:
+        offset = None if model.offset is None else _of_first(model.offset)
+        basis = _of_first(model.basis)
+    bounds = (-jnp.inf, jnp.inf) if limits is None else (limits.lower, limits.upper)
+    return basis, offset, data, weights, solver, *bounds
 
 
 def _like(mask: np.ndarray, theta: PyTree[Array]) -> PyTree[np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from .._base.inexact import as_inexact
+from .data_sets import listed
 from .model import Observations
 
 
@@ -72,6 +73,10 @@ class Loss(eqx.Module):
         unit = self._unit(data)
         return self.weights(data, jnp.maximum(data, unit), observations)
 
+    def cost_of(self, residual, fitted, observations: Observations) -> Float[Array, ""]:
+        weights = observations.weight_columns
+        return self.cost(residual, fitted, observations, observations.data, weights)
+
     def cost(
         self,
         residual: Inexact[Array, "m *k"],
@@ -113,8 +118,9 @@ def reweighted(observations: Observations, weights: Float[Array, "m k"]) -> Obse
     )
 
 
-def check_loss(loss: Any, f_scale: Any, data: Array, caller: str) -> Loss | None:
+def check_loss(loss: Any, f_scale: Any, observations: Any, caller: str) -> Loss | None:
     """`None` for squares."""
+    data = [part.data for part in listed(observations)]
     scale = as_inexact(f_scale, f"{caller}(f_scale=...)")
     if scale.shape != () or jnp.iscomplexobj(scale):
         raise ValueError(
@@ -128,14 +134,12 @@ def check_loss(loss: Any, f_scale: Any, data: Array, caller: str) -> Loss | None
     if loss == "linear":
         return None
     if loss == "poisson":
-        if jnp.iscomplexobj(data) or (
-            not isinstance(data, jax.core.Tracer) and np.any(np.asarray(data) < 0)
-        ):
+        if any(_are_no_counts(part) for part in data):
             raise ValueError(
                 f"`{caller}(loss='poisson')` got data that are no counts. Pass real "
                 "numbers that are not negative."
             )
-        return Loss(jnp.ones((), data.dtype), None)
+        return Loss(jnp.ones((), data[0].dtype), None)
     if not callable(loss) and loss not in _LOSSES:
         raise ValueError(
             f"`{caller}(loss=...)` got {loss!r}. Pass 'linear', 'soft_l1', 'huber', "
@@ -143,3 +147,9 @@ def check_loss(loss: Any, f_scale: Any, data: Array, caller: str) -> Loss | None
         )
     rho = loss if callable(loss) else _LOSSES[loss]
     return Loss(jnp.where(scale > 0, scale, jnp.nan), rho)
+
+
+def _are_no_counts(data: Array) -> bool:
+    if jnp.iscomplexobj(data):
+        return True
+    return not isinstance(data, jax.core.Tracer) and bool(np.any(np.asarray(data) < 0))

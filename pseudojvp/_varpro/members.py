@@ -8,6 +8,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .data_sets import each, for_each, listed
+
 
 class Batched(eqx.Module):
     """A pytree of which some leaves have a batch axis in front."""
@@ -58,17 +60,43 @@ def check_in_axes(in_axes: dict[str, Any] | None) -> dict[str, Any]:
     return in_axes
 
 
+def count_members(data: Any) -> int:
+    return np.shape(listed(data)[0])[0]
+
+
+def check_members(data: Any, what: str = "") -> int:
+    """How many members there are, or an error where `data` are no batch."""
+    shapes = [np.shape(part) for part in listed(data)]
+    for shape in shapes:
+        if len(shape) not in (2, 3) or 0 in shape:
+            raise ValueError(
+                f"`varpro_batch(data=...)` got {what or 'an array of shape'} {shape}. "
+                "Pass arrays of shape (members, m) or (members, m, k), without empty "
+                "axes."
+            )
+    if len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            f"`varpro_batch(data=...)` got {what or 'data sets of shapes'} {shapes}. "
+            "Pass the same number of members in front of each."
+        )
+    return shapes[0][0]
+
+
 def axes_of(
-    in_axes: dict[str, Any], theta0: PyTree[Array], weights: Any, shape: tuple[int, ...]
+    in_axes: dict[str, Any], theta0: PyTree[Array], weights: Any, data: Any
 ) -> dict[str, Any]:
-    """`in_axes` of all three for data of that shape, which tells what is not said."""
-    of_start = lambda leaf: _guess_start(leaf, shape[0])
+    """`in_axes` of all three for `data`, whose shapes tell what is not said."""
+    of_start = lambda leaf: _guess_start(leaf, count_members(data))
     theta0_axes = in_axes.get("theta0", ...)
     if theta0_axes is ...:
         theta0_axes = jtu.tree_map(of_start, theta0)
     weights_axis = in_axes.get("weights", ...)
     if weights_axis is ...:
-        weights_axis = None if weights is None else _guess_weights(weights, shape)
+        guess = lambda part, w: None if w is None else _guess_weights(w, np.shape(part))
+        each_weights = for_each(weights, data, "varpro_batch(weights=...)")
+        weights_axis = each(guess, data, each_weights)
+        if type(weights) is not tuple:  # the same for all data sets
+            weights_axis = listed(weights_axis)[0]
     args_axes = in_axes.get("args")
     return {"theta0": theta0_axes, "weights": weights_axis, "args": args_axes}
 

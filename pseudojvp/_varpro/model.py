@@ -1,5 +1,6 @@
 """The model y ≈ offset(θ) + Φ(θ) c, what is observed of it, and products with Φ."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -52,13 +53,8 @@ class Observations(eqx.Module):
         weights = self.weight_columns
         return columns if weights is None else weights.astype(columns.dtype) * columns
 
-    def size(self) -> Float[Array, ""]:
-        """‖W y‖, or one where that is zero. A constant."""
-        columns = jax.lax.stop_gradient(self.weigh(self.data))
-        largest = jnp.max(jnp.abs(columns))
-        largest = jnp.where(largest > 0, largest, 1)
-        size = largest * jnp.linalg.norm(columns / largest.astype(columns.dtype))
-        return jnp.where(size > 0, size, 1)
+    def residual(self, fitted: Inexact[Array, "m k"]) -> Inexact[Array, "m k"]:
+        return self.weigh(self.data.astype(fitted.dtype) - fitted)
 
     def over(self, size: Float[Array, ""]) -> "Observations":
         """In units of `size`."""
@@ -66,6 +62,20 @@ class Observations(eqx.Module):
         limits = None if self.limits is None else self.limits.over(size)
         data, gain = self.data / size, self.gain / size
         return Observations(data, self.weights, gain, limits, self.common, self.below)
+
+
+def size_of_data(
+    observations: Observations | tuple[Observations, ...],
+) -> Float[Array, ""]:
+    """‖W y‖ of all data sets, or one where that is zero. A constant."""
+    one_set = isinstance(observations, Observations)
+    sets = [observations] if one_set else observations
+    columns = [lax.stop_gradient(part.weigh(part.data)) for part in sets]
+    largest = ft.reduce(jnp.maximum, [jnp.max(jnp.abs(part)) for part in columns])
+    largest = jnp.where(largest > 0, largest, 1)
+    norms = [jnp.linalg.norm(part / largest.astype(part.dtype)) for part in columns]
+    size = largest * (norms[0] if one_set else jnp.linalg.norm(jnp.stack(norms)))
+    return jnp.where(size > 0, size, 1)
 
 
 class SeparableModel(eqx.Module):

@@ -29,13 +29,15 @@ from .._base.call import compiled_lazily, split
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks
+from .data_sets import check_sets, each
 from .failure import raise_if_failed
 from .fit import as_arrays, varpro, VarProFit
 from .loss import check_loss
+from .model import Observations, size_of_data
 from .parameters import Frozen
 from .plot import plot_costs
 from .prior import prior_of
-from .residual import check_theta, prepare
+from .residual import are_vectors, check_theta, prepare
 
 
 _REACHED = 1e-6
@@ -52,7 +54,7 @@ class VarProStarts(eqx.Module):
         residual of zero. Fits that differ in the order of their shapes, or lie elsewhere
         in a flat valley, count too; θ is not compared.
     - `theta`: a pytree as that of the starts, S in front of each leaf.
-    - `coefficients`: `(S, n)` or `(S, n, k)`.
+    - `coefficients`: `(S, n)` or `(S, n, k)`; of several data sets a tuple.
     - `cost`, `rank`, `result`: of each fit, S in front.
     - `start`: `(S,)`, of which of `theta0s` each fit is.
     - `stats`: as of a fit, S in front.
@@ -61,9 +63,9 @@ class VarProStarts(eqx.Module):
     best: VarProFit
     count: Integer[Array, ""]
     theta: PyTree[Array]
-    coefficients: Inexact[Array, "starts n *k"]
+    coefficients: PyTree[Inexact[Array, "starts ..."]]
     cost: Float[Array, " starts"]
-    rank: Integer[Array, " starts"] | Integer[Array, "starts k"]
+    rank: PyTree[Integer[Array, "starts ..."]]
     result: optx.RESULTS
     start: Integer[Array, " starts"]
     stats: dict[str, Any]
@@ -88,14 +90,19 @@ class VarProStarts(eqx.Module):
 
 
 def varpro_multistart(
-    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list,
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]] | tuple[Callable, ...],
+    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list | tuple[Any, ...],
     theta0s: PyTree[ArrayLike],
     args: Any = None,
     *,
     batch_size: int = 256,
-    weights: Real[ArrayLike, " m"] | Real[ArrayLike, "m k"] | list | None = None,
+    weights: Real[ArrayLike, " m"]
+    | Real[ArrayLike, "m k"]
+    | list
+    | tuple[Any, ...]
+    | None = None,
     offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | tuple[Callable | None, ...]
     | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     optimiser: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser = (
@@ -105,9 +112,9 @@ def varpro_multistart(
     x_scale: PyTree[ArrayLike] | None = None,
     bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     fixed: PyTree[Any] | None = None,
-    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
-    coefficient_prior: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_prior: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
     loss: str | Callable = "linear",
     f_scale: ArrayLike = 1.0,
     max_steps: int | None = 256,
@@ -160,13 +167,14 @@ def varpro_multistart(
         "max_steps": max_steps,
         "throw": False,
     }
-    data = data if isinstance(data, jax.Array) else np.asarray(data)
-    args = as_arrays(args)
+    as_array = lambda part: part if isinstance(part, jax.Array) else np.asarray(part)
+    data, args = each(as_array, data), as_arrays(args)
     fits, order, count, residual = _fit_starts(
         basis, data, theta0s, args, keywords, batch_size, progress
     )
     first = jtu.tree_map(lambda leaf: leaf[0], fits)
     elimination, observations, *rest = _context(basis, data, first[0], keywords)
+    args = check_sets(theta0s, args, observations, "varpro_multistart")
     arrays, functions = split((elimination, args, observations, *rest))
     best = VarProFit(
         *(*first[:2], residual, *first[2:]),
@@ -198,16 +206,23 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
 
     least = jtu.tree_map(lambda leaf: leaf[0], theta)
     elimination, observations, *rest = _context(basis, data, least, keywords)
-    if any(rest):  # c is not that of the least squares of the data
-        c = fits[1][0].reshape(fits[1].shape[1], -1)
-        value = elimination.predict(least, args, c, observations.gain)
-        residual = observations.weigh(observations.data.astype(value.dtype) - value)
+    args = check_sets(theta0s, args, observations, "varpro_multistart")
+    if any(part is not None for part in rest):
+        # c is not that of the least squares of the data.
+        c = each(lambda c: c[0].reshape(c.shape[1], -1), fits[1])
+        gain = each(lambda o: o.gain, observations)
+        value = elimination.predict(least, args, c, gain)
+        residual = each(Observations.residual, observations, value)
     else:
         residual = elimination(least, args, observations).residual
-    residual = residual if jnp.ndim(data) == 2 else residual[:, 0]
-    if not jnp.iscomplexobj(residual):
-        residual = residual.astype(cost.dtype)  # 16 bits, if the data are
-    zero = (1e3 * jnp.finfo(cost.dtype).eps * observations.size()) ** 2 / 2
+
+    def as_data(residual, vector):
+        residual = residual[:, 0] if vector else residual
+        # 16 bits, if the data are.
+        return residual if jnp.iscomplexobj(residual) else residual.astype(cost.dtype)
+
+    residual = each(as_data, residual, are_vectors(data))
+    zero = (1e3 * jnp.finfo(cost.dtype).eps * size_of_data(observations)) ** 2 / 2
     reached = cost <= cost[0] * (1 + _REACHED) + zero.astype(cost.dtype)
     count = jnp.sum(reached & ~failed)
     return eqxi.nondifferentiable(
@@ -224,9 +239,9 @@ def _context(basis, data, theta, keywords):
         "varpro_multistart", basis, data, *(keywords[name] for name in names)
     )
     of_theta, of_c = keywords["prior"], keywords["coefficient_prior"]
-    known = prior_of(of_theta, of_c, at_least_single(theta))
+    known = prior_of(of_theta, of_c, at_least_single(theta), data)
     loss, f_scale = keywords["loss"], keywords["f_scale"]
-    outliers = check_loss(loss, f_scale, observations.data, "varpro_multistart")
+    outliers = check_loss(loss, f_scale, observations, "varpro_multistart")
     return elimination, observations, known, outliers
 
 

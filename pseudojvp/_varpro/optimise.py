@@ -21,9 +21,10 @@ from .._front.adjoint import PseudoinverseAdjoint
 from .._map.factorised import Factorised, nondifferentiable
 from .._solver.counterpart import counterpart
 from .compression import compress
+from .data_sets import each, Eliminations, listed
 from .elimination import Elimination
 from .loss import Loss
-from .model import Observations
+from .model import Observations, size_of_data
 from .parameters import Box
 from .progress import EvaluationLine
 from .real import as_real, squared_norm
@@ -47,9 +48,10 @@ class Settings(eqx.Module):
     adjoint: optx.AbstractAdjoint
     max_steps: int | None = eqx.field(static=True)
     exact: bool = eqx.field(static=True)
-    shift_shape: tuple[int, ...] | None = eqx.field(static=True)
-    # Of each column; `None` if columns cannot be combined.
-    coefficients: int | None = eqx.field(static=True)
+    # Of each data set, as are `coefficients`, the same of several columns; those are
+    # `None` if columns cannot be combined.
+    shift_shape: Any = eqx.field(static=True)
+    coefficients: Any = eqx.field(static=True)
     progress: EvaluationLine | None = eqx.field(static=True)
 
     def theta(self, point: Float[Array, " q"]) -> PyTree[Array]:
@@ -102,20 +104,20 @@ class Outcome(eqx.Module):
 
 
 class Solution(eqx.Module):
-    """A point with the elimination there."""
+    """A point with the elimination there, of several data sets in tuples."""
 
     point: Float[Array, " q"]
-    residual: Inexact[Array, "m k"]
-    coefficients: Inexact[Array, "n k"]
-    rank: Integer[Array, ""] | Integer[Array, " k"]
+    residual: PyTree[Inexact[Array, "_ _"]]
+    coefficients: PyTree[Inexact[Array, "_ _"]]
+    rank: PyTree[Integer[Array, "..."]]
     eliminated: lx.RESULTS
     outcome: Outcome
 
 
 def optimise(
-    elimination: Elimination,
+    elimination: Elimination | Eliminations,
     args: Any,
-    observations: Observations,
+    observations: Observations | tuple[Observations, ...],
     start: Float[Array, " q"],
     settings: Settings,
 ) -> Solution:
@@ -128,14 +130,18 @@ def optimise(
     if settings.through_the_search or settings.loss is not None:
         reduced = observations
     else:
-        reduced = compress(observations, settings.shift_shape, settings.coefficients)
+        shapes = settings.shift_shape, settings.coefficients
+        reduced = each(compress, observations, *shapes)
     # In units of ‖W y‖, no square or product of residuals over- or underflows.
-    size = reduced.size()
-    inputs = elimination, args, observations, reduced.over(size), size, start, settings
+    size = size_of_data(reduced)
+    in_units = each(lambda o: o.over(size), reduced)
+    inputs = elimination, args, observations, in_units, size, start, settings
     adjoint = settings.adjoint
     if isinstance(adjoint, PseudoinverseAdjoint):
         solver = nondifferentiable(adjoint.linear_solver)
-        return _solution(inputs, reduced is observations, solver, adjoint.throw)
+        parts = zip(listed(reduced), listed(observations), strict=True)
+        whole = all(part is given for part, given in parts)
+        return _solution(inputs, whole, solver, adjoint.throw)
     point, (outcome, _) = adjoint.apply(_search, _stationarity, inputs, frozenset())
     at = _evaluate(elimination, settings.theta(point), args, observations)
     return Solution(point, at.residual, at.coefficients, at.rank, at.result, outcome)
@@ -168,7 +174,7 @@ def _solution(inputs, known: bool, solver, throw: bool) -> Solution:
     search = _search if settings.loss is None else ft.partial(reweighting, _search)
     point, (outcome, at) = search((*inputs, loop))
     if known:
-        r, c = (size.astype(x.dtype) * x for x in (at.residual, at.coefficients))
+        r, c = _times(size, (at.residual, at.coefficients))
     else:
         at = _evaluate(elimination, settings.theta(point), args, observations)
         r, c = at.residual, at.coefficients
@@ -193,8 +199,7 @@ def _solution_jvp(primals, tangents):
     def system(point, moving):
         inputs = *eqx.combine(moving, still), None, size, None, settings
         if settings.loss is not None:
-            c = primal.coefficients
-            return robust_system(point, c / size.astype(c.dtype), inputs)
+            return robust_system(point, primal.coefficients, inputs)
         gradient, at = _gradient(point, inputs)
         return gradient, at.residual, at.coefficients
 
@@ -214,9 +219,12 @@ def _solution_jvp(primals, tangents):
         t_gradient = jnp.where(free, t_gradient, 0)
     t_point, *_ = factorised.for_derivative().apply(-t_gradient)
     assert t_point is not None
-    t_r, t_c = (
-        size.astype(t.dtype) * (t + jnp.tensordot(t_point.astype(t.dtype), by, 1))
-        for t, by in zip(t_rest, rest, strict=True)
+    t_r, t_c = jtu.tree_map(
+        lambda t, by: (
+            size.astype(t.dtype) * (t + jnp.tensordot(t_point.astype(t.dtype), by, 1))
+        ),
+        tuple(t_rest),
+        tuple(rest),
     )
     t_solution = jtu.tree_map(lambda _: None, primal)
     return primal, eqx.tree_at(
@@ -336,14 +344,20 @@ def _stationarity(point, _, inputs):
 def _gradient(point, inputs):
     """∂(½‖r‖²)/∂point, with c as a constant: r is orthogonal to what c changes."""
     elimination, args, observations, _, size, _, settings, *_ = inputs
-    observations = observations.over(size)
+    observations = each(lambda o: o.over(size), observations)
     at = elimination(settings.theta(point), args, observations)
 
     def fitted(point):
         theta = settings.theta(point)
-        value = elimination.predict(theta, args, at.coefficients, observations.gain)
-        return observations.weigh(value)
+        gain = each(lambda o: o.gain, observations)
+        value = elimination.predict(theta, args, at.coefficients, gain)
+        return each(lambda o, v: o.weigh(v), observations, value)
 
     value, pull = jax.vjp(fitted, point)
-    (gradient,) = pull(-at.residual.conj().astype(value.dtype))
+    weights = jtu.tree_map(lambda r, v: -r.conj().astype(v.dtype), at.residual, value)
+    (gradient,) = pull(weights)
     return gradient, at
+
+
+def _times(size: Float[Array, ""], tree: PyTree[Array]) -> PyTree[Array]:
+    return jtu.tree_map(lambda leaf: size.astype(leaf.dtype) * leaf, tree)

@@ -1,6 +1,7 @@
 """Which of the numbers in θ are looked for, and between which bounds."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,7 @@ def names_of(theta: PyTree[Array]) -> list[str]:
     names = []
     for path, leaf in jtu.tree_leaves_with_path(theta):
         name = jtu.keystr(path, simple=True, separator=".") or "theta"
+        name = re.sub(r"^own\.(\d+)", r"own[\1]", name)  # of a data set
         shape = np.shape(leaf)
         indices = np.ndindex(shape)
         names += [f"{name}[{', '.join(map(str, i))}]" if shape else name for i in indices]

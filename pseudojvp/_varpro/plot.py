@@ -7,6 +7,7 @@ import numpy as np
 import optimistix as optx
 
 from .._base.optional import import_optional
+from .data_sets import for_each, listed
 from .model import Observations
 from .statistics import VarProPrediction
 
@@ -26,20 +27,53 @@ def axes_of(axes: Any, caller: str) -> Any:
 def plot_fit(
     fit: Any,
     axes: Any,
-    band: VarProPrediction,
-    curve: tuple[VarProPrediction, Any] | None,
+    band: Any,
+    curve: tuple[Any, Any] | None,
     x: Any,
     columns: Sequence[int] | None,
     absolute_sigma: bool,
 ) -> Any:
-    """Data, fit and band above, weighted residuals below."""
+    """Data, fit and band above, weighted residuals below; a pair for each data set."""
     _, args, observations = fit._context()
+    several = type(observations) is tuple
+    sets = listed(observations)
+    axes = _pairs_of_axes(axes, len(sets))
+    if not several:
+        args = (args,)
+    xs = for_each(x, observations, "VarProFit.plot(x=...)")
+    at = (None,) * len(sets)
+    if curve is not None:
+        name = "VarProFit.plot(curve=(args, x))"
+        abscissae = for_each(curve[1], observations, name)
+        at = zip(listed(curve[0]), abscissae if several else (abscissae,), strict=True)
+    of_each = zip(
+        sets,
+        listed(fit.residual),
+        args,
+        axes.T,
+        listed(band),
+        at,
+        xs if several else (xs,),
+        strict=True,
+    )
+    for of_set in of_each:
+        _plot_set((columns, absolute_sigma), *of_set)
+    if several:
+        for number, upper in enumerate(axes[0]):
+            title = upper.get_title(loc="left")
+            name = f"data set {number}" + (f", {title}" if title else "")
+            upper.set_title(name, loc="left", fontsize=9)
+    return axes if several else axes[:, 0]
+
+
+def _plot_set(how, observations, residual, args, axes, band, curve, x) -> None:
+    columns, absolute_sigma = how
     data = np.asarray(observations.data)
     x = _abscissa(x, args, len(data))
     shown = _columns(columns, data.shape[1])
-    upper, lower = _two_axes(axes)
+    upper, lower = axes
     bands = (band, x) if curve is None else (curve[0], _at(curve))
-    residual = np.asarray(fit.residual).reshape(data.shape)
+    residual = np.asarray(residual).reshape(data.shape)
     errors = _deviations(observations) if absolute_sigma else None
     counted = _counted(observations)
     for place, column in enumerate(shown):
@@ -63,21 +97,26 @@ def plot_fit(
                 low, high = (np.asarray(edge)[order] for edge in edges)
                 upper.fill_between(at[order], low, high, color=colour, alpha=0.25, lw=0)
     _finish(upper, lower, observations.weights is not None, shown, data.shape[1])
-    return np.array([upper, lower])
 
 
-def _two_axes(axes: Any):
+def _pairs_of_axes(axes: Any, sets: int) -> np.ndarray:
+    """`(2, sets)`."""
     if axes is None:
         pyplot = import_optional("matplotlib.pyplot", "VarProFit.plot()", "plot")
         heights = {"height_ratios": [3, 1]}
-        options = {"sharex": True, "layout": "constrained", "gridspec_kw": heights}
-        return pyplot.subplots(2, **options)[1]
-    if np.size(axes) != 2:
+        options = {"sharex": "col", "layout": "constrained", "gridspec_kw": heights}
+        if sets > 1:
+            options["figsize"] = (1 + 4 * sets, 4.8)
+        return pyplot.subplots(2, sets, squeeze=False, **options)[1]
+    if np.size(axes) != 2 * sets:
+        of_each = "" if sets == 1 else f" for each of {sets} data sets"
+        shape = "2" if sets == 1 else f"2, {sets}"
         raise ValueError(
-            f"`VarProFit.plot(axes=...)` got {np.size(axes)} axes. Pass two, for data "
-            "and residuals, such as of `matplotlib.pyplot.subplots(2, sharex=True)`."
+            f"`VarProFit.plot(axes=...)` got {np.size(axes)} axes. Pass two{of_each}, "
+            "for data and residuals, such as of "
+            f"`matplotlib.pyplot.subplots({shape}, sharex='col')`."
         )
-    return axes
+    return np.reshape(np.asarray(axes, dtype=object), (2, sets))
 
 
 def _abscissa(x: Any, args: Any, rows: int) -> np.ndarray:

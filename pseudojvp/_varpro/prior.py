@@ -7,11 +7,13 @@ import equinox as eqx
 import jax.core
 import jax.flatten_util as jfu
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base.inexact import as_inexact
+from .data_sets import each, Eliminations, for_each
 from .elimination import Elimination
 from .model import Observations, SeparableModel
 from .parameters import vector_like
@@ -178,14 +180,50 @@ class _Offset(eqx.Module):
         return jnp.concatenate([shift, *blocks])
 
 
-def prior_of(prior: Any, coefficient_prior: Any, theta0: PyTree[Array]) -> Prior | None:
-    """Of the arguments of `varpro`, or `None` without either."""
+def with_priors(priors: Any, elimination: Any, observations: Any, counts: Any):
+    """The problem, with counts of coefficients, and what is known before the data."""
+
+    def of_set(prior, elimination, observations, n):
+        if prior is None:
+            return elimination, observations
+        return prior.model(elimination), prior.observations(observations, n)
+
+    if priors is None or type(priors) is not tuple:
+        return of_set(priors, elimination, observations, counts)
+    pairs = each(of_set, priors, elimination.parts, observations, counts)
+    parts, observations = zip(*pairs, strict=True)
+    return Eliminations(parts), observations
+
+
+def prior_of(prior: Any, coefficient_prior: Any, theta0: PyTree[Array], data: Any):
+    """Of the arguments of `varpro`, or `None` without either.
+
+    Of several data sets a tuple: θ is known once, in the first one.
+    """
+    if type(data) is not tuple:
+        return _prior_of_set(prior, coefficient_prior, theta0)
+    if prior is None and coefficient_prior is None:
+        return None
+    of_c = (None,) * len(data)
+    if coefficient_prior is not None:
+        parts = _pair(coefficient_prior, "coefficient_prior")
+        name = "varpro(coefficient_prior=...)"
+        of_c = zip(*(for_each(part, data, name) for part in parts), strict=True)
+    of_theta = (prior, *(None for _ in data[1:]))
+    return each(
+        lambda prior, of_c: _prior_of_set(prior, of_c, theta0), of_theta, tuple(of_c)
+    )
+
+
+def _prior_of_set(prior: Any, coefficient_prior: Any, theta0) -> Prior | None:
     of_theta = None
     if prior is not None:
         mean, precision = _pair(prior, "prior")
         flat, _ = jfu.ravel_pytree(theta0)
         mean = vector_like(mean, theta0, "prior[0]")
-        if np.shape(precision) == (flat.size, flat.size) != np.shape(theta0):
+        whole = (flat.size, flat.size)
+        shapes = [np.shape(leaf) for leaf in jtu.tree_leaves((precision, theta0))]
+        if shapes[:1] == [whole] and shapes[1:] != [whole]:
             precision = as_inexact(precision, "varpro(prior[1]=...)").astype(flat.dtype)
         else:
             precision = vector_like(precision, theta0, "prior[1]")

@@ -9,11 +9,12 @@ import jax.flatten_util as jfu
 import numpy as np
 
 from .curve import Curve, POINTS, Subject
+from .data_sets import listed
 from .failure import words_of
 from .held import Target
 from .plot import plot_profile
 from .statistics import VarProStatistics
-from .summary import all_names, held_of, quantile_of
+from .summary import all_names, held_of, place_of_coefficient, quantile_of
 
 
 _TOLERANCE = 1e-6  # of an end, over its distance from the estimate
@@ -146,23 +147,24 @@ def _ends(curve: Curve, quantile: float, half: float):
 
 
 def _subject(fit: Any, place: int, q: int, statistics: VarProStatistics) -> Subject:
-    covariance, cross, deviations = (
-        np.asarray(block)
-        for block in (
-            statistics.theta_covariance,
-            statistics.cross_covariance,
-            statistics.coefficient_standard_deviation,
-        )
-    )
     if place < q:
+        covariance = np.asarray(statistics.theta_covariance)
         value = float(jfu.ravel_pytree(fit.theta)[0][place])
         deviation = float(statistics.theta_standard_deviation[place])
         target, moved = Target(place), covariance[:, place]
     else:
-        index = np.unravel_index(place - q, fit.coefficients.shape)
-        row, column = (int(i) for i in (*index, 0)[:2])
-        value, deviation = float(fit.coefficients[index]), float(deviations[index])
-        target = Target(None, row, column)
+        number, row, column = place_of_coefficient(fit, place - q)
+        c, cross, deviations = (
+            np.asarray(listed(block)[number])
+            for block in (
+                fit.coefficients,
+                statistics.cross_covariance,
+                statistics.coefficient_standard_deviation,
+            )
+        )
+        index = (row, column)[: c.ndim]
+        value, deviation = float(c[index]), float(deviations[index])
+        target = Target(None, row, column, number)
         moved = (cross[row] if cross.ndim == 2 else cross[column, row]).real
     return Subject(target, value, deviation, moved / deviation**2 if deviation else moved)
 
@@ -190,7 +192,11 @@ def _place(fit: Any, name: str, held, caller: str, settings: Settings) -> int:
         )
     if place < len(held) and held[place] == 2:
         raise ValueError(f"{caller} was called of a fixed number.")
-    if place >= len(held) and np.iscomplexobj(fit.coefficients):
+    number = 0
+    if place >= len(held):
+        number, *_ = place_of_coefficient(fit, place - len(held))
+    c, rank = listed(fit.coefficients)[number], listed(fit.rank)[number]
+    if place >= len(held) and np.iscomplexobj(c):
         raise ValueError(
             f"{caller} was called of a complex coefficient, which "
             "has no interval. Call it of a number of θ."
@@ -200,7 +206,7 @@ def _place(fit: Any, name: str, held, caller: str, settings: Settings) -> int:
             f"{caller} was called of a coefficient of a fit with `coefficient_bounds`. "
             "Call it of a number of θ, or fit without bounds on c."
         )
-    if place >= len(held) and np.min(fit.rank) < len(fit.coefficients):
+    if place >= len(held) and np.min(rank) < len(c):
         raise ValueError(
             f"{caller} was called of a coefficient, but W Φ has no "
             "full rank: the data do not determine it."

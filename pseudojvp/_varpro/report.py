@@ -42,8 +42,9 @@ class VarProReport:
 
     - `theta`: [`pseudojvp.VarProEstimates`][] of θ, named after the pytree: `rates[0]`,
         `peak.width`; `theta[0]` where it is one array.
-    - `coefficients`: those of c: `c[i]`, or `c[i, j]` for column j of the data; called
-        `coefficients[i]` where θ has a name that starts with `c`.
+    - `coefficients`: those of c: `c[i]`, or `c[i, j]` for column j of the data; of the
+        d-th of several data sets `c[d][i]` and `c[d][i, j]`; called `coefficients[i]`
+        where θ has a name that starts with `c`.
     - `correlations`: the strongest, pairs of names with their correlation, the largest
         magnitude first; of complex coefficients that magnitude.
     - `confidence`, `absolute_sigma`: as they were asked for.
@@ -58,8 +59,9 @@ class VarProReport:
         parameter, P = p + 1:
         −2 ln L = data (ln(2π chi_square/data) + 1) − Σ ln W², as of R's `nls`. With
         `absolute_sigma` it is chi_square, and P = p. NaN with priors and other losses.
-    - `rank`, `columns`: of W Φ, the least of those of all columns of the data, and n;
-        columns of coefficients at a bound do not count for the rank.
+    - `rank`, `columns`: of W Φ, the least of those of all columns of the data, and n, of
+        several data sets added up; columns of coefficients at a bound do not count for
+        the rank.
     - `steps`, `polishing_steps`: of the search.
     - `seconds`: wall time of the call of `varpro`, compiling included; `None` where it is
         not known: with `throw=False`, whose call returns before the fit is computed, and

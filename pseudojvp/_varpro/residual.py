@@ -1,3 +1,4 @@
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from .._base.inexact import as_inexact, as_native
 from .._base.results import nan_after_failure
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
+from .data_sets import check_sets, each, Eliminations, for_each, OfSet
 from .elimination import Elimination
 from .limits import check_limits
 from .model import Observations, SeparableModel
@@ -38,13 +40,14 @@ def _residual_jvp(primals, tangents):
     t_theta, t_inputs, _ = tangents
     elimination, args, observations = inputs
     at = elimination(theta, args, observations)
-    tangent = jnp.zeros_like(at.residual)
+    tangent = jtu.tree_map(jnp.zeros_like, at.residual)
     if jtu.tree_leaves(t_theta):
         jacobian = elimination.jacobian(theta, args, observations, at, exact=exact)
         jacobian = nan_after_failure(at.result, jacobian)
         flat, _ = jfu.ravel_pytree(jtu.tree_map(_materialise, theta, t_theta))
-        along = jnp.tensordot(flat.astype(jacobian.dtype), jacobian, 1)
-        tangent = tangent + along
+        tangent = jtu.tree_map(
+            lambda t, j: t + jnp.tensordot(flat.astype(j.dtype), j, 1), tangent, jacobian
+        )
     if jtu.tree_leaves(t_inputs):
 
         def of_inputs(inputs):
@@ -56,7 +59,7 @@ def _residual_jvp(primals, tangents):
         _, along = jax.jvp(
             lambda moving: of_inputs(eqx.combine(moving, still)), (moving,), (t_inputs,)
         )
-        tangent = tangent + along
+        tangent = jtu.tree_map(operator.add, tangent, along)
     return at.residual, tangent
 
 
@@ -71,25 +74,29 @@ def _materialise(primal, tangent):
 class ProjectedResidual(eqx.Module):
     """What [`pseudojvp.projected_residual`][] returns."""
 
-    _elimination: Elimination
-    _observations: Observations
+    _elimination: Elimination | Eliminations
+    _observations: Any  # of several data sets a tuple
     _exact: bool = eqx.field(static=True)
-    _vector: bool = eqx.field(static=True)
+    _vector: bool | tuple[bool, ...] = eqx.field(static=True)
 
     # By identity, as of any function, so that `jax.jit` takes it.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
-    def __call__(self, theta: PyTree[Array], args: Any = None) -> Inexact[Array, "m *k"]:
+    def __call__(
+        self, theta: PyTree[Array], args: Any = None
+    ) -> PyTree[Inexact[Array, "..."]]:
         theta = check_theta(theta, self._elimination.caller)
+        args = self._args(theta, args)
         inputs = self._elimination.closed(theta, args), args, self._observations
         return self._shaped(residual_columns(theta, inputs, self._exact))
 
     def coefficients(
         self, theta: PyTree[Array], args: Any = None
-    ) -> Inexact[Array, "n *k"]:
-        """Returns c(θ), `(n,)` or `(n, k)`."""
+    ) -> PyTree[Inexact[Array, "..."]]:
+        """Returns c(θ), `(n,)` or `(n, k)`; of several data sets a tuple."""
         theta = check_theta(theta, self._elimination.caller)
+        args = self._args(theta, args)
         at = self._elimination(theta, args, self._observations)
         return self._shaped(at.coefficients)
 
@@ -100,25 +107,35 @@ class ProjectedResidual(eqx.Module):
         """
         theta = check_theta(theta, self._elimination.caller)
         elimination, observations = self._elimination, self._observations
+        args = self._args(theta, args)
         at = elimination(theta, args, observations)
         j = elimination.jacobian(theta, args, observations, at, exact=self._exact)
         j = nan_after_failure(at.result, j)
-        return self._shaped(jnp.moveaxis(j, 0, -1))
+        return self._shaped(jtu.tree_map(lambda leaf: jnp.moveaxis(leaf, 0, -1), j))
+
+    def _args(self, theta, args):
+        return check_sets(theta, args, self._observations, self._elimination.caller)
 
     def _shaped(self, columns):
-        return columns[:, 0] if self._vector else columns
+        shaped = lambda columns, vector: columns[:, 0] if vector else columns
+        return each(shaped, columns, self._vector)
 
 
 def projected_residual(
-    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]],
-    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list,
+    basis: Callable[[PyTree[Array], Any], Inexact[Array, "m n"]] | tuple[Callable, ...],
+    data: Num[ArrayLike, " m"] | Num[ArrayLike, "m k"] | list | tuple[Any, ...],
     *,
-    weights: Real[ArrayLike, " m"] | Real[ArrayLike, "m k"] | list | None = None,
+    weights: Real[ArrayLike, " m"]
+    | Real[ArrayLike, "m k"]
+    | list
+    | tuple[Any, ...]
+    | None = None,
     offset: Callable[[PyTree[Array], Any], Inexact[Array, " m"] | Inexact[Array, "m k"]]
+    | tuple[Callable | None, ...]
     | None = None,
     solver: lx.AbstractLinearSolver = PivotedQR(),
     jacobian: str = "exact",
-    coefficient_bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    coefficient_bounds: tuple[PyTree[ArrayLike], PyTree[ArrayLike]] | None = None,
 ) -> ProjectedResidual:
     """Returns the function θ ↦ W (y − offset(θ) − Φ(θ) c), c the best coefficients.
 
@@ -133,8 +150,9 @@ def projected_residual(
     **Arguments:** as for [`pseudojvp.varpro`][].
 
     **Returns:** a function of `(theta, args=None)`, a pytree, with a residual of the
-    shape of `data`; complex if the basis or the data are. It never raises at run time: it
-    is NaN where the solver failed or something was not finite.
+    shape of `data`, of several data sets a tuple; complex if the basis or the data are.
+    It never raises at run time: it is NaN where the solver failed or something was not
+    finite.
 
     **Derivatives:** with respect to everything, forward and reverse, of every order; with
     respect to θ as `jacobian` says, the rest exactly. A tangent with respect to θ
@@ -150,38 +168,102 @@ def projected_residual(
     elimination, observations, exact = prepare(
         caller, basis, data, weights, offset, solver, jacobian, coefficient_bounds
     )
-    return ProjectedResidual(elimination, observations, exact, np.ndim(data) == 1)
+    return ProjectedResidual(elimination, observations, exact, are_vectors(data))
+
+
+def are_vectors(data) -> bool | tuple[bool, ...]:
+    """Whether each data set is one column."""
+    return each(lambda part: np.ndim(part) == 1, data)
 
 
 def prepare(
     caller, basis, data, weights, offset, solver, jacobian, coefficient_bounds=None
 ):
-    """The model, the observations as columns, and whether the Jacobian is exact."""
+    """The model, the observations as columns, and whether the Jacobian is exact.
+
+    Of several data sets `Eliminations` and a tuple of observations.
+    """
+    check_solver(solver, caller)
+    if jacobian not in ("exact", "kaufman"):
+        raise ValueError(
+            f"`{caller}(jacobian=...)` got {jacobian!r}. Pass 'exact' or 'kaufman'."
+        )
+    if type(data) is tuple:
+        if not data:
+            raise ValueError(
+                f"`{caller}(data=...)` got an empty tuple. Pass an array, or a tuple "
+                "with an array for each data set."
+            )
+        functions = [
+            tuple(
+                OfSet(function, number) if callable(function) else function
+                for number, function in enumerate(for_each(given, data, what))
+            )
+            for given, what in (
+                (basis, f"{caller}(basis=...)"),
+                (offset, f"{caller}(offset=...)"),
+            )
+        ]
+        weights = for_each(weights, data, f"{caller}(weights=...)")
+        bounds = _bounds_of_each(coefficient_bounds, data, caller)
+    else:
+        functions, bounds = (basis, offset), coefficient_bounds
+    data = _of_one_precision(each(lambda data: _check_data(data, caller), data))
+
+    def prepare_one(data, basis, offset, weights, bounds):
+        return _prepare_one(caller, basis, offset, data, weights, bounds, solver)
+
+    prepared = each(prepare_one, data, *functions, weights, bounds)
+    if type(data) is not tuple:
+        return *prepared, jacobian == "exact"
+    eliminations, observations = zip(*prepared, strict=True)
+    return Eliminations(eliminations), observations, jacobian == "exact"
+
+
+def _prepare_one(caller, basis, offset, data, weights, coefficient_bounds, solver):
+    """The model of a data set, and its observations."""
     for name, function in (("basis", basis), ("offset", offset)):
         if not callable(function) and (name == "basis" or function is not None):
             raise TypeError(
                 f"`{caller}({name}=...)` got {type(function).__name__}. Pass a function "
                 "of (theta, args)."
             )
-    check_solver(solver, caller)
-    if jacobian not in ("exact", "kaufman"):
-        raise ValueError(
-            f"`{caller}(jacobian=...)` got {jacobian!r}. Pass 'exact' or 'kaufman'."
-        )
-    data = at_least_single(as_inexact(data, f"{caller}(data=...)"))
-    if data.ndim not in (1, 2) or 0 in data.shape:
-        raise ValueError(
-            f"`{caller}(data=...)` got an array of shape {data.shape}. Pass one of shape "
-            "(m,), or (m, k) for k columns that share theta, m and k at least 1; for "
-            "a batch of fits use `jax.vmap` or `varpro_batch`."
-        )
     columns = data[:, None] if data.ndim == 1 else data
     weights = _check_weights(weights, data, caller)
     limits = check_limits(coefficient_bounds, solver, data, caller)
     gain = jnp.ones(columns.shape[1], data.dtype)
     observations = Observations(columns, weights, gain, limits)
-    elimination = Elimination(SeparableModel(basis, offset), solver, caller)
-    return elimination, observations, jacobian == "exact"
+    return Elimination(SeparableModel(basis, offset), solver, caller), observations
+
+
+def _check_data(data, caller):
+    data = at_least_single(as_inexact(data, f"{caller}(data=...)"))
+    if data.ndim not in (1, 2) or 0 in data.shape:
+        raise ValueError(
+            f"`{caller}(data=...)` got an array of shape {data.shape}. Pass one of shape "
+            "(m,), or (m, k) for k columns that share theta, m and k at least 1; a tuple "
+            "of such for several data sets; for a batch of fits use `jax.vmap` or "
+            "`varpro_batch`."
+        )
+    return data
+
+
+def _of_one_precision(data):
+    """Real and complex ones of the precision of the finest."""
+    if type(data) is not tuple:
+        return data
+    finest = max((jnp.finfo(part.dtype).dtype for part in data), key=lambda d: d.itemsize)
+    to = {True: np.result_type(finest, np.complex64), False: finest}
+    return tuple(part.astype(to[jnp.iscomplexobj(part)]) for part in data)
+
+
+def _bounds_of_each(bounds, data, caller):
+    """A pair for each data set, of a pair whose parts may be tuples."""
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        return (bounds,) * len(data)  # `None`, or an error
+    name = f"{caller}(coefficient_bounds=...)"
+    lower, upper = (for_each(bound, data, name) for bound in bounds)
+    return tuple(zip(lower, upper, strict=True))
 
 
 def _check_weights(weights, data, caller):

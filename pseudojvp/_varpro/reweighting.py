@@ -1,5 +1,6 @@
 """The minimum of a loss other than squares, and the equation that it solves."""
 
+import functools as ft
 from collections.abc import Callable
 
 import equinox as eqx
@@ -12,8 +13,11 @@ import optimistix as optx
 from .._base import axes
 from .._map.factorised import Factorised
 from .._solver import SVD
-from .loss import reweighted
-from .model import real_matrix, spread
+from .data_sets import each, listed
+from .elimination import Elimination
+from .loss import Loss, reweighted
+from .model import Observations, real_matrix, spread
+from .real import added
 
 
 # Each takes a step or two from where the last one ended.
@@ -28,20 +32,21 @@ def reweighting(search_of: Callable, inputs):
     """
     elimination, args, _, observations, size, start, settings, while_loop = inputs
     loss = settings.loss.over(size)
-    first = loss.first_weights(observations)
-    eps = jnp.finfo(first.dtype).eps
+    first = each(loss.first_weights, observations)
+    gain = each(lambda o: o.gain, observations)
+    eps = jnp.finfo(jtu.tree_leaves(first)[0].dtype).eps
 
     def search(point, weights):
-        weighted = reweighted(observations, weights)
+        weighted = each(reweighted, observations, weights)
         inputs = elimination, args, None, weighted, size, point, settings, while_loop
         point, (outcome, at) = search_of(inputs)
-        fitted = elimination.predict(
-            settings.theta(point), args, at.coefficients, observations.gain
-        )
-        residual = observations.weigh(observations.data.astype(fitted.dtype) - fitted)
-        new = loss.weights(residual, fitted, observations)
-        change = jnp.max(jnp.abs(new - weights)) / jnp.max(weights)
-        at = eqx.tree_at(lambda at: at.residual, at, residual.astype(at.residual.dtype))
+        fitted = elimination.predict(settings.theta(point), args, at.coefficients, gain)
+        residual = each(Observations.residual, observations, fitted)
+        new = each(loss.weights, residual, fitted, observations)
+        changes = each(lambda new, old: jnp.max(jnp.abs(new - old)), new, weights)
+        change = _largest(changes) / _largest(each(jnp.max, weights))
+        residual = jtu.tree_map(lambda r, to: r.astype(to.dtype), residual, at.residual)
+        at = eqx.tree_at(lambda at: at.residual, at, residual)
         return point, new, change, outcome, at
 
     def again(carry):
@@ -82,26 +87,41 @@ def robust_system(point, c, inputs):
     the minimiser, of every order, since the derivative by the c it starts from is zero.
     """
     elimination, args, observations, _, size, _, settings = inputs
-    observations = observations.over(size)
     loss = settings.loss.over(size)
+    c = jtu.tree_map(lambda leaf: leaf / size.astype(leaf.dtype), c)
+    observations = each(lambda o: o.over(size), observations)
+    gain = each(lambda o: o.gain, observations)
+
+    def fitted(point, c):
+        return elimination.predict(settings.theta(point), args, c, gain)
+
+    def cost(point, c):
+        value = fitted(point, c)
+        residual = each(Observations.residual, observations, value)
+        return added(listed(each(loss.cost_of, residual, value, observations)))
+
+    theta = settings.theta(point)
+    c = each(
+        lambda c, *of: c - _newton_step(loss, theta, c, *of),
+        c,
+        elimination.parts,
+        args,
+        observations,
+    )
+    gradient = jax.grad(cost)(point, c)
+    residual = each(Observations.residual, observations, fitted(point, c))
+    return gradient, residual, c
+
+
+def _newton_step(loss: Loss, theta, c, elimination: Elimination, args, observations):
+    """What to subtract from the c of one data set, column by column."""
     weights = observations.weights
     shared = weights is None or weights.ndim == 1
     n, k = c.shape
     free = jnp.ones((n, k), bool)
     if observations.limits is not None:
         free = observations.limits.columns(n, k, elimination.caller).side(c) == 0
-
-    def fitted(point, c):
-        theta = settings.theta(point)
-        return elimination.predict(theta, args, c, observations.gain)
-
-    def cost(point, c):
-        value = fitted(point, c)
-        residual = observations.weigh(observations.data.astype(value.dtype) - value)
-        w = observations.weight_columns
-        return loss.cost(residual, value, observations, observations.data, w)
-
-    phi, shift = elimination.model_at(settings.theta(point), args)
+    phi, shift = elimination.model_at(theta, args)
     phi = real_matrix(phi, elimination.caller)
     offset = jnp.zeros_like(observations.data)
     if shift is not None:
@@ -121,7 +141,8 @@ def robust_system(point, c, inputs):
 
     axis = None if shared else 1
     step = jax.vmap(step, in_axes=(1, 1, 1, axis, 1), out_axes=1)
-    c = c - step(c, offset, observations.data, weights, free)
-    gradient = jax.grad(cost)(point, c)
-    value = fitted(point, c)
-    return gradient, observations.weigh(observations.data - value), c
+    return step(c, offset, observations.data, weights, free)
+
+
+def _largest(numbers):
+    return ft.reduce(jnp.maximum, listed(numbers))

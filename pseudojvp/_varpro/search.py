@@ -11,7 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Inexact, Int, Integer
+from jaxtyping import Array, Bool, Float, Inexact, Int, Integer, PyTree
 
 from .._base import axes
 from .._base.axes import cond, is_manual
@@ -19,6 +19,7 @@ from .._base.tree import all_finite
 from .._kernel.active_set import bounded_least_squares
 from .._map.factorised import Factorised
 from .._solver import PivotedQR
+from .data_sets import listed
 from .elimination import Eliminated
 from .parameters import Box
 from .real import as_real
@@ -45,16 +46,17 @@ _ROUNDING = 1e2
 class Evaluated(eqx.Module):
     """The elimination at some point, but for its factors."""
 
-    residual: Inexact[Array, "m k"]
-    coefficients: Inexact[Array, "n k"]
-    rank: Integer[Array, ""] | Integer[Array, " k"]
+    residual: PyTree[Inexact[Array, "_ _"]]
+    coefficients: PyTree[Inexact[Array, "_ _"]]
+    rank: PyTree[Integer[Array, "..."]]
     result: lx.RESULTS
 
     @classmethod
     def of(cls, at: Eliminated) -> "Evaluated":
         results = lx.RESULTS
         # Of a basis that is not finite, a solver may say that it is singular.
-        model = eqx.filter(at.factors.factorised.operator, eqx.is_inexact_array)
+        operators = [factors.factorised.operator for factors in listed(at.factors)]
+        model = eqx.filter(operators, eqx.is_inexact_array)
         result = results.where(all_finite(model), at.result, results.nonfinite_input)
         return cls(at.residual, at.coefficients, at.rank, result)
 
@@ -127,7 +129,11 @@ class Search(eqx.Module):
         found = Found(
             point=point,
             # All is better than this.
-            at=eqx.tree_at(lambda at: at.residual, zeros.at, zeros.at.residual + jnp.inf),
+            at=eqx.tree_at(
+                lambda at: at.residual,
+                zeros.at,
+                jtu.tree_map(lambda leaf: leaf + jnp.inf, zeros.at.residual),
+            ),
             both=zeros.both,
             step=jnp.zeros_like(point),
             foretold=zero,

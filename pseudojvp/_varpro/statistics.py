@@ -11,17 +11,18 @@ import jax.scipy.linalg as jsl
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Bool, Float, Inexact, Integer
+from jaxtyping import Array, Bool, Float, Inexact, Integer, PyTree
 
 from .._base.axes import fori_loop
 from .._base.order import after_in_batch
 from .._base.tree import all_finite, at_least_single
 from .compression import compress
-from .elimination import Eliminated, Factors, unit_directions
+from .data_sets import each, listed
+from .elimination import Eliminated, Elimination, Factors, unit_directions
 from .loss import Loss, reweighted
 from .model import has_real_coefficients, Observations
-from .prior import Prior
-from .real import as_real, squared_norm
+from .prior import with_priors
+from .real import added, as_real, squared_norm
 
 
 class VarProStatistics(eqx.Module):
@@ -30,7 +31,7 @@ class VarProStatistics(eqx.Module):
     θ is in the order of `jax.flatten_util.ravel_pytree(theta)`. For `data` of shape
     `(m, k)`, an axis k is in front where `(k)` stands; covariances between the
     coefficients of different columns are left out. Complex coefficients have the
-    covariance E[δc δcᴴ].
+    covariance E[δc δcᴴ]. Of several data sets what is of coefficients is a tuple.
 
     - `theta_covariance`: `(q, q)`; NaN if the data do not determine all of θ.
     - `coefficient_covariance`: `(k) (n, n)`; that of the minimum-norm solution if Φ is
@@ -45,11 +46,11 @@ class VarProStatistics(eqx.Module):
     """
 
     theta_covariance: Float[Array, "q q"]
-    coefficient_covariance: Inexact[Array, "*k n n"]
-    cross_covariance: Inexact[Array, "*k n q"]
+    coefficient_covariance: PyTree[Inexact[Array, "..."]]
+    cross_covariance: PyTree[Inexact[Array, "..."]]
     theta_standard_deviation: Float[Array, " q"]
-    coefficient_standard_deviation: Float[Array, "n *k"]
-    correlation: Inexact[Array, "*k q+n q+n"]
+    coefficient_standard_deviation: PyTree[Float[Array, "..."]]
+    correlation: PyTree[Inexact[Array, "..."]]
     reduced_chi_square: Float[Array, ""]
     degrees_of_freedom: Integer[Array, ""]
 
@@ -71,12 +72,14 @@ class VarProPrediction(eqx.Module):
 class Errors(NamedTuple):
     """The blocks from which all of it is made, but for s²."""
 
-    ways: int  # of a coefficient to err: of a complex one, s² is the variance of each
+    # Of a coefficient to err: of a complex one, s² is the variance of each. Of several
+    # data sets a tuple, as the last two.
+    ways: int | tuple[int, ...]
     chi_square: Float[Array, ""]  # reduced
     degrees_of_freedom: Integer[Array, ""]
     theta_covariance: Float[Array, "q q"]  # (JᵀJ)⁻¹
-    gram_inverse: Inexact[Array, "k n n"]  # (AᴴA)†; k = 1 if it is common
-    gain: Inexact[Array, "k n q"]  # G
+    gram_inverse: PyTree[Inexact[Array, "_ _ _"]]  # (k, n, n), (AᴴA)†; k = 1: common
+    gain: PyTree[Inexact[Array, "_ _ _"]]  # (k, n, q), G
 
     def scaled(self, absolute: Bool[Array, ""]) -> "Errors":
         """With s², which is one where the weights are `absolute`."""
@@ -84,15 +87,43 @@ class Errors(NamedTuple):
         of = lambda block, by: by * scale.astype(block.dtype) * block
         return self._replace(
             theta_covariance=of(self.theta_covariance, 1),
-            gram_inverse=of(self.gram_inverse, self.ways),
+            gram_inverse=each(of, self.gram_inverse, self.ways),
         )
 
 
+class _Blocks(NamedTuple):
+    """What is of one data set."""
+
+    covariance: Inexact[Array, "*k n n"]
+    cross: Inexact[Array, "*k n q"]
+    deviation: Float[Array, "n *k"]
+    correlation: Inexact[Array, "*k q+n q+n"]
+
+
 def statistics(fit, errors: Errors) -> VarProStatistics:
-    theta_covariance, gain = errors.theta_covariance, errors.gain
+    theta = errors.theta_covariance
+    blocks = each(
+        lambda *parts: _blocks_of_set(theta, *parts),
+        fit.coefficients,
+        errors.gram_inverse,
+        errors.gain,
+    )
+    return VarProStatistics(
+        theta,
+        each(lambda of: of.covariance, blocks),
+        each(lambda of: of.cross, blocks),
+        jnp.sqrt(jnp.diagonal(theta)),
+        each(lambda of: of.deviation, blocks),
+        each(lambda of: of.correlation, blocks),
+        errors.chi_square,
+        errors.degrees_of_freedom,
+    )
+
+
+def _blocks_of_set(theta_covariance, c, gram_inverse, gain) -> _Blocks:
     cross = -jnp.matmul(gain, theta_covariance.astype(gain.dtype))
     spread = jnp.matmul(-cross, jnp.swapaxes(gain.conj(), 1, 2))
-    coefficients = errors.gram_inverse + spread
+    coefficients = gram_inverse + spread
     theta_block = jnp.broadcast_to(
         theta_covariance.astype(gain.dtype), (gain.shape[0], *theta_covariance.shape)
     )
@@ -101,63 +132,118 @@ def statistics(fit, errors: Errors) -> VarProStatistics:
     deviation = jnp.sqrt(jnp.diagonal(full.real, axis1=1, axis2=2))
     known = jnp.where(deviation > 0, deviation, 1)
     correlation = full / (known[:, :, None] * known[:, None, :]).astype(full.dtype)
-    q = theta_covariance.shape[0]
-    c_deviation = deviation[:, q:].T
-    if fit.coefficients.ndim == 1:
-        coefficients, cross, correlation = coefficients[0], cross[0], correlation[0]
-        c_deviation = c_deviation[:, 0]
-    return VarProStatistics(
-        theta_covariance,
-        coefficients,
-        cross,
-        deviation[0, :q],
-        c_deviation,
-        correlation,
-        errors.chi_square,
-        errors.degrees_of_freedom,
-    )
+    c_deviation = deviation[:, len(theta_covariance) :].T
+    if c.ndim == 1:
+        return _Blocks(coefficients[0], cross[0], c_deviation[:, 0], correlation[0])
+    return _Blocks(coefficients, cross, c_deviation, correlation)
 
 
 def predict(
     fit, context, errors: Errors, args: Any, confidence, absolute: Bool[Array, ""]
-) -> VarProPrediction:
+) -> VarProPrediction | tuple[VarProPrediction, ...]:
     elimination, _, observations = context
-    c = fit.coefficients if fit.coefficients.ndim == 2 else fit.coefficients[:, None]
+    freedom, dtype = errors.degrees_of_freedom, errors.theta_covariance.dtype
+    quantile = student_quantile(confidence, freedom, dtype, normal=absolute)
+
+    def of_set(elimination, args, c, observations, gram_inverse, gain):
+        columns = c if c.ndim == 2 else c[:, None]
+        theta = fit.theta, errors.theta_covariance
+        own = columns, observations.gain, gram_inverse, gain
+        value, deviation = _predict_columns(elimination, args, theta, own)
+        if c.ndim == 1:
+            value, deviation = value[:, 0], deviation[:, 0]
+        if jnp.iscomplexobj(value):
+            return VarProPrediction(value, deviation, None, None)
+        band = quantile.astype(deviation.dtype) * deviation
+        return VarProPrediction(value, deviation, value - band, value + band)
+
+    return each(
+        of_set,
+        elimination.parts,
+        args,
+        fit.coefficients,
+        observations,
+        errors.gram_inverse,
+        errors.gain,
+    )
+
+
+def _predict_columns(elimination, args, of_theta, own):
+    """The values of one data set, and their standard deviations."""
+    (theta, theta_covariance), (c, gain_of_offset, gram_inverse, gain) = of_theta, own
 
     def model(theta):
-        return elimination.predict(theta, args, c, observations.gain)
+        return elimination.predict(theta, args, c, gain_of_offset)
 
-    value, push = jax.linearize(model, fit.theta)
-    d = lax.map(push, unit_directions(fit.theta))  # (q, p, k)
-    phi = elimination.model.matrix(fit.theta, args, elimination.caller)
+    value, push = jax.linearize(model, theta)
+    d = lax.map(push, unit_directions(theta))  # (q, p, k)
+    phi = elimination.model.matrix(theta, args, elimination.caller)
     if isinstance(phi, lx.AbstractLinearOperator):
         phi = phi.as_matrix()
     phi = phi.astype(value.dtype)
     # θ moves c as well: its effect is D − Φ G.
-    d = d - jnp.einsum("pn,knq->qpk", phi, errors.gain)
-    covariance = errors.theta_covariance.astype(d.dtype)
+    d = d - jnp.einsum("pn,knq->qpk", phi, gain)
+    covariance = theta_covariance.astype(d.dtype)
     by_theta = jnp.einsum("qpk,qr,rpk->pk", d.conj(), covariance, d).real
-    by_c = jnp.einsum("pn,knl,pl->pk", phi, errors.gram_inverse, phi.conj()).real
-    deviation = jnp.sqrt(by_theta + by_c)
-    if fit.coefficients.ndim == 1:
-        value, deviation = value[:, 0], deviation[:, 0]
-    if jnp.iscomplexobj(value):
-        return VarProPrediction(value, deviation, None, None)
-    freedom = errors.degrees_of_freedom
-    quantile = student_quantile(confidence, freedom, deviation.dtype, normal=absolute)
-    band = quantile * deviation
-    return VarProPrediction(value, deviation, value - band, value + band)
+    by_c = jnp.einsum("pn,knl,pl->pk", phi, gram_inverse, phi.conj()).real
+    return value, jnp.sqrt(by_theta + by_c)
 
 
-def errors_of(fit, context, prior: Prior | None, loss: Loss | None) -> Errors:
+class _Part(NamedTuple):
+    """Of one data set: (I − A A†) D, what G and (AᴴA)† come from, and counts."""
+
+    jacobian: Inexact[Array, "q m k"]
+    gain: Inexact[Array, "k n q"] | None  # `None`: yet to be computed, by what follows
+    gram_inverse: Inexact[Array, "k n n"]
+    elimination: Elimination
+    observations: Observations
+    at: Eliminated
+    ways: int
+    freedom: Integer[Array, ""]  # but for θ
+    cost: Float[Array, ""]
+
+
+def errors_of(fit, context, prior: Any, loss: Loss | None) -> Errors:
     elimination, args, observations = context
     theta = at_least_single(fit.theta)
     if prior is not None:
-        elimination = prior.model(elimination)
-        observations = prior.observations(observations, len(fit.coefficients))
+        counts = each(len, fit.coefficients)
+        elimination, observations = with_priors(prior, elimination, observations, counts)
+    priors = each(lambda _: None, observations) if prior is None else prior
+    parts = each(
+        lambda *of_set: _part(theta, loss, *of_set),
+        elimination.parts,
+        args,
+        observations,
+        priors,
+        fit.residual,
+        fit.coefficients,
+        fit.rank,
+    )
+    jacobians = each(lambda part: part.jacobian, parts)
+    theta_covariance, theta_rank = _gram_inverse_of_theta(jacobians, _held(fit))
+
+    def gain_of(part, args):
+        if part.gain is not None:
+            return part.gain
+        ordered = after_in_batch(theta_covariance, after_in_batch(part.jacobian, theta))
+        return _gain(part.elimination, ordered, args, part.observations, part.at)
+
+    freedom = added(listed(each(lambda part: part.freedom, parts))) - theta_rank
+    cost = added(listed(each(lambda part: part.cost, parts)))
+    return Errors(
+        each(lambda part: part.ways, parts),
+        cost / jnp.maximum(freedom, 0).astype(cost.dtype),
+        freedom,
+        theta_covariance,
+        each(lambda part: part.gram_inverse, parts),
+        each(gain_of, parts, args),
+    )
+
+
+def _part(theta, loss, elimination, args, observations, prior, r, c, fit_rank) -> _Part:
+    r, c = (x.reshape(len(x), -1) for x in at_least_single((r, c)))
     phi, shift = elimination.model_at(theta, args)
-    columns = at_least_single((fit.residual, fit.coefficients))
-    r, c = (x.reshape(len(x), -1) for x in columns)
     if prior is not None:
         r = jnp.concatenate([r, prior.residual(theta, c).astype(r.dtype)])
     if loss is not None:
@@ -167,7 +253,7 @@ def errors_of(fit, context, prior: Prior | None, loss: Loss | None) -> Errors:
     reduced = compress(
         observations,
         None if shift is None else shift.shape,
-        None if has_real_coefficients(phi) else len(fit.coefficients),
+        None if has_real_coefficients(phi) else len(c),
     )
     # Each `after` here is for the order of the library calls of many fits.
     theta = theta if reduced is observations else after_in_batch(reduced, theta)
@@ -175,25 +261,29 @@ def errors_of(fit, context, prior: Prior | None, loss: Loss | None) -> Errors:
         at = elimination(theta, args, observations)
     elif reduced is observations:
         factors = Factors.create(phi, observations, elimination.solver, r.dtype)
-        at = Eliminated(r, c, fit.rank, lx.RESULTS.successful, factors)
+        at = Eliminated(r, c, fit_rank, lx.RESULTS.successful, factors)
     else:
         at = elimination(theta, args, reduced)
     d, _ = elimination.tangents(theta, args, reduced, at, exact=False)
     assert d is not None
-    jacobian, gain, gram_inverse = _blocks(at.factors, d, c.shape[0])
-    theta_covariance, theta_rank = _gram_inverse_of_theta(jacobian, _held(fit))
+    jacobian, gain, gram_inverse = _blocks(at.factors, d, len(c))
     if reduced is not observations:
-        at = Eliminated(r, c, fit.rank, at.result, at.factors)
-        gain = _gain(
-            elimination, after_in_batch(theta_covariance, theta), args, observations, at
-        )
+        at, gain = Eliminated(r, c, fit_rank, at.result, at.factors), None
     of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
-    rank = r.shape[1] * fit.rank if jnp.ndim(fit.rank) == 0 else jnp.sum(fit.rank)
+    rank = r.shape[1] * fit_rank if jnp.ndim(fit_rank) == 0 else jnp.sum(fit_rank)
     once, counted = count_data(observations)
-    freedom = of_datum * counted + once - ways * rank - theta_rank
-    cost = squared_norm(r)
-    chi_square = cost / jnp.maximum(freedom, 0).astype(cost.dtype)
-    return Errors(ways, chi_square, freedom, theta_covariance, gram_inverse, gain)
+    freedom = of_datum * counted + once - ways * rank
+    return _Part(
+        jacobian,
+        gain,
+        gram_inverse,
+        elimination,
+        observations,
+        at,
+        ways,
+        freedom,
+        squared_norm(r),
+    )
 
 
 def count_data(observations: Observations):
@@ -238,7 +328,7 @@ def _held(fit) -> Bool[Array, " q"] | None:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jtu.tree_leaves(fit.held)]) != 0
 
 
-def _gram_inverse_of_theta(jacobian: Inexact[Array, "q m k"], held):
+def _gram_inverse_of_theta(jacobian: PyTree[Inexact[Array, "q _ _"]], held):
     """(JᵀJ)⁻¹, or NaN, and the rank of J; zero for what is held."""
     columns = jax.vmap(as_real, out_axes=1)(jacobian)
     rows, q = columns.shape

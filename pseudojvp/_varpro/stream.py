@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._base.inexact import as_inexact
+from .data_sets import each, listed
 from .failure import raise_if_failed
-from .members import axes_of, Batched
+from .members import axes_of, Batched, check_members, count_members
 from .progress import ChunkBar
 
 
@@ -52,19 +53,19 @@ def chunks_of_stored(
     data, theta0: PyTree, weights, args, in_axes: dict[str, Any], size: int
 ) -> Iterator[Chunk]:
     """Slices of all that has the axis of the members."""
-    in_axes = axes_of(in_axes, theta0, weights, data.shape)
+    in_axes = axes_of(in_axes, theta0, weights, data)
+    members = count_members(data)
     trees = {"theta0": theta0, "weights": weights, "args": args}
     whole = [
-        Batched.create(tree, in_axes[name], data.shape[0], name)
-        for name, tree in trees.items()
+        Batched.create(tree, in_axes[name], members, name) for name, tree in trees.items()
     ]
 
     def chunks():
-        for start in range(0, data.shape[0], size):
+        for start in range(0, members, size):
             # A copy, so that no page of a file is read while the fits run.
             read = lambda leaf, start=start: np.array(leaf[start : start + size])
-            theta0, weights, args = (each.of(each.map(read).batched) for each in whole)
-            yield Chunk(read(data), theta0, weights, args, in_axes)
+            theta0, weights, args = (tree.of(tree.map(read).batched) for tree in whole)
+            yield Chunk(each(read, data), theta0, weights, args, in_axes)
 
     return chunks()
 
@@ -99,7 +100,7 @@ def chunks_of_iterator(
     def chunks():
         for number, array in enumerate(data):
             theta0, weights, args = (item(name, number) for name in trees)
-            yield Chunk(_own(array), theta0, weights, args, axes)
+            yield Chunk(each(_own, array), theta0, weights, args, axes)
 
     return chunks()
 
@@ -130,7 +131,7 @@ def _fit_each(fit, chunk: Chunk | None, chunks, total, throw, progress):
     try:
         while chunk is not None:
             # One program for all, unless a chunk is larger than those before.
-            size = max(size, chunk.data.shape[0])
+            size = max(size, count_members(chunk.data))
             fits = fit(chunk, size)
             refuse_tracers(fits.theta)
             try:  # JAX has not ended: a chunk is read while one is fitted
@@ -151,22 +152,21 @@ def _alike(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """With data as JAX arrays, all but their members as of the first."""
     first = None
     for number, chunk in enumerate(chunks):
-        data = as_inexact(chunk.data, "varpro_batch(data=...)")
-        if data.ndim not in (2, 3) or 0 in data.shape:
-            raise ValueError(
-                f"`varpro_batch(data=...)` got an iterator whose item {number} has shape "
-                f"{data.shape}. Let it give arrays of shape (members, m) or (members, m, "
-                "k), without empty axes."
-            )
-        kind = data.shape[1:], data.dtype
+        data = each(lambda part: as_inexact(part, "varpro_batch(data=...)"), chunk.data)
+        check_members(data, f"an iterator whose item {number} has shape")
+        kind = [(part.shape[1:], part.dtype) for part in listed(data)]
         first = kind if first is None else first
         if kind != first:
             raise ValueError(
-                f"`varpro_batch(data=...)` got an iterator whose item {number} has shape "
-                f"{data.shape} and dtype {data.dtype}; members of the first have shape "
-                f"{first[0]} and dtype {first[1]}. Fit different data by different calls."
+                f"`varpro_batch(data=...)` got an iterator whose item {number} has "
+                f"{_told(kind)} in each member; the first has {_told(first)}. Fit "
+                "different data by different calls."
             )
         yield chunk._replace(data=data)
+
+
+def _told(kind: list[tuple[tuple[int, ...], Any]]) -> str:
+    return ", ".join(f"shape {shape} and dtype {dtype}" for shape, dtype in kind)
 
 
 def refuse_tracers(tree: PyTree) -> None:

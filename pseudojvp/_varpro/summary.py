@@ -11,8 +11,10 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._base.optional import import_late
+from .data_sets import each, listed
 from .failure import words_of
 from .parameters import names_of
+from .prior import with_priors
 from .report import VarProEstimates, VarProReport
 from .statistics import count_data, Errors, VarProStatistics
 
@@ -39,11 +41,15 @@ def report(
     held = held_of(fit)
     names = all_names(fit)
     q = len(held)
-    held_coefficients = np.zeros(fit.coefficients.shape, int)
+    sets = [np.asarray(c) for c in listed(fit.coefficients)]
+    ranks = [int(np.min(rank)) for rank in listed(fit.rank)]
+    held_coefficients = [np.zeros(c.shape, int) for c in sets]
     if fit.held_coefficients is not None:
-        held_coefficients = np.asarray(fit.held_coefficients)
-    free = np.sum(held_coefficients == 0, axis=0)
-    deficient = bool(np.any(np.asarray(fit.rank) < free))
+        held_coefficients = [np.asarray(h) for h in listed(fit.held_coefficients)]
+    deficient = any(
+        bool(np.any(np.asarray(rank) < np.sum(side == 0, axis=0)))
+        for rank, side in zip(listed(fit.rank), held_coefficients, strict=True)
+    )
     freedom = int(statistics.degrees_of_freedom)
     quantile = quantile_of(confidence, freedom, absolute_sigma)
     theta = _estimates(
@@ -55,10 +61,10 @@ def report(
     )
     coefficients = _estimates(
         names[q:],
-        np.ravel(fit.coefficients),
-        np.ravel(statistics.coefficient_standard_deviation),
+        _raveled(sets),
+        _raveled(listed(statistics.coefficient_standard_deviation)),
         quantile,
-        np.ravel(held_coefficients),
+        _raveled(held_coefficients),
     )
     count, chi_square, r_squared, log_weights = _sums(fit, observations)
     fitted = _rows(fit, observations) - freedom
@@ -69,7 +75,7 @@ def report(
     made = VarProReport(
         theta=theta,
         coefficients=coefficients,
-        correlations=_correlations(statistics, names, fit.coefficients.shape),
+        correlations=_strongest(statistics, names, [c.shape for c in sets]),
         confidence=float(confidence),
         absolute_sigma=bool(absolute_sigma),
         data=count,
@@ -80,8 +86,8 @@ def report(
         r_squared=r_squared,
         aic=aic,
         bic=bic,
-        rank=int(np.min(fit.rank)),
-        columns=len(fit.coefficients),
+        rank=sum(ranks),
+        columns=sum(len(c) for c in sets),
         steps=int(fit.stats["num_steps"]),
         polishing_steps=int(fit.stats["polishing_steps"]),
         seconds=vars(fit).get(_SECONDS),
@@ -143,8 +149,23 @@ def all_names(fit: Any) -> list[str]:
     """Of θ and then c, in the order of `ravel`."""
     names = names_of(fit.theta)
     c = "coefficients" if any(name.split("[")[0] == "c" for name in names) else "c"
-    indices = np.ndindex(np.shape(fit.coefficients))
-    return names + [f"{c}[{', '.join(map(str, index))}]" for index in indices]
+    several = type(fit.coefficients) is tuple
+    for number, coefficients in enumerate(listed(fit.coefficients)):
+        of_set = f"{c}[{number}]" if several else c
+        indices = np.ndindex(np.shape(coefficients))
+        names += [f"{of_set}[{', '.join(map(str, index))}]" for index in indices]
+    return names
+
+
+def place_of_coefficient(fit: Any, place: int) -> tuple[int, int, int]:
+    """The data set, row and column of a coefficient, by its place among all of them."""
+    for number, coefficients in enumerate(listed(fit.coefficients)):
+        if place < np.size(coefficients):
+            index = np.unravel_index(place, np.shape(coefficients))
+            row, column = (int(i) for i in (*index, 0)[:2])
+            return number, row, column
+        place -= np.size(coefficients)
+    raise IndexError(place)
 
 
 def quantile_of(confidence: float, freedom: int, normal: bool) -> float:
@@ -178,9 +199,23 @@ def _estimates(names, value, deviation, quantile: float, held) -> VarProEstimate
     return VarProEstimates(names, value, deviation, lower, upper, relative, remarks)
 
 
-def _correlations(statistics: VarProStatistics, names: list[str], shape: tuple):
+def _strongest(statistics: VarProStatistics, names: list[str], shapes: list):
     """The strongest, of at least `_WEAK`: some, and all that are to be warned of."""
-    matrix = statistics.correlation
+    q = len(names) - sum(map(math.prod, shapes))
+    found, start = [], q
+    for matrix, shape in zip(listed(statistics.correlation), shapes, strict=True):
+        end = start + math.prod(shape)
+        of_set = _correlations(matrix, names[:q] + names[start:end], shape)
+        # Those of θ alone are in each.
+        found += [pair for pair in of_set if pair[1] not in names[:q] or start == q]
+        start = end
+    found.sort(key=lambda pair: -abs(pair[2]))
+    strong = sum(abs(value) > _STRONG for *_, value in found)
+    return found[: max(_MOST_PAIRS, strong)]
+
+
+def _correlations(matrix: np.ndarray, names: list[str], shape: tuple):
+    """Those of θ and the coefficients of one data set."""
     matrix = np.abs(matrix) if np.iscomplexobj(matrix) else matrix
     matrix = matrix[None] if matrix.ndim == 2 else matrix
     k, size, _ = matrix.shape
@@ -202,30 +237,47 @@ def _correlations(statistics: VarProStatistics, names: list[str], shape: tuple):
 
 def _sums(fit: Any, observations) -> tuple[int, float, float, float]:
     """How many data count, ‖r‖², R² and Σ ln W²."""
+    of_sets = zip(listed(observations), listed(fit.residual), strict=True)
+    sums = [_sums_of_set(*of_set) for of_set in of_sets]
+    count, chi_square, total, log_weights = map(sum, zip(*sums, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r_squared = float(1 - np.divide(chi_square, total))
+    return count, chi_square, r_squared, log_weights
+
+
+def _sums_of_set(observations, residual) -> tuple[int, float, float, float]:
+    """How many data count, ‖r‖², ‖W (data − mean)‖² and Σ ln W²."""
     data = np.asarray(observations.data)
     weights = observations.weights
     weights = np.ones((len(data), 1)) if weights is None else np.asarray(weights)
     weights = weights[:, None] if weights.ndim == 1 else weights
     weights = np.broadcast_to(weights.astype(np.float64), data.shape)
-    of_datum = 2 if np.iscomplexobj(fit.residual) else 1
+    of_datum = 2 if np.iscomplexobj(residual) else 1
     wide = np.complex128 if of_datum == 2 else np.float64
-    chi_square = float(np.sum(np.abs(np.asarray(fit.residual).astype(wide)) ** 2))
+    chi_square = float(np.sum(np.abs(np.asarray(residual).astype(wide)) ** 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.sum(weights**2 * data, axis=0) / np.sum(weights**2, axis=0)
-        total = np.sum(np.abs(weights * (data - mean)) ** 2)
-        r_squared = float(1 - chi_square / total)
+        total = float(np.sum(np.abs(weights * (data - mean)) ** 2))
     counted = weights[weights != 0]
     log_weights = of_datum * float(np.sum(np.log(counted**2)))
-    return of_datum * counted.size, chi_square, r_squared, log_weights
+    return of_datum * counted.size, chi_square, total, log_weights
+
+
+def _raveled(arrays) -> np.ndarray:
+    return np.concatenate([np.ravel(array) for array in arrays])
 
 
 def _rows(fit: Any, observations) -> int:
     """How many data there are, priors among them."""
     prior = fit._prior()
     if prior is not None:
-        observations = prior.observations(observations, len(fit.coefficients))
-    once, counted = (int(number) for number in count_data(observations))
-    return (2 if np.iscomplexobj(fit.residual) else 1) * counted + once
+        counts = each(len, fit.coefficients)
+        _, observations = with_priors(prior, fit._context()[0], observations, counts)
+    rows = 0
+    for of_set, r in zip(listed(observations), listed(fit.residual), strict=True):
+        once, counted = (int(number) for number in count_data(of_set))
+        rows += (2 if np.iscomplexobj(r) else 1) * counted + once
+    return rows
 
 
 def _criteria(count: int, fitted: int, chi_square: float, log_weights: float, absolute):
@@ -294,12 +346,18 @@ def _parallel_columns(errors: Errors) -> list[str]:
     AᴴA is the inverse of (AᴴA)⁻¹, and is taken from that with a diagonal of ones, so that
     the lengths of the columns do not matter.
     """
-    found = {}
-    for gram_inverse in errors.gram_inverse:
-        cosines = _cosines(gram_inverse)
-        for i, j in zip(*np.nonzero(np.triu(cosines > _PARALLEL, 1)), strict=True):
-            found[i, j] = max(cosines[i, j], found.get((i, j), 0))
-    return [f"{i} and {j} (cosine {found[i, j]:.6f})" for i, j in sorted(found)]
+    told, sets = [], listed(errors.gram_inverse)
+    for number, of_set in enumerate(sets):
+        found = {}
+        for gram_inverse in of_set:
+            cosines = _cosines(gram_inverse)
+            for i, j in zip(*np.nonzero(np.triu(cosines > _PARALLEL, 1)), strict=True):
+                found[i, j] = max(cosines[i, j], found.get((i, j), 0))
+        where = "" if len(sets) == 1 else f" in data set {number}"
+        told += [
+            f"{i} and {j}{where} (cosine {found[i, j]:.6f})" for i, j in sorted(found)
+        ]
+    return told
 
 
 def _cosines(gram_inverse: np.ndarray) -> np.ndarray:
