@@ -261,7 +261,7 @@ def _fit_chunk(
     chunk: Chunk,
     size: int,
     *,
-    basis: Callable,
+    basis: Callable | tuple[Callable, ...],
     keywords: dict[str, Any],
     batch_size: int,
     progress: bool = False,
