@@ -48,6 +48,14 @@ def test_every_public_name_has_an_entry_in_the_api_page():
     assert documented - {"_map"} == public  # the module of the primitive
 
 
+def test_gallery_shows_every_example_that_ci_runs():
+    script = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    [listed] = re.findall(r"for example in ([\w\s\\]+); do", script)
+    gallery = (_ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = re.findall(r"`python examples/(\w+)\.py`", gallery)
+    assert sorted(shown) == sorted(listed.replace("\\", " ").split())
+
+
 def test_readme_has_the_two_set_up_commands_on_lines_of_their_own():
     lines = (_ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     example = 'pip install -e ".[examples]" && python examples/variable_projection.py'
