@@ -32,7 +32,6 @@ from ._map.truncated import TruncatedAdjoint as TruncatedAdjoint
 from ._operator import (
     BlockDiagonal as BlockDiagonal,
     Circulant as Circulant,
-    damped as damped,
     Eigh as Eigh,
     gauss_newton_operator as gauss_newton_operator,
     hessian_operator as hessian_operator,
@@ -42,21 +41,22 @@ from ._operator import (
     Toeplitz as Toeplitz,
 )
 from ._operator.adjoint import hermitian_tag as hermitian_tag
+from ._operator.damped import damped as damped
 from ._preconditioner import (
-    amg as amg,
-    block_jacobi as block_jacobi,
-    chebyshev as chebyshev,
     condition_number as condition_number,
-    factorised_inverse as factorised_inverse,
     incomplete_cholesky as incomplete_cholesky,
     incomplete_lu as incomplete_lu,
     inverse_residual as inverse_residual,
-    jacobi as jacobi,
     kaporin_number as kaporin_number,
-    nystrom as nystrom,
     PreconditionerNetwork as PreconditionerNetwork,
-    woodbury as woodbury,
 )
+from ._preconditioner.amg import amg as amg
+from ._preconditioner.block_jacobi import block_jacobi as block_jacobi
+from ._preconditioner.chebyshev import chebyshev as chebyshev
+from ._preconditioner.factorised_inverse import factorised_inverse as factorised_inverse
+from ._preconditioner.jacobi import jacobi as jacobi
+from ._preconditioner.nystrom import nystrom as nystrom
+from ._preconditioner.woodbury import woodbury as woodbury
 from ._solver import (
     AutoLinearSolver as AutoLinearSolver,
     BiCGStab as BiCGStab,

@@ -56,6 +56,23 @@ def test_gallery_shows_every_example_that_ci_runs():
     assert sorted(shown) == sorted(listed.replace("\\", " ").split())
 
 
+def test_no_public_name_is_imported_from_a_folder_with_a_module_of_that_name():
+    """The API page would have the module, and so nothing."""
+    package = _ROOT / "pseudojvp"
+    imported = re.findall(
+        r"^from \.([\w.]+) import (\(.*?\)|.*?)$",
+        (package / "__init__.py").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    modules = [
+        package / folder.replace(".", "/") / f"{name}.py"
+        for folder, names in imported
+        for name in re.findall(r"\w+ as (\w+)", names)
+    ]
+    assert [path.name for path in modules if path.exists()] == []
+    assert len(modules) > 50
+
+
 def test_readme_has_the_two_set_up_commands_on_lines_of_their_own():
     lines = (_ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     example = 'pip install -e ".[examples]" && python examples/variable_projection.py'
