@@ -80,6 +80,22 @@ class PseudoinverseAdjoint(optx.AbstractAdjoint):
     **Sources:** Krantz & Parks, *The Implicit Function Theorem: History, Theory, and
     Applications* (2013), for J of full rank; Ben-Israel, J. Math. Anal. Appl. 15 (1966),
     for Newton's iteration y − J†F, of which ẏ is the first step.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import optimistix as optx
+    import pseudojvp as pj
+
+    def nearest(c):  # a root of one equation in two unknowns
+        solver, adjoint = optx.LevenbergMarquardt(1e-6, 1e-6), pj.PseudoinverseAdjoint()
+        f = lambda y, c: y[0] + y[1] - c
+        return optx.least_squares(f, solver, jnp.zeros(2), c, adjoint=adjoint).value
+
+    print(jax.jacobian(nearest)(2.0).round(2))  # [0.5 0.5]
+    ```
     """
 
     linear_solver: lx.AbstractLinearSolver = AutoLinearSolver(well_posed=False)

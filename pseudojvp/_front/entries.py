@@ -61,6 +61,18 @@ class EntriesSolution(eqx.Module):
     - `walks`: how many random walks the value is of; with none the bound is proved.
     - `whole`: whether it was left to the whole solve, because nothing was local.
     - `result`: a `lineax.RESULTS` for each.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    import pseudojvp as pj
+    import scipy.sparse
+
+    A = scipy.sparse.diags_array([-1.0, 4, -1], offsets=[-1, 0, 1], shape=(50, 50))
+    solution = pj.solve_entries(A, np.ones(50), [3, 25], rtol=1e-3, atol=0.0)
+    print(solution.value.shape, solution.bound.shape, solution.walks)  # (2,) (2,) [0 0]
+    ```
     """
 
     value: Inexact[Array, "*k"]
@@ -156,6 +168,19 @@ def solve_entries(
     for walks after pushes; Maurer & Pontil, *Empirical Bernstein bounds*, COLT (2009),
     theorem 4, for their interval; Varah, *A lower bound for the smallest singular value
     of a matrix*, Linear Algebra Appl. 11 (1975), for ‖A⁻¹‖∞ ≤ 1 / δ.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    import pseudojvp as pj
+    import scipy.sparse
+
+    A = scipy.sparse.diags_array([-1.0, 4, -1], offsets=[-1, 0, 1], shape=(1000, 1000))
+    solution = pj.solve_entries(A, np.ones(1000), [500], rtol=1e-3, atol=0.0)
+    print(abs(solution.value - 0.5) <= solution.bound)  # [ True]
+    print(solution.rows_read < 100)  # [ True]
+    ```
     """
     data, row, col, size = read_square(A)
     check_scalar_tolerances(rtol=rtol, atol=atol)

@@ -60,6 +60,19 @@ def factorise(
     **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), section
     1.2 for the blocks; Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), for their
     derivatives.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    factors = pj.factorise(A, pj.QR())
+    b = jnp.array([1.0, 4.0, 5.0])
+    print(factors.solve(b).round(2))  # [1. 2.]
+    print(jnp.abs(factors.residual(b)).round(2))  # [0. 0. 5.]
+    ```
     """
     operator = with_known_pattern(operator, "factorise")
     check_solver(solver, "factorise")

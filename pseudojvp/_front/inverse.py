@@ -33,6 +33,18 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
 
     and so do `inverse.T` and `lineax.conj(inverse)`. `inverse @ operator` is a
     composition.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    inverse = pj.invert(jnp.array([[2.0, 1.0], [0.0, 4.0]]))
+    print(inverse @ jnp.array([3.0, 4.0]))  # [1. 1.]
+    print(inverse.T.mv(jnp.array([2.0, 5.0])))  # [1. 1.]
+    print(inverse.mm(jnp.eye(2)).tolist())  # [[0.5, -0.125], [0.0, 0.25]]
+    ```
     """
 
     # lineax knows how functions behave, and so does whoever looks for functions in an

@@ -38,7 +38,22 @@ def invert(
     It carries the tags that an inverse inherits: symmetric, Hermitian, diagonal,
     triangular, (semi)definite, and unit diagonal where it is diagonal or triangular.
 
+    Cost: one factorisation, here; then for each product one application of the factors,
+    or one run of an iterative solver.
+
     **Raises:** as [`pseudojvp.linear_solve`][].
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[2.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+    inverse = pj.invert(A, pj.QR())
+    print(inverse.mv(jnp.array([2.0, 4.0, 1.0])).round(2))  # [1. 1.]
+    print(inverse.as_matrix().shape)  # (2, 3)
+    ```
     """
     operator = as_operator(operator, "invert")
     check_solver(solver, "invert")

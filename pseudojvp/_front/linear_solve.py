@@ -72,6 +72,19 @@ def linear_solve(
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, in the
     form of `docs/maths.md`.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[2.0, 1.0], [0.0, 4.0]]), jnp.array([3.0, 4.0])
+    print(pj.linear_solve(A, b).value)  # [1. 1.]
+    gradient = jax.grad(lambda A: pj.linear_solve(A, b).value.sum())(A)
+    print(gradient.tolist())  # [[-0.5, -0.5], [-0.125, -0.125]]
+    ```
     """
     operator = with_known_pattern(operator, "linear_solve")
     solver = with_known_blocks(solver, operator)

@@ -114,6 +114,17 @@ def lsq_linear(
     **Sources:** Stark & Parker, *Bounded-variable least-squares*, Computational
     Statistics 10 (1995); Lawson & Hanson, *Solving Least Squares Problems* (1974),
     chapter 23.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    a, b = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0.5, 3.0])
+    solution = pj.lsq_linear(a, b, (0.0, 2.0))
+    print(solution.value.round(2), solution.stats["active_mask"])  # [0.5 2. ] [0 1]
+    ```
     """
     arguments = checked("lsq_linear", a, b, bounds, rcond, solver)
     return _found(arguments, throw)[0]
@@ -149,6 +160,17 @@ def nnls(
     **Raises:** as `lsq_linear`.
 
     **Sources:** Lawson & Hanson, *Solving Least Squares Problems* (1974), chapter 23.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    a, b = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([3.0, -4.0])
+    x, residual_norm = pj.nnls(a, b)
+    print(x.round(2), residual_norm.round(2))  # [3. 0.] 4.0
+    ```
     """
     arguments = checked("nnls", a, b, (0.0, None), rcond, solver)
     solution, residual_norm = _found(arguments, throw)

@@ -119,6 +119,20 @@ def lstsq(
     **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), sections
     1.2 and 2.7 (damping as a stacked matrix); Golub & Pereyra, SIAM J. Numer. Anal. 10
     (1973), section 4, for the derivative of the residual.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    a, b = jnp.array([[1.0, 1.0], [1.0, 1.0]]), jnp.array([1.0, 3.0])  # rank 1
+    x, residuals, rank, s = pj.lstsq(a, b)
+    print(x.round(2), residuals.round(2), rank)  # [1. 1.] [2.] 1
+    gradient = jax.grad(lambda b: pj.lstsq(a, b)[0].sum())(b)
+    print(gradient.round(2))  # [0.5 0.5]
+    ```
     """
     check_adjoint(adjoint, "lstsq")
     solver = PivotedQR() if solver is None else solver
@@ -287,6 +301,16 @@ def pinv(
 
     **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape
     or type; a run-time error as `throw` says.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    a = jnp.array([[1.0, 1.0], [1.0, 1.0]])
+    print(pj.pinv(a).round(2).tolist())  # [[0.25, 0.25], [0.25, 0.25]]
+    ```
     """
     check_rcond(rcond, "pinv")
     (a,) = promote("pinv", a=a)

@@ -63,6 +63,17 @@ def project(
     **Raises:** as `linear_solve`.
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), lemma 4.1.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0], [1.0]]), jnp.array([1.0, 3.0])
+    projected = pj.project(A, b)
+    print(projected.projection.round(2), projected.residual.round(2))  # [2. 2.] [-1.  1.]
+    ```
     """
     operator = with_known_pattern(operator, "project")
     solver = with_known_blocks(solver, operator)

@@ -77,6 +77,19 @@ def shifted_solve(
     **Sources:** Jegerlehner, *Krylov space solvers for shifted linear systems* (1996),
     section 3; van den Eshof & Sleijpen, *Accurate conjugate gradient methods for families
     of shifted systems*, Appl. Numer. Math. 49 (2004), for CG by Lanczos.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.array([1.0, 3.0]))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    solution = pj.shifted_solve(A, jnp.array([2.0, 12.0]), jnp.array([0.0, 1.0]))
+    print(solution.value.round().tolist())  # [[2.0, 4.0], [1.0, 3.0]]
+    ```
     """
     operator = with_known_pattern(operator, "shifted_solve")
     return _shifted_solve(operator, vector, shifts, solver, throw)

@@ -65,6 +65,20 @@ def slogdet(
     **Sources:** Magnus & Neudecker, *Matrix Differential Calculus*, 3rd ed. (2019),
     section 8.3; for Hermitian A of deficient rank Holbrook, *Differentiating the pseudo
     determinant*, Linear Algebra Appl. 548 (2018).
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[2.0, 1.0], [0.0, 4.0]])
+    sign, logabsdet = pj.slogdet(A)
+    print(sign, f"{logabsdet:.4f}")  # 1.0 2.0794
+    gradient = jax.grad(lambda A: pj.slogdet(A).logabsdet)(A)  # A⁻ᵀ
+    print(gradient.tolist())  # [[0.5, 0.0], [-0.125, 0.25]]
+    ```
     """
     operator = as_operator(operator, "slogdet")
     check_solver(solver, "slogdet")

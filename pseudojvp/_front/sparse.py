@@ -96,6 +96,21 @@ def sparse_solve(
     error as `throw` says.
 
     **Sources:** Giles, *Collected matrix derivative results* (2008), section 2.3.1.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    row, col = jnp.array([0, 0, 1]), jnp.array([0, 1, 1])
+    A = lambda data: pj.SparseLinearOperator((data, row, col, (2, 2)))
+    data, b = jnp.array([2.0, 1.0, 4.0]), jnp.array([3.0, 4.0])
+    print(pj.sparse_solve(A(data), b).round(2))  # [1. 1.]
+    gradient = jax.grad(lambda data: pj.sparse_solve(A(data), b).sum())(data)
+    print(gradient)  # [-0.5   -0.5   -0.125]
+    ```
     """
     check_adjoint(adjoint, "sparse_solve")
     operator = _as_sparse(A, tags, "sparse_solve")
@@ -157,8 +172,8 @@ def sparse_lstsq(
     **Returns:** X, `(n,)` or `(n, k)`.
 
     **Derivatives:** with respect to A, B and `damp`, forward and reverse, of every order,
-    along constant rank; on the pattern of A as for `sparse_solve`. Up to three solves for
-    a JVP or a VJP; one where `damp` is given.
+    along constant rank; on the pattern of A as for `sparse_solve`. Cost: up to three
+    solves for a JVP or a VJP; one where `damp` is given.
 
     **Raises:** as `sparse_solve`; `ValueError` for a `damp` that is no scalar or the
     number zero, `TypeError` for a complex one.
@@ -166,6 +181,17 @@ def sparse_lstsq(
     **Sources:** Fong & Saunders, *LSMR: an iterative algorithm for sparse least-squares
     problems*, SIAM J. Sci. Comput. 33 (2011); Golub & Pereyra, SIAM J. Numer. Anal. 10
     (1973), theorem 4.3, for the derivative.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+    import scipy.sparse
+
+    A = scipy.sparse.csr_array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])  # rank 1
+    print(pj.sparse_lstsq(A, jnp.array([1.0, 3.0, 5.0])).round(2))  # [2. 0.]
+    ```
     """
     check_adjoint(adjoint, "sparse_lstsq")
     operator = _as_sparse(A, tags, "sparse_lstsq")

@@ -31,6 +31,16 @@ class WarmStart(eqx.Module):
     Made by [`pseudojvp.warm_start`][], used by [`pseudojvp.warm_solve`][], and moved on
     by [`pseudojvp.warm_value_and_grad`][]. A pytree of arrays of fixed shapes, for the
     carry of `jax.lax.scan`. The last axis of each leaf counts the solutions.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    warm = pj.warm_start(jnp.eye(4), memory=3, batch=2)  # for `jax.vmap` of two solves
+    print(warm.solutions.shape)  # (2, 4, 3)
+    ```
     """
 
     solutions: PyTree[Array]
@@ -81,6 +91,16 @@ def warm_start(
 
     **Raises:** `TypeError` or `ValueError` for what is no operator, or a `memory` that is
     no positive integer.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    warm = pj.warm_start(jnp.eye(5), memory=2)
+    print(warm.solutions.shape, warm.adjoints.shape)  # (5, 2) (5, 2)
+    ```
     """
     operator = as_operator(operator, "warm_start")
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
@@ -152,6 +172,21 @@ def warm_solve(
     guess, here with the smallest residual; Lin, Padhy, Mlodozeniec, Antorán & Hernández-
     Lobato, *Improving linear system solvers for hyperparameter optimisation in iterative
     Gaussian processes* (2024), section 4, for its use in training.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.arange(1.0, 9.0))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    warm = pj.warm_start(A)
+    first, warm = pj.warm_solve(A, jnp.ones(8), warm, pj.CG(rtol=1e-4))
+    second, warm = pj.warm_solve(A, jnp.ones(8), warm, pj.CG(rtol=1e-4))
+    print(second.stats["num_steps"] < first.stats["num_steps"])  # True
+    ```
     """
     operator = with_known_pattern(operator, "warm_solve")
     return _warm_solve(operator, vector, warm, solver, options, throw)
@@ -253,11 +288,29 @@ def warm_value_and_grad(function: Callable, *, has_aux: bool = False) -> Callabl
     - `has_aux`: whether it returns something else as a third. Defaults to `False`.
 
     **Returns:** a function of the same arguments that returns the value, the gradient
-    with respect to the parameters, the state, and with `has_aux` the rest.
+    with respect to the parameters, the state, and with `has_aux` the rest. It costs what
+    `jax.value_and_grad(loss)` costs.
 
     **Raises:** `TypeError` or `ValueError` for parameters without a floating-point array,
     a state that is none, a function that does not return the above, or one whose state
     is not of the structure and the shapes of the one that went in.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    def loss(t, warm):
+        A = lx.MatrixLinearOperator(t * jnp.eye(3), lx.positive_semidefinite_tag)
+        solution, warm = pj.warm_solve(A, jnp.ones(3), warm, pj.CG())
+        return solution.value.sum(), warm
+
+    step = pj.warm_value_and_grad(loss)
+    value, gradient, warm = step(jnp.array(2.0), pj.warm_start(jnp.eye(3)))
+    print(value.round(2), gradient.round(2))  # 1.5 -0.75
+    ```
     """
 
     def value_and_grad(parameters, warm, *args, **kwargs):

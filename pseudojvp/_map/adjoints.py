@@ -89,6 +89,19 @@ class ImplicitAdjoint(AbstractAdjoint):
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3; `docs/
     adjoints.md`.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[2.0, 1.0], [0.0, 4.0]]), jnp.array([3.0, 4.0])
+    adjoint = pj.ImplicitAdjoint(pj.LU())  # x by GMRES, its derivatives by LU
+    solve = lambda b: pj.linear_solve(A, b, pj.GMRES(), adjoint=adjoint).value
+    print(jax.jacobian(solve)(b).tolist())  # [[0.5, -0.125], [0.0, 0.25]]
+    ```
     """
 
     solver: lx.AbstractLinearSolver | None = None
@@ -170,6 +183,21 @@ class UnrolledAdjoint(AbstractAdjoint):
     and 12, for the reverse pass and its checkpoints, here at one level; Christianson,
     *Reverse accumulation and attractive fixed points*, Optim. Methods Softw. 3 (1994),
     for what becomes of it as the steps increase.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    def loss(scale):  # x = scale b + scale (I − scale A) b, for this `scale`
+        solver, adjoint = pj.Neumann(num_terms=1, scale=scale), pj.UnrolledAdjoint()
+        A, b = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.ones(2)
+        return pj.linear_solve(A, b, solver, adjoint=adjoint).value.sum()
+
+    print(jax.grad(loss)(0.5))  # 1.0
+    ```
     """
 
     checkpoints: int | None = eqx.field(static=True, default=None)

@@ -52,6 +52,17 @@ class Factorised(eqx.Module):
 
     Made by [`pseudojvp.factorise`][], which see. A pytree: it goes through `jax.jit`,
     `jax.vmap` and loops. Each method takes one vector, and a batch under `jax.vmap`.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    factors = pj.factorise(jnp.array([[2.0, 0.0], [0.0, 4.0]]))
+    print(factors.adjoint_solve(jnp.array([2.0, 4.0])))  # [1. 1.]
+    print(f"{factors.slogdet().logabsdet:.4f}")  # 2.0794
+    ```
     """
 
     _problem: Problem

@@ -18,6 +18,18 @@ Everything on the right is this primitive again, so derivatives of every order f
 Its transpose is itself, up to conjugation: JAX transposes without conjugating, and
 (M†)^T = conj(M†). `docs/maths.md` has the proofs; `rows.py` says how each
 solver applies (1) and (2).
+
+**Example:**
+
+```python
+import jax
+import jax.numpy as jnp
+import pseudojvp as pj
+
+A = jnp.array([[2.0, 1.0], [0.0, 4.0]])
+program = jax.make_jaxpr(lambda b: pj.linear_solve(A, b).value)(jnp.ones(2))
+print(pj.linear_solve_p.name in str(program))  # True
+```
 """
 
 import functools as ft

@@ -87,6 +87,20 @@ class StochasticAdjoint(AbstractAdjoint):
     Math. Comp. 4 (1950), for the series; Drineas, Kannan & Mahoney, *Fast Monte Carlo
     algorithms for matrices I*, SIAM J. Comput. 36 (2006), for rows and columns by size. A
     system of sampled rows and columns, solved instead of A, is biased.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 0.5], [0.0, 1.0]]), jnp.array([2.0, 2.0])
+    adjoint = pj.StochasticAdjoint(jax.random.key(0), num_samples=1000)
+    loss = lambda b: pj.linear_solve(A, b, adjoint=adjoint).value.sum()
+    error = jax.grad(loss)(b) - jnp.array([1.0, 0.5])
+    print(jnp.max(jnp.abs(error)) < 0.1)  # True
+    ```
     """
 
     key: Array

@@ -66,6 +66,19 @@ class TruncatedAdjoint(AbstractAdjoint):
     implicit differentiation*, AISTATS (2020), theorem 1 and algorithm 3; Shaban, Cheng,
     Hatch & Boots, *Truncated back-propagation for bilevel optimization*, AISTATS (2019),
     for the bound.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 0.5], [0.0, 1.0]]), jnp.array([2.0, 2.0])
+    adjoint = pj.TruncatedAdjoint(num_terms=1)  # (I + (I − A)), here the whole of A⁻¹
+    solve = lambda b: pj.linear_solve(A, b, adjoint=adjoint).value
+    print(jax.jacobian(solve)(b).tolist())  # [[1.0, -0.5], [0.0, 1.0]]
+    ```
     """
 
     num_terms: int = eqx.field(static=True)
