@@ -8,6 +8,26 @@ from .._base.structure import Structure
 
 
 class _HermitianTag:
+    """Says that an operator is its own conjugate transpose, A = Aᴴ.
+
+    A tag, as those of lineax are: pass it to `lineax.MatrixLinearOperator`,
+    `lineax.TaggedLinearOperator` and their like. Nobody checks that it is true. For a
+    real A it says what `lineax.symmetric_tag` says; for a complex one that tag says A =
+    Aᵀ. Sums, negatives and real multiples of operators with it have it as well.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    A = lx.MatrixLinearOperator(jnp.array([[2.0, 1j], [-1j, 2.0]]), pj.hermitian_tag)
+    x = pj.linear_solve(A, jnp.array([2.0 + 1j, 2.0 - 1j]), pj.MINRES()).value
+    print(jnp.allclose(x, jnp.array([1.0, 1.0]), atol=1e-4))  # True
+    ```
+    """
+
     def __repr__(self):
         return "hermitian_tag"
 

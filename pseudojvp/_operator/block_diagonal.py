@@ -58,6 +58,17 @@ class BlockDiagonal(AbstractStructured):
 
     **Raises:** `TypeError` or `ValueError` for no block, one that is no operator,
     operators of several dtypes, arrays of several sizes with `batched`.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = pj.BlockDiagonal(jnp.array([[2.0]]), jnp.array([[1.0, 1.0], [0.0, 1.0]]))
+    print(A.as_matrix().tolist())  # [[2.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
+    print(pj.linear_solve(A, jnp.array([4.0, 3.0, 1.0])).value.round(2))  # [2. 2. 1.]
+    ```
     """
 
     runs: tuple[Run, ...]

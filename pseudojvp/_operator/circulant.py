@@ -50,6 +50,17 @@ class Circulant(AbstractStructured):
     **Raises:** `ValueError` for a column of another shape, or an empty one.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 4.8.2.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = pj.Circulant(jnp.array([4.0, 1.0, 0.0]))
+    print(A.as_matrix().tolist())  # [[4.0, 0.0, 1.0], [1.0, 4.0, 0.0], [0.0, 1.0, 4.0]]
+    print(pj.linear_solve(A, jnp.array([5.0, 5.0, 5.0])).value.round(2))  # [1. 1. 1.]
+    ```
     """
 
     column: Inexact[Array, " n"]

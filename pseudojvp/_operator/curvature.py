@@ -59,6 +59,19 @@ def hessian_operator(
 
     **Sources:** Pearlmutter, *Fast exact multiplication by the Hessian*, Neural
     Computation 6 (1994).
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    f = lambda x: jnp.sum(x**4)
+    H = pj.hessian_operator(f, jnp.array([1.0, 2.0]))
+    print(H.mv(jnp.array([1.0, 1.0])))  # [12. 48.]
+    step = pj.linear_solve(H, jnp.array([12.0, 48.0]), pj.MINRES()).value
+    print(step.round(2))  # [1. 1.]
+    ```
     """
     x = _real_arrays(x, "hessian_operator(x=...)", "parameters")
     _check_scalar(fn, x, "hessian_operator(fn=...)")
@@ -104,6 +117,19 @@ def gauss_newton_operator(
     **Sources:** Schraudolph, *Fast curvature matrix-vector products for second-order
     gradient descent*, Neural Computation 14 (2002); Martens, *New insights and
     perspectives on the natural gradient method*, JMLR 21 (2020), section 8.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.array([0.0, 1.0, 2.0])
+    model = lambda p: p[0] + p[1] * t
+    loss = lambda y: 0.5 * jnp.sum(y**2)
+    operator = pj.gauss_newton_operator(model, loss, jnp.array([1.0, 2.0]), damping=0.5)
+    print(operator.as_matrix().tolist())  # [[3.5, 3.0], [3.0, 5.5]]
+    ```
     """
     x = _real_arrays(x, "gauss_newton_operator(x=...)", "parameters")
     name = "gauss_newton_operator(model=...)"

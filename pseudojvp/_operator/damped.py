@@ -44,6 +44,18 @@ def damped(operator: Any, damp: Any) -> lx.FunctionLinearOperator:
 
     **Sources:** Paige & Saunders, *LSQR: an algorithm for sparse linear equations and
     sparse least squares*, ACM Trans. Math. Softw. 8 (1982), section 2.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.eye(2), jnp.array([2.0, 4.0])
+    operator = pj.damped(A, 1.0)  # (AᵀA + I)⁻¹Aᵀb
+    x = pj.linear_solve(operator, (b, jnp.zeros(2)), pj.LSMR(well_posed=True)).value
+    print(x.round(2))  # [1. 2.]
+    ```
     """
     operator = as_operator(operator, "damped")
     damp = jnp.asarray(damp)

@@ -56,6 +56,17 @@ class Eigh(AbstractStructured):
     by [`pseudojvp.slogdet`][] take V for orthonormal, and move with λ and μ alone.
 
     **Raises:** `ValueError` for shapes that do not match, `TypeError` for complex values.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = pj.Eigh(jnp.array([1.0, 4.0]), jnp.eye(2))
+    print(A.power(0.5).as_matrix().tolist())  # [[1.0, 0.0], [0.0, 2.0]]
+    print(pj.linear_solve(A, jnp.array([3.0, 4.0])).value.round(2))  # [3. 1.]
+    ```
     """
 
     values: Real[Array, " k"]

@@ -67,6 +67,18 @@ class Kronecker(AbstractStructured):
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 12.3;
     Langville & Stewart, J. Comput. Appl. Math. 167 (2004), for pseudoinverses.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, B = jnp.array([[2.0, 0.0], [0.0, 4.0]]), jnp.array([[1.0, 1.0], [0.0, 1.0]])
+    K = pj.Kronecker(A, B)
+    x = pj.linear_solve(K, K.mv(jnp.array([1.0, 2.0, 3.0, 4.0]))).value
+    print(x.round(2))  # [1. 2. 3. 4.]
+    ```
     """
 
     operators: tuple[lx.AbstractLinearOperator, ...]

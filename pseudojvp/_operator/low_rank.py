@@ -58,6 +58,19 @@ class LowRankUpdate(lx.AbstractLinearOperator):
 
     **Sources:** Hager, *Updating the inverse of a matrix*, SIAM Review 31 (1989),
     equation (1).
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    D = lx.DiagonalLinearOperator(jnp.array([1.0, 2.0]))
+    A = pj.LowRankUpdate(D, jnp.array([[1.0], [1.0]]))  # D + u uᵀ
+    print(A.as_matrix().tolist())  # [[2.0, 1.0], [1.0, 3.0]]
+    print(pj.linear_solve(A, jnp.array([3.0, 4.0])).value.round(2))  # [1. 1.]
+    ```
     """
 
     operator: lx.AbstractLinearOperator

@@ -63,6 +63,18 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
     that the indices contradict: an entry outside of a diagonal, tridiagonal or
     triangular matrix, or none on the unit diagonal of one that is not triangular. If the
     indices are traced, those out of range make the operator NaN.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    row, col = jnp.array([0, 0, 1]), jnp.array([0, 1, 1])
+    A = pj.SparseLinearOperator((jnp.array([2.0, 1.0, 4.0]), row, col, (2, 2)))
+    print(A.mv(jnp.array([1.0, 1.0])))  # [3. 4.]
+    print((2.0 * A).as_matrix().tolist())  # [[4.0, 2.0], [0.0, 8.0]]
+    ```
     """
 
     data: Inexact[Array, " nse"]

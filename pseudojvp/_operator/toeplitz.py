@@ -57,6 +57,17 @@ class Toeplitz(AbstractStructured):
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), sections 4.7
     and 4.8.4; T. Chan, SIAM J. Sci. Stat. Comput. 9 (1988), for the preconditioner.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = pj.Toeplitz(jnp.array([4.0, 1.0, 0.0]))  # a column alone: symmetric
+    print(A.as_matrix().tolist())  # [[4.0, 1.0, 0.0], [1.0, 4.0, 1.0], [0.0, 1.0, 4.0]]
+    print(pj.linear_solve(A, jnp.array([5.0, 6.0, 5.0])).value.round(2))  # [1. 1. 1.]
+    ```
     """
 
     column: Inexact[Array, " m"]

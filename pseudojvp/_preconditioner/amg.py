@@ -171,6 +171,20 @@ def amg(
     Brezina, Hu & Tuminaro, *Parallel multigrid smoothing: polynomial versus
     Gauss–Seidel*, J. Comput. Phys. 188 (2003); Bell, Olson & Schroder, *PyAMG:
     algebraic multigrid solvers in Python*, J. Open Source Softw. 7 (2022).
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+    import scipy.sparse
+
+    grid = scipy.sparse.diags_array([-1.0, 2, -1], offsets=[-1, 0, 1], shape=(200, 200))
+    A = pj.SparseLinearOperator(grid, lx.positive_semidefinite_tag)
+    solver = pj.CG(rtol=1e-4, preconditioner=pj.amg(A))
+    print(pj.linear_solve(A, jnp.ones(200), solver).stats["num_steps"] < 20)  # True
+    ```
     """
     check_count(smoothing_steps, "smoothing_steps", "amg")
     if method not in ("smoothed_aggregation", "ruge_stuben"):

@@ -61,6 +61,17 @@ def block_jacobi(operator: Any, block_size: int) -> lx.AbstractLinearOperator:
 
     **Sources:** Saad, *Iterative Methods for Sparse Linear Systems*, 2nd ed. (2003),
     section 12.2.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 4.0]])
+    P = pj.block_jacobi(A, 2)  # blocks of two unknowns, the last of one
+    print(P.mv(jnp.array([3.0, 3.0, 4.0])).round(2))  # [1. 1. 1.]
+    ```
     """
     check_count(block_size, "block_size", "block_jacobi")
     operator, structure = constant_square_operator(operator, "block_jacobi")

@@ -97,6 +97,19 @@ def chebyshev(
     section 12.3.2; Zhou, Saad, Tiago & Chelikowsky, *Self-consistent-field calculations
     using Chebyshev-filtered subspace iteration*, J. Comput. Phys. 219 (2006), algorithm
     4.4, for the bound.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.linspace(1.0, 9.0, 50))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    P = pj.chebyshev(A, degree=4, lower=1.0, upper=9.0)
+    print(pj.condition_number(A, P) < 1.2)  # True
+    ```
     """
     check_count(degree, "degree", "chebyshev", least=0)
     operator, structure = constant_square_operator(operator, "chebyshev")

@@ -42,6 +42,17 @@ def factorised_inverse(G: Any, epsilon: Any = 0.0) -> lx.AbstractLinearOperator:
     preconditionings I*, SIAM J. Matrix Anal. Appl. 14 (1993); Yang et al., *Learning
     sparse approximate inverse preconditioners for conjugate gradient solvers on GPUs*,
     NeurIPS (2025), for a learned G beside ε I.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    G = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+    P = pj.factorised_inverse(G, 0.5)  # G Gᵀ + I/2
+    print(P.as_matrix().tolist())  # [[1.5, 1.0], [1.0, 5.5]]
+    ```
     """
     G = as_operator(G, "factorised_inverse")
     structure = G.in_structure()

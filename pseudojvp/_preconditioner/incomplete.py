@@ -93,6 +93,20 @@ def incomplete_cholesky(
     sparse triangular linear systems on parallel computers*, Int. J. High Speed Comput. 1
     (1989), for the steps; Chow & Patel, *Fine-grained parallel incomplete LU
     factorization*, SIAM J. Sci. Comput. 37 (2015), for entries in the place of rows.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+    import scipy.sparse
+
+    grid = scipy.sparse.diags_array([-1.0, 2, -1], offsets=[-1, 0, 1], shape=(50, 50))
+    A = pj.SparseLinearOperator(grid, lx.positive_semidefinite_tag)
+    solver = pj.CG(rtol=1e-4, preconditioner=pj.incomplete_cholesky(A))
+    print(pj.linear_solve(A, jnp.ones(50), solver).stats["num_steps"] <= 2)  # True
+    ```
     """
     operator, row, col, structure = sparse_entries(operator, "incomplete_cholesky")
     if sweeps is not None:
@@ -144,6 +158,19 @@ def incomplete_lu(
 
     **Sources:** Saad, *Iterative Methods for Sparse Linear Systems*, 2nd ed. (2003),
     section 10.3; and those of [`pseudojvp.incomplete_cholesky`][].
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+    import scipy.sparse
+
+    wind = scipy.sparse.diags_array([-2.0, 4, -1], offsets=[-1, 0, 1], shape=(50, 50))
+    A = pj.SparseLinearOperator(wind)
+    solver = pj.BiCGStab(rtol=1e-4, preconditioner=pj.incomplete_lu(A))
+    print(pj.linear_solve(A, jnp.ones(50), solver).stats["num_steps"] <= 2)  # True
+    ```
     """
     operator, row, col, structure = sparse_entries(operator, "incomplete_lu")
     if sweeps is not None:

@@ -33,6 +33,19 @@ def jacobi(operator: Any, *, absolute: bool = False) -> lx.AbstractLinearOperato
 
     **Sources:** Saad, *Iterative Methods for Sparse Linear Systems*, 2nd ed. (2003),
     section 10.2.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[2.0, 1.0], [1.0, 4.0]])
+    P = pj.jacobi(A)
+    print(P.mv(jnp.array([2.0, 4.0])))  # [1. 1.]
+    x = pj.linear_solve(A, jnp.array([3.0, 5.0]), pj.GMRES(preconditioner=P)).value
+    print(x.round(2))  # [1. 1.]
+    ```
     """
     operator, structure = constant_square_operator(operator, "jacobi")
     definite = absolute or lx.is_positive_semidefinite(operator)

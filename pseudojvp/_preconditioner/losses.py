@@ -38,6 +38,19 @@ def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:
 
     **Raises:** `ValueError` for operators of different or non-square structure, or
     without these tags.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.array([1.0, 4.0]))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    print(pj.condition_number(A).round(2))  # 4.0
+    print(pj.condition_number(A, pj.jacobi(A)).round(2))  # 1.0
+    ```
     """
     A, P = _operators(A, P, "condition_number")
     matrix = _hermitian(A)
@@ -77,6 +90,18 @@ def kaporin_number(A: Any, P: Any = None) -> Real[Array, ""]:
 
     **Sources:** Kaporin, *New convergence results and preconditioning strategies for the
     conjugate gradient method*, Numer. Linear Algebra Appl. 1 (1994), section 2.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.array([1.0, 4.0]))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    print(f"{pj.kaporin_number(A):.4f}")  # 0.4463
+    ```
     """
     A, P = _operators(A, P, "kaporin_number")
     matrix = _hermitian(A)
@@ -123,6 +148,19 @@ def inverse_residual(
 
     **Sources:** Hutchinson, *A stochastic estimator of the trace of the influence matrix
     for Laplacian smoothing splines*, Comm. Statist. Simulation Comput. 19 (1990).
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[2.0, 1.0], [1.0, 4.0]])
+    exact, none = pj.invert(A), jnp.eye(2)
+    print(pj.inverse_residual(A, exact, jax.random.key(0)).round(2))  # 0.0
+    print(pj.inverse_residual(A, none, jax.random.key(0)) > 1)  # True
+    ```
     """
     check_count(num_probes, "num_probes", "inverse_residual")
     A, P = _operators(A, P, "inverse_residual", definite=False)

@@ -68,6 +68,21 @@ def nystrom(
 
     **Sources:** Frangella, Tropp & Udell, *Randomized Nyström preconditioning*, SIAM J.
     Matrix Anal. Appl. 44 (2023), algorithm 2.1 and (1.3).
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    eigenvalues = 0.5 ** jnp.arange(40.0)
+    A = lx.MatrixLinearOperator(jnp.diag(eigenvalues), lx.positive_semidefinite_tag)
+    P = pj.nystrom(A, 12, jax.random.key(0), shift=1e-3)
+    shifted = lx.MatrixLinearOperator(A.matrix + 1e-3 * jnp.eye(40), A.tags)
+    print(pj.condition_number(shifted, P) < 10)  # True
+    ```
     """
     check_count(rank, "rank", "nystrom")
     operator, structure = constant_square_operator(operator, "nystrom")

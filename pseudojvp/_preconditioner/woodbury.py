@@ -38,6 +38,19 @@ def woodbury(
 
     **Sources:** Hager, *Updating the inverse of a matrix*, SIAM Review 31 (1989),
     equation (2).
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    D, U = jnp.array([1.0, 2.0, 4.0]), jnp.ones((3, 1))
+    P = pj.woodbury(pj.jacobi(lx.DiagonalLinearOperator(D)), U)
+    matrix = jnp.diag(D) + U @ U.T
+    print(jnp.allclose(P.as_matrix() @ matrix, jnp.eye(3), atol=1e-5))  # True
+    ```
     """
     operator, structure = constant_square_operator(preconditioner, "woodbury")
     update = stop_gradient(LowRankUpdate(operator, U, V, C))
