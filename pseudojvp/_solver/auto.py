@@ -88,10 +88,22 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     - `blocks`: that of `QR` or `PivotedQR`, where one of them is picked. Defaults to
         `None`.
 
-    Takes no `options`: for a preconditioner, name the solver.
+    Takes no `options`: for a preconditioner, name the solver. Cost: that of the solver
+    picked; to pick it takes no numbers, only shapes and tags as JAX traces.
 
     **Raises:** `ValueError` for any other value, a non-square operator under
     `well_posed=True`, or an option.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    tall, b = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), jnp.array([1.0, 3.0, 5.0])
+    any_rank = pj.AutoLinearSolver(well_posed=False)
+    print(pj.linear_solve(tall, b, any_rank).value.round(2))  # [1. 1.]
+    ```
     """
 
     well_posed: bool | None

@@ -94,6 +94,17 @@ class FunctionSolver(lx.AbstractLinearSolver[FunctionState]):
 
     **Raises:** `TypeError` if `solve` is no function, `ValueError` at trace time if what
     it returns is not of the structure of x, for an option or a negative tolerance.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    function = lambda A, b: jnp.linalg.solve(A.as_matrix(), b)
+    A, b = jnp.array([[2.0, 1.0], [1.0, 3.0]]), jnp.array([3.0, 4.0])
+    print(pj.linear_solve(A, b, pj.FunctionSolver(function)).value.round(2))  # [1. 1.]
+    ```
     """
 
     solve: Callable[[lx.AbstractLinearOperator, Any], Any]

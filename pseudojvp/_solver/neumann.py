@@ -80,6 +80,17 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     **Sources:** Landweber, *An iteration formula for Fredholm integral equations of the
     first kind*, Amer. J. Math. 73 (1951); Lorraine, Vicol & Duvenaud, *Optimizing
     millions of hyperparameters by implicit differentiation*, AISTATS (2020), theorem 1.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A = jnp.array([[1.0, 0.5], [0.0, 1.0]])
+    b = jnp.array([2.0, 2.0])
+    print(pj.linear_solve(A, b, pj.Neumann(num_terms=3)).value)  # [1. 2.]
+    ```
     """
 
     num_terms: int = 100

@@ -77,6 +77,16 @@ class Normal(lx.AbstractLinearSolver[NormalState]):
 
     **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), section
     2.2 (normal equations of both kinds) and 7.4 (CGLS, CGNE).
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), jnp.array([1.0, 3.0, 5.0])
+    print(pj.linear_solve(A, b, pj.Normal(pj.Cholesky())).value.round(2))  # [1. 2.]
+    ```
     """
 
     inner_solver: lx.AbstractLinearSolver = eqx.field(converter=counterpart)

@@ -29,6 +29,19 @@ class Cholesky(AbstractDirectSolver):
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 4.2;
     Gudmundsson, Kenney & Laub, *Small-sample statistical estimates for matrix norms*,
     SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+    A = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
+    b = jnp.array([3.0, 4.0])
+    print(pj.linear_solve(A, b, pj.Cholesky()).value.round(2))  # [1. 1.]
+    ```
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:

@@ -41,6 +41,18 @@ class LU(AbstractDirectSolver):
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 3.4;
     Gudmundsson, Kenney & Laub, *Small-sample statistical estimates for matrix norms*,
     SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    A = jnp.array([[1.0, 2.0], [2.0, 4.0]])  # singular
+    solution = pj.linear_solve(A, jnp.array([1.0, 1.0]), pj.LU(), throw=False)
+    print(solution.result == lx.RESULTS.singular)  # True
+    ```
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:

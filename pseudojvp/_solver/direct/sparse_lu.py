@@ -59,6 +59,18 @@ class SparseLU(lx.AbstractLinearSolver[SparseLUState]):
     interface*, ACM Trans. Math. Softw. 31 (2005); Gudmundsson, Kenney & Laub,
     *Small-sample statistical estimates for matrix norms*, SIAM J. Matrix Anal. Appl. 16
     (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+    import scipy.sparse
+
+    A = scipy.sparse.diags_array([-1.0, 2, -1], offsets=[-1, 0, 1], shape=(4, 4))
+    b = jnp.array([1.0, 0.0, 0.0, 1.0])
+    print(pj.sparse_solve(A, b, pj.SparseLU()).round(2))  # [1. 1. 1. 1.]
+    ```
     """
 
     def init(

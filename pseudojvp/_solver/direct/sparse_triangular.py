@@ -41,6 +41,18 @@ class SparseTriangular(AbstractDirectSolver, AbstractByParts[DirectState]):
     computers*, Int. J. High Speed Computing 1 (1989), for the levels; Gudmundsson,
     Kenney & Laub, *Small-sample statistical estimates for matrix norms*, SIAM J. Matrix
     Anal. Appl. 16 (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    row, col = jnp.array([0, 1, 1]), jnp.array([0, 0, 1])
+    A = pj.SparseLinearOperator((jnp.array([2.0, 1.0, 4.0]), row, col, (2, 2)))
+    b = jnp.array([2.0, 5.0])
+    print(pj.linear_solve(A, b, pj.SparseTriangular()).value)  # [1. 1.]
+    ```
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:

@@ -27,6 +27,18 @@ class Triangular(AbstractDirectSolver, AbstractByParts[DirectState]):
 
     **Sources:** Gudmundsson, Kenney & Laub, *Small-sample statistical estimates for
     matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    lower = jnp.array([[2.0, 0.0], [1.0, 4.0]])
+    A = lx.MatrixLinearOperator(lower, lx.lower_triangular_tag)
+    print(pj.linear_solve(A, jnp.array([2.0, 5.0]), pj.Triangular()).value)  # [1. 1.]
+    ```
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:

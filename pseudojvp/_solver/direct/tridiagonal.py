@@ -28,6 +28,19 @@ class Tridiagonal(AbstractDirectSolver, AbstractByParts[DirectState]):
 
     **Sources:** Gudmundsson, Kenney & Laub, *Small-sample statistical estimates for
     matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    off = -jnp.ones(3)
+    A = lx.TridiagonalLinearOperator(2 * jnp.ones(4), off, off)
+    b = jnp.array([1.0, 0.0, 0.0, 1.0])
+    print(pj.linear_solve(A, b, pj.Tridiagonal()).value.round(2))  # [1. 1. 1. 1.]
+    ```
     """
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree[Array]:

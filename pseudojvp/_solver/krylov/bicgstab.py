@@ -84,6 +84,17 @@ class BiCGStab(AbstractKrylovSolver):
     **Sources:** van der Vorst, *Bi-CGSTAB: a fast and smoothly converging variant of
     Bi-CG for the solution of nonsymmetric linear systems*, SIAM J. Sci. Stat. Comput. 13
     (1992), section 3.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[3.0, 1.0], [0.0, 2.0]]), jnp.array([4.0, 2.0])
+    solution = pj.linear_solve(A, b, pj.BiCGStab(rtol=1e-5))
+    print(solution.value.round(2))  # [1. 1.]
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

@@ -131,6 +131,19 @@ class CG(AbstractKrylovSolver):
     **Sources:** Hestenes & Stiefel, *Methods of conjugate gradients for solving linear
     systems*, J. Res. NBS 49 (1952), (3:1); Kaasschieter, *Preconditioned conjugate
     gradients for solving singular systems*, J. Comput. Appl. Math. 24 (1988).
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+    A = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
+    solution = pj.linear_solve(A, jnp.array([3.0, 4.0]), pj.CG(rtol=1e-5))
+    print(solution.value.round(2), solution.stats["num_steps"])  # [1. 1.] 2
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

@@ -99,6 +99,21 @@ class FlexibleCG(AbstractKrylovSolver):
 
     **Sources:** Notay, *Flexible conjugate gradients*, SIAM J. Sci. Comput. 22 (2000),
     algorithm FCG(m_max), with plain truncation.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.array([1.0, 2.0, 4.0]))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    nonlinear = lambda r: r / (1 + jnp.abs(r))
+    solver = pj.FlexibleCG(rtol=1e-5, preconditioner=nonlinear)
+    x = pj.linear_solve(A, jnp.array([1.0, 2.0, 4.0]), solver).value
+    print(x.round(2))  # [1. 1. 1.]
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

@@ -68,6 +68,18 @@ class FlexibleGMRES(AbstractKrylovSolver):
 
     **Sources:** Saad, *A flexible inner-outer preconditioned GMRES algorithm*, SIAM J.
     Sci. Comput. 14 (1993), algorithm 2.2; and those of `GMRES`.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[3.0, 1.0], [0.0, 2.0]]), jnp.array([4.0, 2.0])
+    nonlinear = lambda r: r / (1 + jnp.abs(r))
+    solver = pj.FlexibleGMRES(rtol=1e-5, preconditioner=nonlinear)
+    print(pj.linear_solve(A, b, solver).value.round(2))  # [1. 1.]
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

@@ -110,6 +110,17 @@ class GMRES(AbstractKrylovSolver):
     Saad, *Iterative Methods for Sparse Linear Systems* (2003), algorithm 9.5 (P on the
     right); Ayachour, *A fast implementation for GMRES method*, J. Comput. Appl. Math. 159
     (2003), for the triangular part of the Hessenberg matrix in the place of rotations.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[3.0, 1.0], [0.0, 2.0]]), jnp.array([4.0, 2.0])
+    solution = pj.linear_solve(A, b, pj.GMRES(rtol=1e-5))
+    print(solution.value.round(2))  # [1. 1.]
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

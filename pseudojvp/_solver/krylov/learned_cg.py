@@ -97,6 +97,20 @@ class LearnedCG(AbstractKrylovSolver):
     systems*, J. Res. NBS 49 (1952), (3:1), whose iteration is unrolled; Gregor & LeCun,
     *Learning fast approximations of sparse coding*, ICML (2010), for numbers of an
     unrolled iteration that are learned.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    diagonal = jnp.diag(jnp.array([1.0, 2.0, 4.0]))
+    A = lx.MatrixLinearOperator(diagonal, lx.positive_semidefinite_tag)
+    solver = pj.LearnedCG(num_steps=2)  # before it has learned anything: CG
+    x = pj.linear_solve(A, jnp.ones(3), solver, throw=False).value
+    print(jnp.linalg.norm(jnp.ones(3) - A.mv(x)) < 0.5, solver.factors)  # True [1. 1.]
+    ```
     """
 
     max_steps: int | None  # `num_steps`

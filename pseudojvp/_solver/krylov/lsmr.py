@@ -155,6 +155,16 @@ class LSMR(AbstractKrylovSolver):
 
     **Sources:** Fong & Saunders, *LSMR: an iterative algorithm for sparse least-squares
     problems*, SIAM J. Sci. Comput. 33 (2011), sections 2.8, 5 and 6.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), jnp.array([1.0, 3.0, 5.0])
+    print(pj.linear_solve(A, b, pj.LSMR()).value.round(2))  # [1. 1.]
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

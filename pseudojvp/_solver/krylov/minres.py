@@ -162,6 +162,19 @@ class MINRES(AbstractKrylovSolver):
     *MINRES-QLP*, SIAM J. Sci. Comput. 33 (2011), for the stopping rules; Liu, Milzarek &
     Roosta, *Obtaining pseudo-inverse solutions with MINRES* (2023), for the part of x
     along r.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    singular = jnp.diag(jnp.array([2.0, -1.0, 0.0]))
+    A = lx.MatrixLinearOperator(singular, lx.symmetric_tag)
+    solution = pj.linear_solve(A, jnp.array([2.0, 3.0, 0.0]), pj.MINRES())
+    print(jnp.allclose(solution.value, jnp.array([1.0, -3.0, 0.0]), atol=1e-4))  # True
+    ```
     """
 
     rtol: Real[ArrayLike, ""] | None = None

@@ -103,6 +103,19 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
     2nd ed. (2002), section 12.2, for the refinement; Arioli, Demmel & Duff, *Solving
     sparse linear systems with sparse backward error*, SIAM J. Matrix Anal. Appl. 10
     (1989), for the residuals of rows.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import lineax as lx
+    import pseudojvp as pj
+
+    D = lx.DiagonalLinearOperator(jnp.array([1.0, 2.0]))
+    A = pj.LowRankUpdate(D, jnp.array([[1.0], [1.0]]))
+    b = jnp.array([3.0, 4.0])
+    print(pj.linear_solve(A, b, pj.Woodbury()).value.round(2))  # [1. 1.]
+    ```
     """
 
     solver: lx.AbstractLinearSolver = eqx.field(

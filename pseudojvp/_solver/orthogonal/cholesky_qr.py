@@ -102,6 +102,16 @@ class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
     seminormal equations, here of the augmented system; Yamamoto, Nakatsukasa, Yanagisawa
     & Fukaya, *Roundoff error analysis of the CholeskyQR2 algorithm*, ETNA 44 (2015), for
     the limit on κ.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), jnp.array([1.0, 3.0, 5.0])
+    print(pj.linear_solve(A, b, pj.CholeskyQR()).value.round(2))  # [1. 2.]
+    ```
     """
 
     def init(

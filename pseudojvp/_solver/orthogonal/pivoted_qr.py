@@ -135,6 +135,17 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), sections 5.4.2
     (column pivoting), 5.4.7 (complete orthogonal decomposition) and 5.5.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), jnp.array([1.0, 3.0, 5.0])
+    solution = pj.linear_solve(A, b, pj.PivotedQR())
+    print(solution.value.round(2), solution.stats["rank"])  # [1. 1.] 1
+    ```
     """
 
     rcond: Real[ArrayLike, ""] | None = None

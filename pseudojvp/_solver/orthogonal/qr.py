@@ -76,6 +76,16 @@ class QR(AbstractFactorisation[QRState]):
     parallel and sequential QR and LU factorizations*, SIAM J. Sci. Comput. 34 (2012), for
     the blocks; Gudmundsson, Kenney & Laub, *Small-sample statistical
     estimates for matrix norms*, SIAM J. Matrix Anal. Appl. 16 (1995), for the estimate.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), jnp.array([1.0, 3.0, 5.0])
+    print(pj.linear_solve(A, b, pj.QR()).value.round(2))  # [1. 2.]
+    ```
     """
 
     blocks: int | None = eqx.field(static=True, default=None)

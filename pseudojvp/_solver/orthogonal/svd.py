@@ -99,6 +99,16 @@ class SVD(AbstractFactorisation[SVDState]):
     for an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 5.5.2.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    A, b = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), jnp.array([1.0, 3.0, 5.0])
+    print(pj.linear_solve(A, b, pj.SVD()).value.round(2))  # [1. 1.]
+    ```
     """
 
     rcond: Real[ArrayLike, ""] | None = None
