@@ -40,6 +40,19 @@ class VarProBatch(eqx.Module):
     The fields of [`pseudojvp.VarProFit`][], each with an axis of members in front.
     `batch[i]` is the fit of one member; `statistics()` and `predict(args)`, with the
     arguments of those of a fit, are those of all members, chunk by chunk.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    data = jnp.stack([2 * jnp.exp(-0.5 * t), jnp.exp(-t)])
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    fits = pj.varpro_batch(decay, data, jnp.array(0.4), t)
+    print(fits.theta.shape, fits.coefficients.shape, fits.rank)  # (2,) (2, 1) [1 1]
+    ```
     """
 
     theta: PyTree[Array]
@@ -203,6 +216,22 @@ def varpro_batch(
     `TypeError` for data that are read in chunks within `jax.jit` and `jax.grad`.
 
     **Sources:** as of `varpro`.
+
+    Cost: that of `varpro` for each member, with as many steps as the slowest member of
+    its chunk.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    data = jnp.stack([2 * jnp.exp(-0.5 * t), jnp.exp(-t)])
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    fits = pj.varpro_batch(decay, data, jnp.array(0.4), t)
+    print(fits.theta.round(2))  # [0.5 1. ]
+    ```
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(

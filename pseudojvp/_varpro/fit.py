@@ -75,6 +75,20 @@ class VarProFit(eqx.Module):
         `relative_offset`, the part of the residual that θ could still remove, in
         units of its statistical error (Bates & Watts); a fit above 0.001 is not
         `successful`.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y = 2 * jnp.exp(-0.5 * t) + 0.01 * jnp.cos(40 * t)
+    fit = pj.varpro(decay, y, jnp.array(0.4), t)
+    print(fit.theta.round(2), fit.coefficients.round(2), fit.rank)  # 0.5 [2.] 1
+    print(f"{fit.cost:.1e}")  # 1.2e-03
+    ```
     """
 
     theta: PyTree[Array]
@@ -444,6 +458,19 @@ def varpro(
     O'Leary & Rust, Comput. Optim. Appl. 54 (2013); Bates & Watts, Technometrics 23
     (1981), for the relative offset; Madsen, Nielsen & Tingleff, *Methods for Non-Linear
     Least Squares Problems* (2004), (3.14), for the first damping.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    y = 2 * jnp.exp(-0.5 * t) + jnp.exp(-4 * t)
+    decays = lambda rates, t: jnp.exp(-jnp.outer(t, rates))
+    fit = pj.varpro(decays, y, jnp.array([0.4, 2.0]), t)
+    print(fit.theta.round(2), fit.coefficients.round(2))  # [0.5 4. ] [2. 1.]
+    ```
     """
     began = time.perf_counter()
     elimination, observations, exact = prepare(

@@ -58,6 +58,19 @@ class VarProStarts(eqx.Module):
     - `cost`, `rank`, `result`: of each fit, S in front.
     - `start`: `(S,)`, of which of `theta0s` each fit is.
     - `stats`: as of a fit, S in front.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y, starts = 2 * jnp.exp(-0.5 * t), jnp.array([0.1, 1.0, 2.0])
+    found = pj.varpro_multistart(decay, y, starts, t)
+    print(found.theta.shape)  # (3,)
+    ```
     """
 
     best: VarProFit
@@ -143,6 +156,19 @@ def varpro_multistart(
     `best.theta` by `varpro`, which is differentiable and takes hardly a step.
 
     **Raises:** as `varpro`; `ValueError` at trace time for starts of different numbers.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y, starts = 2 * jnp.exp(-0.5 * t), jnp.array([0.1, 1.0, 2.0])
+    found = pj.varpro_multistart(decay, y, starts, t)
+    print(found.best.theta.round(2))  # 0.5
+    ```
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
@@ -280,6 +306,18 @@ def varpro_starts(
     **Raises:** `ValueError` for bounds that do not belong together.
 
     **Sources:** McKay, Beckman & Conover, Technometrics 21 (1979).
+
+    Cost: one random number a parameter and start.
+
+    **Example:**
+
+    ```python
+    import jax
+    import pseudojvp as pj
+
+    starts = pj.varpro_starts(jax.random.key(0), 0.1, 10.0, 8, log=True)
+    print(starts.shape)  # (8,)
+    ```
     """
     lower = check_theta(lower, "varpro_starts")
     upper = check_theta(upper, "varpro_starts")

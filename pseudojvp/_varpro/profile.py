@@ -39,6 +39,20 @@ class VarProProfile:
         Bates & Watts): a straight line through zero for a linear model.
     - `theta`: `(p, q)`, the θ of these fits in the order of `ravel_pytree`.
     - `warnings`: sentences.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y = 2 * jnp.exp(-0.5 * t) + 0.01 * jnp.cos(40 * t)
+    fit = pj.varpro(decay, y, jnp.array(0.4), t)
+    profile = fit.profile("theta")
+    print(profile.lower < 0.5 < profile.upper)  # True
+    ```
     """
 
     name: str

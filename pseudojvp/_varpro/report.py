@@ -23,6 +23,20 @@ class VarProEstimates(NamedTuple):
     - `relative_error`: `(p,)`, standard deviation over |value|.
     - `remark`: `(p,)`, strings: "at its lower bound", "at its upper bound", "fixed", or
         empty.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y = 2 * jnp.exp(-0.5 * t) + 0.01 * jnp.cos(40 * t)
+    fit = pj.varpro(decay, y, jnp.array(0.4), t)
+    estimates = fit.summary().theta
+    print(estimates.name, estimates.value.round(2))  # ['theta'] [0.5]
+    ```
     """
 
     name: np.ndarray
@@ -68,6 +82,20 @@ class VarProReport:
         after the fit came out of `jax.jit`, `jax.vmap` or a file.
     - `successful`, and `failure`: what a failed fit met, or "".
     - `warnings`: sentences.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y = 2 * jnp.exp(-0.5 * t) + 0.01 * jnp.cos(40 * t)
+    fit = pj.varpro(decay, y, jnp.array(0.4), t)
+    report = fit.summary()  # `print` it
+    print(report.data, report.parameters, f"{report.r_squared:.3f}")  # 50 2 1.000
+    ```
     """
 
     theta: VarProEstimates

@@ -163,6 +163,22 @@ def projected_residual(
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), equations (4.4) and
     (5.4); Kaufman, BIT 15 (1975), equation (4.1).
+
+    Cost: one factorisation of A and one application of its factors a call, and one more
+    for a Jacobian.
+
+    **Example:**
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    residual = pj.projected_residual(decay, 2 * jnp.exp(-0.5 * t))
+    print(jnp.linalg.norm(residual(jnp.array(0.5), t)) < 1e-5)  # True
+    ```
     """
     caller = "projected_residual"
     elimination, observations, exact = prepare(

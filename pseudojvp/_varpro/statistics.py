@@ -43,6 +43,21 @@ class VarProStatistics(eqx.Module):
     - `reduced_chi_square`: ‖residual‖² over the degrees of freedom.
     - `degrees_of_freedom`: data of nonzero weight less rank(W Φ) per column less q;
         complex data and complex coefficients count twice.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y = 2 * jnp.exp(-0.5 * t) + 0.01 * jnp.cos(40 * t)
+    fit = pj.varpro(decay, y, jnp.array(0.4), t)
+    statistics = fit.statistics()
+    print(statistics.correlation.shape, statistics.degrees_of_freedom)  # (2, 2) 48
+    print(statistics.theta_standard_deviation < 0.01)  # [ True]
+    ```
     """
 
     theta_covariance: Float[Array, "q q"]
@@ -61,6 +76,21 @@ class VarProPrediction(eqx.Module):
     - `value`: `(p,)` or `(p, k)`.
     - `standard_deviation`: of `value`, real.
     - `lower`, `upper`: the band; `None` for complex values.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    decay = lambda rate, t: jnp.exp(-rate * t)[:, None]
+    y = 2 * jnp.exp(-0.5 * t) + 0.01 * jnp.cos(40 * t)
+    fit = pj.varpro(decay, y, jnp.array(0.4), t)
+    prediction = fit.predict(jnp.array([0.0, 10.0]))
+    print(prediction.value.round(2))  # [2.   0.01]
+    print(prediction.lower < prediction.upper)  # [ True  True]
+    ```
     """
 
     value: Inexact[Array, "p *k"]
