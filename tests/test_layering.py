@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import os
 import pathlib
 import re
@@ -9,6 +10,8 @@ import subprocess
 import sys
 
 import pytest
+
+import pseudojvp
 
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -79,6 +82,24 @@ def test_package_has_no_module_outside_of_the_floors():
     assert [module for module in _MODULES if "/" not in module] == ["__init__.py"]
 
 
+def test_names_of_the_package_are_those_that_type_checkers_see():
+    imports = {
+        alias.asname: node.module
+        for node in _imports(_tree("__init__.py"))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert set(imports) == set(pseudojvp.__all__) <= set(dir(pseudojvp))
+    assert {
+        name
+        for name, module in imports.items()
+        if getattr(importlib.import_module(f"pseudojvp.{module}"), name)
+        is not getattr(pseudojvp, name)
+    } == set()
+    with pytest.raises(AttributeError, match="no attribute 'lstsqs'"):
+        _ = pseudojvp.lstsqs  # type: ignore
+
+
 def test_imports_are_found_at_all():
     assert "_solver/__init__.py" in _internal_imports("_map/rows.py")
     assert "_base/checks.py" in _internal_imports("_solver/orthogonal/qr.py")
@@ -127,7 +148,9 @@ def test_module_takes_nothing_private_from_other_packages(module):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            if re.match(r"(jax|lx|lineax|eqx|eqxi|equinox|optimistix)\._", name):
+            if re.match(
+                r"(jax|lx|lineax|eqx|eqxi|equinox|optimistix)\._(?!_version)", name
+            ):
                 reached.add(name)
     assert (imported, reached) == (set(), set())
 
@@ -163,6 +186,8 @@ import os, warnings
 import jax, lineax, numpy, optimistix
 before = dict(jax.config.values), dict(os.environ), list(warnings.filters)
 import pseudojvp
+for name in pseudojvp.__all__:
+    getattr(pseudojvp, name)
 after = dict(jax.config.values), dict(os.environ), list(warnings.filters)
 print(before == after)
 jax.config.update("jax_num_cpu_devices", 3)

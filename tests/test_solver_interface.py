@@ -42,7 +42,7 @@ def test_every_solver_has_traits_or_factorises():
     around_others = {pj.AutoLinearSolver, pj.SparseLU}
     every = {
         value
-        for value in vars(pj).values()
+        for value in (getattr(pj, name) for name in pj.__all__)
         if isinstance(value, type) and issubclass(value, lx.AbstractLinearSolver)
     }
     for solver in every - around_others:

@@ -1,6 +1,6 @@
 import sys
 
-import tqdm
+from .._base.optional import import_late
 
 
 class EvaluationLine:
@@ -29,7 +29,8 @@ class ChunkBar:
 
     def begin(self, chunks) -> None:
         total = None if chunks is None else int(chunks)
-        self._bar = tqdm.tqdm(total=total, desc="varpro_batch", unit="chunk")
+        tqdm = import_late("tqdm").tqdm
+        self._bar = tqdm(total=total, desc="varpro_batch", unit="chunk")
 
     def update(self, _) -> None:
         if self._bar is not None:
