@@ -53,18 +53,40 @@ def compiled(function: Callable) -> Callable:
     return call
 
 
+# XLA of JAX 0.10 has older emitters of fused loops, with which compiling takes a third of
+# the time. Of few numbers what they make is as fast; later XLA has no choice.
+_QUICKLY: Any = {"compiler_options": {"xla_cpu_use_fusion_emitters": False}}
+_HAS_CHOICE = jax.__version_info__ < (0, 11)
+_FEW = 2**14
+
+
 def compiled_lazily(function: Callable) -> Callable:
     """As `equinox.filter_jit` for positional arguments, telling 1, 1.0 and True apart.
 
-    A call returns before all of it is computed.
+    A call returns before all of it is computed. Of few numbers the program is made in
+    less time.
     """
 
     def program(arrays, frame: Frame):
         return function(*frame.filled(arrays))
 
     program.__name__ = program.__qualname__ = function.__name__
-    program = eqx.filter_jit(program)
-    return ft.wraps(function)(lambda *arguments: program(*split(arguments)))
+    of_many = eqx.filter_jit(program)
+    of_few = eqx.filter_jit(program, **_QUICKLY)
+
+    @ft.wraps(function)
+    def call(*arguments):
+        arrays, frame = split(arguments)
+        few = _HAS_CHOICE and sum(a.size for a in arrays) <= _FEW
+        # Part of another program has no options, nor have constants within.
+        few = few and not _traced(arrays) and not _traced([jax.device_put(np.zeros(()))])
+        return (of_few if few else of_many)(arrays, frame)
+
+    return call
+
+
+def _traced(arrays: Sequence[Any]) -> bool:
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
 @jtu.register_static

@@ -13,7 +13,6 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import PyTree
 
-from .._base.axes import is_manual
 from .._base.host import raise_if
 
 
@@ -32,12 +31,12 @@ def result_of(
 
 
 def _promoted(eliminated: lx.RESULTS) -> optx.RESULTS:
-    results = optx.RESULTS
-    if not is_manual():
-        return results.promote(eliminated)
-    promoted = results.successful  # Equinox looks a code up outside of the mesh
-    for kind in _LINEAR:
-        promoted = results.where(eliminated == kind, results.promote(kind), promoted)
+    # Not by `promote`: Equinox looks the code up in an array, of which it makes a program
+    # of its own, and on another mesh than that of `jax.shard_map`.
+    promoted = optx.RESULTS.successful
+    for name in _LINEAR:  # Optimistix has the names of lineax
+        failed = eliminated == getattr(lx.RESULTS, name)
+        promoted = optx.RESULTS.where(failed, getattr(optx.RESULTS, name), promoted)
     return promoted
 
 
@@ -91,12 +90,12 @@ def _saw(code) -> str | None:
 
 
 _LINEAR = (
-    lx.RESULTS.max_steps_reached,
-    lx.RESULTS.singular,
-    lx.RESULTS.breakdown,
-    lx.RESULTS.stagnation,
-    lx.RESULTS.conlim,
-    lx.RESULTS.nonfinite_input,
+    "max_steps_reached",
+    "singular",
+    "breakdown",
+    "stagnation",
+    "conlim",
+    "nonfinite_input",
 )
 _KINDS = [
     (

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Re
 
 from .._base.call import compiled_lazily, Frame, split
 from .._base.host import raise_if
-from .._base.inexact import as_native
+from .._base.inexact import as_array, as_native
 from .._base.tree import all_finite, at_least_single
 from .._front.adjoint import PseudoinverseAdjoint
 from .._solver import PivotedQR, SVD
@@ -128,7 +128,7 @@ class VarProFit(eqx.Module):
         **Sources:** O'Leary & Rust, Comput. Optim. Appl. 54 (2013), section 3; Seber &
         Wild, *Nonlinear Regression* (1989), section 2.1.2.
         """
-        return _statistics(self, jnp.asarray(absolute_sigma))[0]
+        return _statistics(self, as_array(absolute_sigma))[0]
 
     def predict(
         self,
@@ -156,12 +156,12 @@ class VarProFit(eqx.Module):
         **Raises:** `ValueError` for a confidence outside of (0, 1).
         """
         check_confidence(confidence, "predict")
-        absolute = jnp.asarray(absolute_sigma)
-        args = check_sets(
-            self.theta, as_arrays(args), self._context()[2], "VarProFit.predict"
-        )
+        absolute = as_array(absolute_sigma)
         _, errors = _statistics(self, absolute)
-        return _predict(self, errors, args, jnp.asarray(confidence), absolute)
+        observations = self._context()[2]
+        args = check_sets(self.theta, as_arrays(args), observations, "VarProFit.predict")
+        level = as_array(np.float64(confidence))
+        return _predict(self, errors, args, level, absolute)
 
     def summary(
         self, confidence: float = 0.95, *, absolute_sigma: bool = False
@@ -185,7 +185,7 @@ class VarProFit(eqx.Module):
         """
         check_confidence(confidence, "summary")
         check_one_fit(self, "summary")
-        found, errors = _statistics(self, jnp.asarray(absolute_sigma))
+        found, errors = _statistics(self, as_array(absolute_sigma))
         return report(self, found, errors, confidence, absolute_sigma)
 
     def plot(
@@ -283,7 +283,7 @@ class VarProFit(eqx.Module):
             raise ValueError(
                 f"`VarProFit.profile(batch_size=...)` got {batch_size!r}. Pass 1 or more."
             )
-        found, _ = _statistics(self, jnp.asarray(absolute_sigma))
+        found, _ = _statistics(self, as_array(absolute_sigma))
         of = ProfileSettings(
             confidence, absolute_sigma, bounds, values, batch_size, throw
         )
@@ -675,7 +675,7 @@ def as_arrays(args: Any) -> Any:
 
     def convert(leaf):
         is_array = isinstance(leaf, np.ndarray)
-        return jnp.asarray(as_native(leaf, "varpro(args=...)")) if is_array else leaf
+        return as_array(as_native(leaf, "varpro(args=...)")) if is_array else leaf
 
     return jtu.tree_map(convert, args)
 

@@ -72,7 +72,7 @@ def hold(
 
 
 def check_limits(
-    bounds: Any, solver: lx.AbstractLinearSolver, data: Array, caller: str
+    bounds: Any, solver: lx.AbstractLinearSolver, data: Array | np.ndarray, caller: str
 ) -> Limits | None:
     """Of the columns of `data`; arrays, or an error."""
     if bounds is None:

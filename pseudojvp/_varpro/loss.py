@@ -11,7 +11,7 @@ import jax.scipy.special as jss
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from .._base.inexact import as_inexact
+from .._base.inexact import as_array, inexact
 from .data_sets import listed
 from .model import Observations
 
@@ -121,7 +121,9 @@ def reweighted(observations: Observations, weights: Float[Array, "m k"]) -> Obse
 def check_loss(loss: Any, f_scale: Any, observations: Any, caller: str) -> Loss | None:
     """`None` for squares."""
     data = [part.data for part in listed(observations)]
-    scale = as_inexact(f_scale, f"{caller}(f_scale=...)")
+    if isinstance(f_scale, int | float):
+        f_scale = np.float64(f_scale)
+    scale = inexact(f_scale, f"{caller}(f_scale=...)")
     if scale.shape != () or jnp.iscomplexobj(scale):
         raise ValueError(
             f"`{caller}(f_scale=...)` got {scale.dtype} of shape {scale.shape}. Pass a "
@@ -146,7 +148,9 @@ def check_loss(loss: Any, f_scale: Any, observations: Any, caller: str) -> Loss 
             "'cauchy', 'arctan', 'poisson', or a function ρ of z = (r/f_scale)²."
         )
     rho = loss if callable(loss) else _LOSSES[loss]
-    return Loss(jnp.where(scale > 0, scale, jnp.nan), rho)
+    if isinstance(scale, jax.core.Tracer):
+        scale = jnp.where(scale > 0, scale, jnp.nan)
+    return Loss(as_array(scale), rho)
 
 
 def _are_no_counts(data: Array) -> bool:

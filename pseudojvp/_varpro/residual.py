@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Num, PyTree, Real
 
 from .._base.checks import check_solver
-from .._base.inexact import as_inexact, as_native
+from .._base.inexact import as_array, as_native, inexact
 from .._base.results import nan_after_failure
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
@@ -247,13 +247,14 @@ def _prepare_one(caller, basis, offset, data, weights, coefficient_bounds, solve
     columns = data[:, None] if data.ndim == 1 else data
     weights = _check_weights(weights, data, caller)
     limits = check_limits(coefficient_bounds, solver, data, caller)
-    gain = jnp.ones(columns.shape[1], data.dtype)
-    observations = Observations(columns, weights, gain, limits)
+    ones = np.ones if isinstance(data, np.ndarray) else jnp.ones
+    gain = as_array(ones(columns.shape[1], data.dtype))
+    observations = Observations(as_array(columns), weights, gain, limits)
     return Elimination(SeparableModel(basis, offset), solver, caller), observations
 
 
 def _check_data(data, caller):
-    data = at_least_single(as_inexact(data, f"{caller}(data=...)"))
+    data = at_least_single(inexact(data, f"{caller}(data=...)"))
     if data.ndim not in (1, 2) or 0 in data.shape:
         raise ValueError(
             f"`{caller}(data=...)` got an array of shape {data.shape}. Pass one of shape "
@@ -285,7 +286,7 @@ def _bounds_of_each(bounds, data, caller):
 def _check_weights(weights, data, caller):
     if weights is None:
         return None
-    weights = at_least_single(as_inexact(weights, f"{caller}(weights=...)"))
+    weights = at_least_single(inexact(weights, f"{caller}(weights=...)"))
     if jnp.iscomplexobj(weights):
         raise TypeError(
             f"`{caller}(weights=...)` got {weights.dtype}. Pass real numbers, 1/σ for "
@@ -297,7 +298,8 @@ def _check_weights(weights, data, caller):
             f"shape {data.shape[:1]}" + (f" or {data.shape}." if data.ndim == 2 else ".")
         )
     # A negative weight is not a number that the fit could use, and tells itself as one.
-    return jnp.where(weights >= 0, weights, jnp.nan)
+    where = np.where if isinstance(weights, np.ndarray) else jnp.where
+    return as_array(where(weights >= 0, weights, weights.dtype.type(jnp.nan)))
 
 
 def check_theta(theta: PyTree[ArrayLike], caller: str) -> PyTree[Array]:
@@ -316,6 +318,6 @@ def check_theta(theta: PyTree[ArrayLike], caller: str) -> PyTree[Array]:
                 f"`{caller}` got theta with a leaf of dtype {dtype}. Pass real "
                 "floating-point numbers (1.0 for 1; two real ones for a complex one)."
             )
-        return jnp.asarray(leaf)
+        return as_array(leaf)
 
     return jtu.tree_map(check, theta)

@@ -107,6 +107,7 @@ class Errors(NamedTuple):
     ways: int | tuple[int, ...]
     chi_square: Float[Array, ""]  # reduced
     degrees_of_freedom: Integer[Array, ""]
+    parameters: Integer[Array, ""]  # the numbers that were fitted
     theta_covariance: Float[Array, "q q"]  # (JᵀJ)⁻¹
     gram_inverse: PyTree[Inexact[Array, "_ _ _"]]  # (k, n, n), (AᴴA)†; k = 1: common
     gain: PyTree[Inexact[Array, "_ _ _"]]  # (k, n, q), G
@@ -229,7 +230,8 @@ class _Part(NamedTuple):
     observations: Observations
     at: Eliminated
     ways: int
-    freedom: Integer[Array, ""]  # but for θ
+    data: Integer[Array, ""]  # how many, and rows of priors
+    parameters: Integer[Array, ""]  # but for θ
     cost: Float[Array, ""]
 
 
@@ -259,12 +261,17 @@ def errors_of(fit, context, prior: Any, loss: Loss | None) -> Errors:
         ordered = after_in_batch(theta_covariance, after_in_batch(part.jacobian, theta))
         return _gain(part.elimination, ordered, args, part.observations, part.at)
 
-    freedom = added(listed(each(lambda part: part.freedom, parts))) - theta_rank
-    cost = added(listed(each(lambda part: part.cost, parts)))
+    data, parameters, cost = (
+        added([getattr(part, name) for part in listed(parts)])
+        for name in ("data", "parameters", "cost")
+    )
+    parameters = parameters + theta_rank
+    freedom = data - parameters
     return Errors(
         each(lambda part: part.ways, parts),
         cost / jnp.maximum(freedom, 0).astype(cost.dtype),
         freedom,
+        parameters,
         theta_covariance,
         each(lambda part: part.gram_inverse, parts),
         each(gain_of, parts, args),
@@ -302,7 +309,7 @@ def _part(theta, loss, elimination, args, observations, prior, r, c, fit_rank) -
     of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
     rank = r.shape[1] * fit_rank if jnp.ndim(fit_rank) == 0 else jnp.sum(fit_rank)
     once, counted = count_data(observations)
-    freedom = of_datum * counted + once - ways * rank
+    parameters = ways * rank
     return _Part(
         jacobian,
         gain,
@@ -311,7 +318,8 @@ def _part(theta, loss, elimination, args, observations, prior, r, c, fit_rank) -
         observations,
         at,
         ways,
-        freedom,
+        of_datum * counted + once,
+        parameters,
         squared_norm(r),
     )
 

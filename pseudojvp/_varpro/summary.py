@@ -11,12 +11,11 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._base.optional import import_late
-from .data_sets import each, listed
+from .data_sets import listed
 from .failure import words_of
 from .parameters import names_of
-from .prior import with_priors
 from .report import VarProEstimates, VarProReport
-from .statistics import count_data, Errors, VarProStatistics
+from .statistics import Errors, VarProStatistics
 
 
 _NAMED = 5  # in one warning
@@ -42,7 +41,7 @@ def report(
     names = all_names(fit)
     q = len(held)
     sets = [np.asarray(c) for c in listed(fit.coefficients)]
-    ranks = [int(np.min(rank)) for rank in listed(fit.rank)]
+    ranks = [int(np.min(np.asarray(rank))) for rank in listed(fit.rank)]
     held_coefficients = [np.zeros(c.shape, int) for c in sets]
     if fit.held_coefficients is not None:
         held_coefficients = [np.asarray(h) for h in listed(fit.held_coefficients)]
@@ -67,7 +66,7 @@ def report(
         _raveled(held_coefficients),
     )
     count, chi_square, r_squared, log_weights = _sums(fit, observations)
-    fitted = _rows(fit, observations) - freedom
+    fitted = int(errors.parameters)
     aic, bic = _criteria(count, fitted, chi_square, log_weights, bool(absolute_sigma))
     if fit._prior() is not None or fit._loss() is not None:
         aic = bic = math.nan
@@ -265,19 +264,6 @@ def _sums_of_set(observations, residual) -> tuple[int, float, float, float]:
 
 def _raveled(arrays) -> np.ndarray:
     return np.concatenate([np.ravel(array) for array in arrays])
-
-
-def _rows(fit: Any, observations) -> int:
-    """How many data there are, priors among them."""
-    prior = fit._prior()
-    if prior is not None:
-        counts = each(len, fit.coefficients)
-        _, observations = with_priors(prior, fit._context()[0], observations, counts)
-    rows = 0
-    for of_set, r in zip(listed(observations), listed(fit.residual), strict=True):
-        once, counted = (int(number) for number in count_data(of_set))
-        rows += (2 if np.iscomplexobj(r) else 1) * counted + once
-    return rows
 
 
 def _criteria(count: int, fitted: int, chi_square: float, log_weights: float, absolute):
