@@ -268,3 +268,14 @@ def test_gradient_of_a_deficient_system_is_the_adjoint_solve():
     inverse = np.linalg.pinv(matrix, rcond=1e-10)
     truth = 2 * inverse.T @ (inverse @ vector)
     np.testing.assert_allclose(gradient, truth, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(17, 17), (40, 20)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex128])
+def test_zeros_of_any_size_have_the_rank_zero(shape, dtype):
+    """More than 16 of the least power of two were lost in the sums of the estimate."""
+    a, b = jnp.zeros(shape, dtype), jnp.ones(shape[0], dtype)
+    solution = pj.linear_solve(a, b, pj.PivotedQR(), throw=False)
+    assert bool(solution.result == lx.RESULTS.successful)
+    assert int(solution.stats["rank"]) == 0
+    assert bool(jnp.all(solution.value == 0))

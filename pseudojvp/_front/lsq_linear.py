@@ -251,9 +251,6 @@ def _solve_free(problem: _Problem, found: BoundedSolution, solver):
     at_bound = jnp.where(found.free, 0, at_bound)
     # Exact for independent columns, whatever the constants are.
     matrix = jnp.where(found.free[None, :], a / found.scales[None, :], 0)
-    any_free = jnp.any(found.free)
-    if a.size > 0:  # a matrix of zeros alone has no unit
-        matrix = matrix.at[0, 0].add(jnp.where(any_free, 0, 1).astype(a.dtype))
     operator = lx.MatrixLinearOperator(matrix)
     factorised, _ = Factorised.create(operator, solver, throw=False)
     factorised = factorised.nan_if_failed()
@@ -264,8 +261,7 @@ def _solve_free(problem: _Problem, found: BoundedSolution, solver):
     nearest = jnp.clip(constant, stop_gradient(lower), stop_gradient(upper))
     x = jnp.where(nearest == constant, x, nearest + (x - constant))
     x = jnp.where(found.free, x, at_bound)
-    rank = jnp.where(any_free, stats["rank"], 0)
-    return x, rank, result != lx.RESULTS.successful
+    return x, stats["rank"], result != lx.RESULTS.successful
 
 
 def _judge(problem: _Problem, x, active, rcond):

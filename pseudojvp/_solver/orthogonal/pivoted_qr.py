@@ -175,6 +175,7 @@ class PivotedQR(AbstractFactorisation[PivotedQRState]):
         # From their number, which XLA keeps, as it is the outcome of a sum.
         rank = jnp.sum(pivots / unit > cutoff * largest)
         kept = jnp.arange(len(pivots)) < rank
+        unit = jnp.where(rank > 0, unit, 1)  # of zeros it is so small that sums underflow
         inner = jnp.where(kept, inner, 0)
 
         # Q₁^H A is T Z^H.
