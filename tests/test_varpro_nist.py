@@ -43,6 +43,25 @@ def test_fit_agrees_with_the_certified_parameters_and_deviations(name, start):
     model = problem.model
     theta0 = model.theta(jnp.asarray(problem.starts[start]))
     fit = pj.varpro(model.basis, problem.y, theta0, problem.x, offset=model.offset)
+    _check_certified(problem, fit)
+
+
+@pytest.mark.parametrize(("name", "start"), _CASES)
+def test_bounds_that_do_not_bind_change_no_answer(name, start):
+    problem = _PROBLEMS[name]
+    model = problem.model
+    theta0 = model.theta(jnp.asarray(problem.starts[start]))
+    room = 100 * (1 + jnp.abs(theta0))
+    bounds = theta0 - room, theta0 + room
+    fit = pj.varpro(
+        model.basis, problem.y, theta0, problem.x, offset=model.offset, bounds=bounds
+    )
+    assert fit.held is not None
+    assert not np.any(fit.held)
+    _check_certified(problem, fit)
+
+
+def _check_certified(problem, fit):
     parameters, deviation = _nist.carry_back(problem, fit)
     assert fit.result == optx.RESULTS.successful
     np.testing.assert_allclose(parameters, problem.certified, rtol=1e-6)
