@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import types
 
 import jax
 import pytest
@@ -12,11 +11,7 @@ import pseudojvp
 from pseudojvp._map import primitive
 
 
-_PUBLIC = {
-    name: value
-    for name, value in vars(pseudojvp).items()
-    if not (name.startswith("_") or isinstance(value, types.ModuleType))
-}
+_PUBLIC = {name: getattr(pseudojvp, name) for name in pseudojvp.__all__}
 _MOST_LINES = 10  # of an example, blank ones not counted
 
 # What others return, or make: their fields are told instead of arguments.
@@ -24,6 +19,7 @@ _MADE_BY_OTHERS = {
     "EntriesSolution",
     "Factorised",
     "InverseLinearOperator",
+    "SharedAndOwn",
     "WarmStart",
     "hermitian_tag",
     "linear_solve_p",

@@ -22,6 +22,21 @@ class SharedAndOwn(NamedTuple):
     - `shared`: a pytree of real numbers, `None` for nothing.
     - `own`: a tuple with a pytree of real numbers for each data set, of any structures;
         `None` for a data set without its own, or in the place of the tuple for none.
+
+    **Example:**
+
+    ```python
+    import jax.numpy as jnp
+    import pseudojvp as pj
+
+    t = jnp.linspace(0.0, 4.0, 50)
+    def peak(theta, t):
+        return jnp.exp(-((t - theta.own) ** 2) / theta.shared**2)[:, None]
+    data = 2 * jnp.exp(-((t - 1) ** 2)), 3 * jnp.exp(-((t - 2.5) ** 2))
+    start = pj.SharedAndOwn(jnp.array(0.8), (jnp.array(1.2), jnp.array(2.2)))
+    fit = pj.varpro(peak, data, start, (t, t))
+    print(fit.theta.own[1].round(2), fit.coefficients[1].round(1))  # 2.5 [3.]
+    ```
     """
 
     shared: PyTree[Any]
