@@ -20,7 +20,8 @@ class WoodburyState(eqx.Module):
     - `result`: of the solves for `solved`, `breakdown` if there are none.
     - `estimate`: the reciprocal condition number of M, NaN if lost digits hide it;
         `None` if A is solved with by iterations.
-    - `lost`: whether the formula has no digits left that could be refined.
+    - `lost`: whether the formula has no digits left that could be refined, so that
+        nobody knows the condition of M.
     - `capacitance`: that of I + C Vᴴ A⁻¹U, its columns scaled.
     """
 

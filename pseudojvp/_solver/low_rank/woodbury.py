@@ -14,14 +14,7 @@ from ..._base.order import after_in_batch
 from ..._base.results import first_failure
 from ..._base.structure import Structure
 from ..._base.tree import all_finite, one_or_nan
-from ..._kernel.condition import (
-    estimate_of,
-    full_rank_result,
-    largest_singular_value,
-    PROBES,
-    probes,
-    random_signs,
-)
+from ..._kernel.condition import full_rank_result, PROBES, probes, random_signs
 from ..._kernel.norms import two_norm
 from ..._kernel.products import matmul
 from ..._operator import LowRankUpdate
@@ -31,13 +24,10 @@ from ..auto import AutoLinearSolver, registered_solver
 from ..counterpart import counterpart
 from ..direct.lu import LU
 from ..factorisation import AbstractByParts, AbstractTelling, Slogdet
-from ..krylov.iteration import (
-    AbstractKrylovSolver,
-    flat_adjoint_mv,
-    flat_mv,
-)
+from ..krylov.iteration import AbstractKrylovSolver
 from ..state import structures_of, swapped
 from .digits import capacitance, Rounding
+from .estimate import reciprocal_condition
 from .iterating import iterates, resolved, tolerance
 from .refinement import Iterate, LARGEST_ERROR, refined
 from .sizes import largest_of_columns, moduli
@@ -59,10 +49,12 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         sum need not be;
     - `stagnation` if an entry of the residual stays above 1e4 eps times that of
         |A| |x| + |U| |C| |V|ᴴ |x| + |b|, whatever the units of the rows: the formula has
-        lost the digits, and the sum need not be ill-conditioned;
+        lost the digits, and the sum need not be ill-conditioned. So it is if refinement
+        cannot tell the condition of the sum, or, where that is below 1e4 eps, if one
+        more step moves the solution by more than a tenth;
     - `singular` if the sum is singular to working precision: an estimate of its
-        reciprocal condition number, with the columns scaled, is at most `eps * n`, and
-        the residuals of its solves say that it is to be trusted.
+        reciprocal condition number, with the columns scaled, is at most `eps * n`. Its
+        solves are refined where their residuals ask for it.
 
     Of an A whose entries are not at hand (a function, a structured operator) an estimate
     of the 2-norm of each row times |x| stands for |A| |x|, of eight products.
@@ -73,8 +65,9 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
 
     Real and complex, of any structure of vectors that A has. Cost: k solves with A at
     once, and for the estimate eight, then a solve, O(n k) and a product with M, as much
-    for each step of refinement; the same again for a JVP and for a VJP. Memory: n × k.
-    Never n × n, in derivatives either, unless the solver of A is dense.
+    for each step of refinement (of the estimate, eight times that); the same again for a
+    JVP and for a VJP. Memory: n × k. Never n × n, in derivatives either, unless the
+    solver of A is dense.
 
     `stats`: `"reciprocal_condition"` of the sum (a direct solver of A), NaN where lost
     digits hide it,
@@ -171,10 +164,13 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         )
         if iterates(resolved(self.solver, inner)):
             return state
-        estimate, certain, none_left = self._estimate(state, options)
-        lost = jnp.where(all_finite(weights), none_left, lost)
-        certain = jnp.where(all_finite(weights), certain, ~lost)
-        estimate = jnp.where(certain, estimate, jnp.nan)
+        inner, options = self.solver.transpose(inner, options)
+        flipped = eqxi.Static(True)
+        transposed = dataclasses.replace(state, inner=inner, transposed=flipped)
+        solve = lambda flat: self._apply(transposed, flat, options)[0]
+        estimate, certain = reciprocal_condition(update, solve)
+        lost = jnp.where(all_finite(weights), ~certain, lost)
+        estimate = jnp.where(lost, jnp.nan, estimate)
         return dataclasses.replace(state, estimate=estimate, lost=lost)
 
     def compute(
@@ -183,13 +179,18 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         self._check(options)
         out_structure, in_structure = state.structures.value
         flat = after_in_batch(state.capacitance, out_structure.ravel(vector))
-        final, met = self._refined(state, flat, options)
+        doubtful = self._is_doubtful(state)
+        final, met = self._refined(state, flat, doubtful, options)
         results = lx.RESULTS
         # What is wrong with a solve for A counts where the sum is not solved for.
         told = results.where(jnp.isfinite(final.norm), results.stagnation, _hidden(state))
         told = first_failure(first_failure(state.result, final.result), told)
         result = results.where(met, results.successful, told)
         result = first_failure(result, self._of_estimate(state))
+        hidden = state.lost | (doubtful & final.moved)
+        told = first_failure(state.result, results.stagnation)
+        told = results.where(hidden, told, results.successful)
+        result = first_failure(result, told)
         stats = self.stats(state) | {"num_refinements": final.step - 1}
         if isinstance(resolved(self.solver, state.inner), AbstractKrylovSolver):
             stats["num_steps"] = final.inner_steps
@@ -220,8 +221,15 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         estimate = jnp.where(jnp.isnan(state.estimate), 1, state.estimate)
         return full_rank_result(estimate, size, size)
 
+    def _is_doubtful(self, state: WoodburyState) -> Bool[Array, ""]:
+        """Whether a backward error that is allowed may hide that no digit is right."""
+        if state.estimate is None:
+            return jnp.array(False)
+        least = LARGEST_ERROR * jnp.finfo(state.estimate.dtype).eps
+        return ~(state.estimate > least)
+
     def _refined(
-        self, state: WoodburyState, vector, options
+        self, state: WoodburyState, vector, doubtful, options
     ) -> tuple[Iterate, Bool[Array, ""]]:
         operator = state.operator
         if state.transposed.value:
@@ -231,7 +239,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         aimed = tolerance(_innermost(solver), two_norm(vector), eps)
         apply = lambda flat: self._apply(state, flat, options)
         size = state.size if iterates(solver) else None
-        return refined(operator, vector, apply, aimed, size)
+        return refined(operator, vector, apply, aimed, size, doubtful)
 
     def _apply(self, state: WoodburyState, flat: Inexact[Array, " n"], options):
         """M⁻¹b by the formula, the result and the steps of an iterative solver of A."""
@@ -253,34 +261,6 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         krylov = isinstance(resolved(self.solver, inner), AbstractKrylovSolver)
         steps = stats["num_steps"] if krylov else jnp.array(0)
         return solution, _broken(result, solution), steps
-
-    def _estimate(self, state: WoodburyState, options):
-        """That of M with its columns scaled, as by the direct solvers; whether it is to
-        be trusted, and whether refinement with the factors is in vain.
-        """
-        scale = largest_of_columns(state.operator)
-        if scale.size == 0:
-            return jnp.ones((), scale.dtype), jnp.array(True), jnp.array(False)
-        dtype = state.solved.dtype
-        inner, options = self.solver.transpose(state.inner, options)
-        flipped = eqxi.Static(True)
-        transposed = dataclasses.replace(state, inner=inner, transposed=flipped)
-        vectors = probes(scale.size, PROBES, scale.dtype)
-        mvs = flat_mv(state.operator), flat_adjoint_mv(state.operator)
-        largest = largest_singular_value(scale, *mvs, vectors.astype(dtype))
-        solve = lambda flat: self._apply(transposed, flat, options)[0]
-        scaled = (scale[:, None] * vectors).astype(dtype)
-        solved = jax.vmap(solve, 1, 1)(scaled)
-        image = jax.vmap(flat_mv(state.operator.transpose()), 1, 1)(solved)
-        inverse = jnp.linalg.norm(solved)
-        estimate = estimate_of(largest, inverse, vectors.shape)
-        residuals = (scaled - image) / scale[:, None].astype(dtype)
-        residual, size = jnp.linalg.norm(residuals), jnp.linalg.norm(vectors)
-        # A backward error beside which the estimate is large, or as allowed of a solve.
-        allowed = jnp.maximum(0.1 * estimate, LARGEST_ERROR * jnp.finfo(scale.dtype).eps)
-        certain = residual <= allowed * (largest * inverse + size)
-        refined = jnp.all(jnp.linalg.norm(residuals, axis=0) <= 0.5)  # of unit vectors
-        return estimate, certain, ~certain & ~refined
 
     def slogdet_by_parts(
         self, operator: lx.AbstractLinearOperator, state: WoodburyState, factorised: Any
