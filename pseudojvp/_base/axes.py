@@ -5,7 +5,8 @@ may differ. JAX casts the operands of arithmetic to the same axes, but neither w
 carries, nor the branches of a condition, nor operands of a primitive of ours.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -40,10 +41,15 @@ def has_explicit_axes(tree: PyTree) -> bool:
     return any(jax.typeof(array).sharding.mesh.explicit_axes for array in arrays)
 
 
-def check_not_explicit(tree: PyTree, subject: str) -> None:
-    """That no array is on a mesh with explicit axes, where parts of it have no rule."""
-    if has_explicit_axes(tree):
-        raise ValueError(f"{subject} got an array on a mesh with explicit axes. {_AUTO}")
+def check_not_refused(error: Exception, caller: str, arrays: Sequence[Any]) -> None:
+    """Says what to do where JAX refuses a program of arrays on explicit axes."""
+    of_mesh = re.search("mesh|shard", str(error), re.IGNORECASE)
+    told = "AxisType.Auto" in str(error)
+    if of_mesh and not told and has_explicit_axes(arrays):
+        raise ValueError(
+            f"`{caller}` got an array on a mesh with explicit axes. {_AUTO} JAX says: "
+            f"{error}"
+        ) from error
 
 
 def is_sharded_explicitly(array: Array) -> bool:
@@ -110,7 +116,11 @@ def in_auto_mode(function: Callable, abstract_eval: Callable) -> Callable:
         auto = jax.sharding.auto_axes(
             lambda *arrays: list(function(*arrays, **params)), out_sharding=shardings
         )
-        return auto(*arrays)
+        try:
+            return auto(*arrays)
+        except (TypeError, ValueError) as error:
+            check_not_refused(error, "linear_solve", arrays)
+            raise
 
     return run
 

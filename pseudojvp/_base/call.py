@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from .axes import check_not_refused
 from .inexact import as_native
 
 
@@ -41,14 +42,18 @@ def compiled(function: Callable) -> Callable:
         ]
         _callback_logger.addFilter(quiet := _Quiet())
         try:
-            marker, arrays, frame = program(frame, *arrays)
+            marker, results, frame = program(frame, *arrays)
             if not isinstance(marker, jax.core.Tracer) and isinstance(marker, jax.Array):
                 marker.block_until_ready()
+        except TypeError as error:
+            check_not_refused(error, caller, arrays)
+            raise
         except (jax.errors.JaxRuntimeError, ValueError) as error:
+            check_not_refused(error, caller, arrays)
             _tell(error)  # a `ValueError` of a callback, from the second call on
         finally:
             _callback_logger.removeFilter(quiet)
-        return frame.filled(arrays)
+        return frame.filled(results)
 
     return call
 
@@ -73,6 +78,7 @@ def compiled_lazily(function: Callable) -> Callable:
     program.__name__ = program.__qualname__ = function.__name__
     of_many = eqx.filter_jit(program)
     of_few = eqx.filter_jit(program, **_QUICKLY)
+    caller = function.__name__.strip("_")
 
     @ft.wraps(function)
     def call(*arguments):
@@ -80,7 +86,11 @@ def compiled_lazily(function: Callable) -> Callable:
         few = _HAS_CHOICE and sum(a.size for a in arrays) <= _FEW
         # Part of another program has no options, nor have constants within.
         few = few and not _traced(arrays) and not _traced([jax.device_put(np.zeros(()))])
-        return (of_few if few else of_many)(arrays, frame)
+        try:
+            return (of_few if few else of_many)(arrays, frame)
+        except (TypeError, ValueError) as error:
+            check_not_refused(error, caller, arrays)
+            raise
 
     return call
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, PRNGKeyArray, Real
 
+from .._base.auto_axes import with_auto_axes
+from .._base.axes import as_varying, varying_axes
 from .._base.call import compiled
 from .._base.host import raise_if
 from .._base.tree import at_least_single, one_or_nan
@@ -194,6 +196,7 @@ def solve_entries(
 
 
 @compiled
+@with_auto_axes
 def _solve_entries(
     data, row, col, b, indices, rtol, atol, seed, max_pushes, doubt, throw
 ) -> EntriesSolution:
@@ -217,7 +220,8 @@ def _solve_entries(
 @eqx.filter_custom_jvp
 def _told(data, b, row, col, indices, rtol, atol, seed, most, doubt) -> Told:
     arguments = row, col, data, b, indices, rtol, atol, seed
-    return entries_on_host(*arguments, most=most, doubt=doubt, gradient=False)[0]
+    told, _ = entries_on_host(*arguments, most=most, doubt=doubt, gradient=False)
+    return as_varying(varying_axes(arguments), told)
 
 
 @_told.def_jvp
@@ -229,6 +233,7 @@ def _(primals, tangents):
     arguments = row, col, data, b, indices, rtol, atol, seed
     told, both = entries_on_host(*arguments, most=most, doubt=doubt, gradient=True)
     assert both is not None
+    told, both = as_varying(varying_axes(arguments), (told, both))
     y, x = both[:, 0], both[:, 1]
     failed = one_or_nan(told.code == 0).astype(b.dtype)
     t_value = jnp.zeros_like(told.value)

@@ -3,6 +3,7 @@ from typing import Any
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._base.auto_axes import with_auto_axes
 from .._base.call import compiled
 from .._base.checks import check_solver, check_vector
 from .._base.statistics import without_derivative
@@ -96,6 +97,12 @@ def linear_solve(
 def _linear_solve(operator, vector, solver, options, state, throw, adjoint):
     operator, vector = check_system(operator, vector, solver, "linear_solve")
     adjoint = adjoint.for_solve(operator, vector)
+    # Its steps are differentiated by JAX, and loops are among them.
+    solve = with_auto_axes(_solved) if adjoint.unrolls else _solved
+    return solve(operator, vector, solver, options, state, throw, adjoint)
+
+
+def _solved(operator, vector, solver, options, state, throw, adjoint) -> lx.Solution:
     factorised, state = Factorised.create(
         operator, solver, options, state, throw, adjoint
     )

@@ -9,7 +9,7 @@ import lineax as lx
 from jax.lax import stop_gradient
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int, Real
 
-from .._base.axes import check_not_explicit
+from .._base.auto_axes import with_auto_axes
 from .._base.call import compiled
 from .._base.host import raise_if
 from .._base.results import nan_after_failure
@@ -198,8 +198,8 @@ def _found(arguments: tuple, throw: bool) -> tuple[lx.Solution, Array]:
 
 
 @compiled
+@with_auto_axes
 def _lsq_linear(a, b, lower, upper, rcond, solver, throw) -> tuple[lx.Solution, Array]:
-    check_not_explicit((a, b, lower, upper), "`lsq_linear`")
     given, solver = rcond, dataclasses.replace(solver, rcond=resolve(rcond, a))
     columns = b if b.ndim == 2 else b[:, None]
     # Once for all right-hand sides.

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Integer, Num, Real
 
-from .._base.axes import check_not_explicit
+from .._base.auto_axes import with_auto_axes
 from .._base.call import compiled
 from .._base.checks import check_solver
 from .._base.tree import at_least_single, one_or_nan
@@ -158,8 +158,8 @@ def lstsq(
 
 
 @compiled
+@with_auto_axes
 def _lstsq(a, b, rcond, damp, weights, solver, throw, adjoint):
-    check_not_explicit((a, b), "`lstsq`")
     real_dtype = jnp.finfo(a.dtype).dtype
     columns = b if b.ndim == 2 else b[:, None]
     if weights is not None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer
 
-from .._base.axes import check_not_explicit, scan
+from .._base.axes import scan
 from .._base.host import raise_if
 from .._base.order import after_in_batch
 from .._base.structure import Structure
@@ -68,7 +68,6 @@ _CONJUGATES = "is none: A is not linear over the complex numbers, A(i v) is not 
 def slogdet(problem: Problem, guard: Guard, factorised: Callable) -> Slogdet:
     """Sign and log |.|, with derivatives of every order; NaN, or an error, of NaN."""
     solver, operator = problem.solver, problem.operator
-    check_not_explicit(operator, "`slogdet`")
     told = None
     if isinstance(solver, AbstractByParts):
         told = solver.slogdet_by_parts(operator, problem.state, factorised)

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._base.auto_axes import with_auto_axes
 from .._base.call import compiled
 from .._base.checks import check_options, check_vector
 from .._base.tree import in_each_part, stop_gradient, tree_neg, tree_sub
@@ -344,6 +345,7 @@ def _adjoint_solve(factorised: Factorised, vector):
 
 
 @compiled
+@with_auto_axes
 def _slogdet(factorised: Factorised) -> Slogdet:
     throw = factorised._guard.throw
 

@@ -7,8 +7,10 @@ import equinox.internal as eqxi
 import jax
 import jax.tree_util as jtu
 import lineax as lx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .._base.auto_axes import with_auto_axes
 from .._base.axes import as_avals, as_structs, has_explicit_axes, on_mesh_of
 from .._base.vprim import create_vprim
 from .._operator.matrix import has_functions
@@ -25,8 +27,10 @@ def initial_state(
     explicit = has_explicit_axes((operator, options))
     # What they close over is another function each time that it is traced.
     closes = isinstance(solver, FlexibleCG | FlexibleGMRES | FunctionSolver)
-    if not explicit or closes or _in_blocks(solver, operator) or has_functions(operator):
+    if not explicit or closes or _in_blocks(solver, operator):
         return solver.init(operator, options)
+    if has_functions(operator):
+        return with_auto_axes(solver.init)(operator, options)
     return eqxi.filter_primitive_bind(_initial_state_p, solver, operator, options)
 
 
@@ -48,7 +52,21 @@ def _impl(solver, operator, options):
 def _abstract_eval(solver, operator, options):
     given = solver, operator, options
     state = eqx.filter_eval_shape(_impl, *as_structs(given))
-    return on_mesh_of(given, as_avals(state))
+    return _placed(operator, on_mesh_of(given, as_avals(state)))
+
+
+def _placed(operator: PyTree[Any], state: PyTree[Any]) -> PyTree[Any]:
+    """The abstract state, with what has the shape of a sharded A, or of its transpose,
+    sharded as that is.
+    """
+    shardings = {}
+    for leaf in jtu.tree_leaves(operator):
+        mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+        if any(entry is not None for entry in spec):
+            transposed = NamedSharding(mesh, PartitionSpec(*reversed(spec)))
+            shardings |= {leaf.shape[::-1]: transposed, leaf.shape: leaf.sharding}
+    put = lambda leaf: leaf.update(sharding=shardings.get(leaf.shape, leaf.sharding))
+    return jtu.tree_map(put, state) if shardings else state
 
 
 @eqxi.filter_primitive_jvp

@@ -11,9 +11,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, PyTree, Real, Scalar
 
+from .._base.axes import has_explicit_axes, is_manual
 from .._base.inexact import as_inexact
 from .._base.structure import Structure
 from .._base.tree import tree_scale
+from .function import product_on_mesh
 
 
 class _Scaled(eqx.Module):
@@ -78,8 +80,13 @@ def hessian_operator(
     gradient = jax.grad(fn)
     tags = frozenset(tags) if isinstance(tags, set | frozenset | tuple | list) else {tags}
     tags = frozenset(tags) | {lx.symmetric_tag}
+    if is_manual() or has_explicit_axes(x):
+        curve = lambda vector: jax.jvp(gradient, (x,), (vector,))[1]
+        return _damped(
+            product_on_mesh(curve, x, tags), x, damping, tags, "hessian_operator"
+        )
     hessian = lx.JacobianLinearOperator(lambda x, _: gradient(x), x, tags=tags)
-    return _damped(hessian, damping, tags, "hessian_operator")
+    return _damped(hessian, x, damping, tags, "hessian_operator")
 
 
 def gauss_newton_operator(
@@ -136,20 +143,26 @@ def gauss_newton_operator(
     predictions = _real_arrays(model(x), name, "predictions")
     _check_scalar(loss, predictions, "gauss_newton_operator(loss=...)")
     gradient = jax.grad(loss)
+    tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
+    if is_manual() or has_explicit_axes(x):
+        push = jax.linearize(model, x)[1]
+        curve = jax.linearize(gradient, predictions)[1]
+        pull = jax.linear_transpose(push, x)
+        product = product_on_mesh(lambda v: pull(curve(push(v)))[0], x, tags)
+        return _damped(product, x, damping, tags, "gauss_newton_operator")
     jacobian = lx.JacobianLinearOperator(lambda x, _: model(x), x)
     hessian = lx.JacobianLinearOperator(
         lambda z, _: gradient(z), predictions, tags=lx.symmetric_tag
     )
     parts = lx.linearise(jacobian.transpose() @ hessian @ jacobian)
-    tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
     # A composition would make matrices of its parts, one as large as the predictions.
     product = lx.FunctionLinearOperator(
         lambda vector: parts.mv(vector), jacobian.in_structure(), tags
     )
-    return _damped(product, damping, tags, "gauss_newton_operator")
+    return _damped(product, x, damping, tags, "gauss_newton_operator")
 
 
-def _damped(operator, damping, tags: frozenset[object], caller: str):
+def _damped(operator, x, damping, tags: frozenset[object], caller: str):
     if damping is not None:
         damping = as_inexact(damping, f"{caller}(damping=...)")
         if damping.shape != () or jnp.iscomplexobj(damping):
@@ -157,10 +170,16 @@ def _damped(operator, damping, tags: frozenset[object], caller: str):
                 f"`{caller}(damping=...)` got an array of shape {damping.shape} and "
                 f"dtype {damping.dtype}. Pass a real scalar."
             )
-        structure = operator.in_structure()
-        operator = operator + lx.FunctionLinearOperator(
-            _Scaled(damping), structure, lx.diagonal_tag, closure_convert=False
-        )
+        if is_manual() or has_explicit_axes(x):
+            scaled = product_on_mesh(_Scaled(damping), x, lx.diagonal_tag)
+        else:
+            scaled = lx.FunctionLinearOperator(
+                _Scaled(damping),
+                operator.in_structure(),
+                lx.diagonal_tag,
+                closure_convert=False,
+            )
+        operator = operator + scaled
     return lx.TaggedLinearOperator(operator, tags)
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .._base.axes import (
     as_varying,
-    check_not_explicit,
     has_explicit_axes,
     is_manual,
     like,
@@ -82,6 +81,8 @@ class Function(lx.AbstractLinearOperator):
         return jtu.tree_unflatten(treedef, leaves)
 
     def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        if lx.is_symmetric(self):
+            return self.in_structure()
         product = lambda operator, vector: operator.mv(vector)
         return eqx.filter_eval_shape(product, self, self.in_structure())
 
@@ -91,6 +92,29 @@ class _Jacobian(eqx.Module):
 
     def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
         return self.operator.mv(vector)
+
+
+class _Opened(eqx.Module):
+    """A function that Equinox has closed, of arguments of other types on a mesh."""
+
+    function: Callable
+
+    def __call__(self, x: PyTree[Array], args: Any) -> PyTree[Array]:
+        if is_closed(self.function):
+            return call(self.function, eqx.filter((x, args), eqx.is_array))
+        return getattr(self.function, "fn", self.function)(x, args)
+
+
+def product_on_mesh(product: Callable, x: PyTree[Array], tags: object) -> Function:
+    """The operator v ↦ `product(v)` from the space of x to itself, on a mesh.
+
+    lineax compares structures with an axis of a mesh to some without.
+    """
+    tags = frozenset(tags) if isinstance(tags, set | frozenset) else frozenset([tags])
+    structure = jax.eval_shape(lambda: x)
+    if not is_manual():  # what is within a solve runs in auto mode
+        structure = Structure.of(structure).as_tree()
+    return Function.create(eqx.filter_closure_convert(product, x), structure, tags)
 
 
 class _Transposed(eqx.Module):
@@ -123,9 +147,11 @@ def typed(tree: Any) -> Any:
 
 def _typed(operator) -> Function:
     if isinstance(operator, lx.JacobianLinearOperator):
-        if not is_manual():
-            check_not_explicit(operator, "`JacobianLinearOperator`")
         structure = jax.eval_shape(lambda: operator.x)
+        if not is_manual():
+            # For arrays on explicit axes, and what is within a solve runs in auto mode.
+            structure = Structure.of(structure).as_tree()
+            operator = eqx.tree_at(lambda o: o.fn, operator, _Opened(operator.fn))
         return Function.create(_Jacobian(operator), structure, operator.tags)
     zeros = lambda s: jnp.zeros(s.shape, s.dtype)
     structure = operator.in_structure()  # lineax drops the axes from it

@@ -5,6 +5,7 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Inexact
 
+from .._base.auto_axes import with_auto_axes
 from .._base.checks import check_count
 from .._operator import SparseLinearOperator
 from .._operator.sparse import untagged
@@ -79,7 +80,7 @@ def block_jacobi(operator: Any, block_size: int) -> lx.AbstractLinearOperator:
     definite = lx.positive_semidefinite_tag in tags
     blocks = _diagonal_blocks(operator, min(block_size, max(structure.size, 1)))
     diagonal = inverse_entries(jnp.diagonal(blocks, axis1=1, axis2=2), definite)
-    inverses = _definite_inverses(blocks) if definite else jnp.linalg.inv(blocks)
+    inverses = with_auto_axes(_inverses)(blocks, definite)
     sound = jnp.all(jnp.isfinite(inverses), axis=(1, 2), keepdims=True)
     fallback = diagonal[:, :, None] * jnp.eye(blocks.shape[-1], dtype=blocks.dtype)[None]
     inverses = jnp.where(sound, inverses, fallback)
@@ -110,6 +111,10 @@ def _sparse_diagonal_blocks(operator: SparseLinearOperator, count: int, block: i
     blocks = blocks.at[place].add(operator.data, mode="drop")
     beyond = jnp.arange(size - (count - 1) * block, block)
     return blocks.at[-1, beyond, beyond].set(1)
+
+
+def _inverses(blocks: Inexact[Array, "count block block"], definite: bool):
+    return _definite_inverses(blocks) if definite else jnp.linalg.inv(blocks)
 
 
 def _definite_inverses(blocks: Inexact[Array, "count block block"]):

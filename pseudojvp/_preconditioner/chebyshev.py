@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Inexact, Real
 
+from .._base.auto_axes import with_auto_axes
 from .._base.axes import fori_loop, scan
 from .._base.checks import check_count
 from .._base.structure import Structure
@@ -117,7 +118,8 @@ def chebyshev(
     dtype = jax.eval_shape(structure.ravel, operator.in_structure()).dtype
     real = jnp.finfo(dtype).dtype
     if upper is None:
-        upper = _upper_bound(operator, structure, dtype)
+        bound = with_auto_axes(_upper_bound)
+        upper = jnp.asarray(bound(operator, structure, dtype))
     if lower is None:
         lower = upper / (degree + 2) ** 2
     _check_bounds(lower, upper)

@@ -6,6 +6,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
+from .._base.auto_axes import with_auto_axes
 from .._base.axes import while_loop
 from .._base.checks import check_count
 from .._kernel.substitution import create_triangle_pattern, Substitution
@@ -112,7 +113,7 @@ def incomplete_cholesky(
     if sweeps is not None:
         check_count(sweeps, "sweeps", "incomplete_cholesky", least=0)
     pattern = lower_pattern(row, col, structure.size)
-    entries, shift = _factorised(pattern, operator.data, hermitian=True)
+    entries, shift = _factorised(pattern, operator.data, True)
     pivots = entries[pattern.diagonal].real.astype(entries.dtype)
     strict = pattern.row > pattern.col
     lower = _inverse(pattern, strict, entries / pivots[pattern.col], sweeps)
@@ -176,7 +177,7 @@ def incomplete_lu(
     if sweeps is not None:
         check_count(sweeps, "sweeps", "incomplete_lu", least=0)
     pattern = full_pattern(row, col, structure.size)
-    entries, shift = _factorised(pattern, operator.data, hermitian=False)
+    entries, shift = _factorised(pattern, operator.data, False)
     pivots = entries[pattern.diagonal]
     below, above = pattern.row > pattern.col, pattern.row < pattern.col
     return IncompletePreconditioner(
@@ -203,8 +204,9 @@ def _inverse(pattern: FillPattern, used, entries, sweeps: int | None):
 
 
 @eqx.filter_jit
+@with_auto_axes
 def _factorised(
-    pattern: FillPattern, data: Inexact[Array, " nse"], *, hermitian: bool
+    pattern: FillPattern, data: Inexact[Array, " nse"], hermitian: bool
 ) -> tuple[Inexact[Array, " count"], Real[Array, ""]]:
     """c = L D (and D U) on the pattern, and the shift with which all pivots are good."""
     count = pattern.row.size

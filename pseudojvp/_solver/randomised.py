@@ -5,11 +5,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, Integer, Num, PyTree, Real
 
+from .._base.axes import scan, while_loop
 from .._base.checks import check_options, check_square
 from .._base.structure import Structure
 from .._base.tree import tree_add, tree_conj, tree_scale, tree_sub
@@ -86,7 +86,7 @@ class Randomised(lx.AbstractLinearSolver[RandomisedState]):
 
         start = jax.tree.map(jnp.zeros_like, vector), jnp.array(False)
         keys = jax.random.split(keys, self.samples)
-        (total, broken), _ = lax.scan(sample, start, keys)
+        (total, broken), _ = scan(sample, start, keys)
         mean = jax.tree.map(lambda leaf: leaf / self.samples, total)
         results = lx.RESULTS
         result = results.where(broken, results.breakdown, results.successful)
@@ -116,7 +116,7 @@ class Randomised(lx.AbstractLinearSolver[RandomisedState]):
         zero, weight = jnp.array(0), jnp.ones_like(first_norm)
         going = self._goes_on(of_length, zero)
         start = first, first, weight, zero, going, jnp.array(False)
-        total, *_, broken = lax.while_loop(lambda carry: carry[4], body, start)
+        total, *_, broken = while_loop(lambda carry: carry[4], body, start)
         return total, broken
 
     def _by_cg(self, state, vector, key) -> tuple[PyTree[Array], Bool[Array, ""]]:
@@ -166,7 +166,7 @@ class Randomised(lx.AbstractLinearSolver[RandomisedState]):
             norm > 0,
             jnp.array(False),
         )
-        final = lax.while_loop(lambda carry: carry.going, body, start)
+        final = while_loop(lambda carry: carry.going, body, start)
         total = (unit / scale).astype(b.dtype) * final.total
         return structure.unravel(total), final.broken
 

@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Integer, PyTree, Real
 
-from .._base.axes import cond, scan
+from .._base.axes import as_varying, cond, scan, varying_axes
 from .._base.checks import check_options
 from .._base.tree import in_each_part, one_or_nan, tree_add
 from .neumann import has_grown, Neumann, NeumannState, two_norm
@@ -115,8 +115,7 @@ def hung(tree: PyTree[Array], holds: Bool[Array, ""], *inputs: PyTree) -> PyTree
 
 @jax.custom_jvp
 def _zero(holds: Bool[Array, ""], arrays: list[Array]) -> Float[Array, ""]:
-    del holds, arrays
-    return jnp.zeros((), jnp.float32)
+    return as_varying(varying_axes((holds, arrays)), jnp.zeros((), jnp.float32))
 
 
 @_zero.defjvp

@@ -9,11 +9,12 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
+from .._base.auto_axes import with_auto_axes
 from .._base.call import compiled_lazily, Frame, split
 from .._base.inexact import as_inexact
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
-from .chunks import in_chunks, sharded_as
+from .chunks import in_chunks
 from .data_sets import check_sets, each, listed
 from .failure import raise_if_failed
 from .fit import as_arrays, default_adjoint, varpro, VarProFit
@@ -344,22 +345,23 @@ def _pad(leaf: Array, size: int) -> Array:
 
 
 @compiled_lazily
-def _fit_all(basis, data, starts, weighting, arguments, keywords, batch_size, progress):
-    def fit_all(basis, data, starts, weighting, arguments, keywords):
-        def member(inputs):
-            data, theta0, weights, args = inputs
-            theta0, weights = starts.of(theta0), weighting.of(weights)
-            args = arguments.of(args)
-            fit = varpro(basis, data, theta0, args, weights=weights, **keywords)
-            fields = (fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank)
-            return *fields, fit.result, fit.held, fit.held_coefficients, fit.stats
+def _fit_all(basis, data, *rest):
+    return with_auto_axes(_fit_members, listed(data)[0])(basis, data, *rest)
 
-        inputs = (data, starts.batched, weighting.batched, arguments.batched)
-        return in_chunks(member, inputs, batch_size, progress)
 
-    arrays, frame = split((basis, data, starts, weighting, arguments, keywords))
-    run = lambda *arrays: fit_all(*frame.filled(arrays))
-    return sharded_as(listed(data)[0], run)(*arrays)
+def _fit_members(
+    basis, data, starts, weighting, arguments, keywords, batch_size, progress
+):
+    def member(inputs):
+        data, theta0, weights, args = inputs
+        theta0, weights = starts.of(theta0), weighting.of(weights)
+        args = arguments.of(args)
+        fit = varpro(basis, data, theta0, args, weights=weights, **keywords)
+        fields = fit.theta, fit.coefficients, fit.residual, fit.cost, fit.rank
+        return *fields, fit.result, fit.held, fit.held_coefficients, fit.stats
+
+    inputs = data, starts.batched, weighting.batched, arguments.batched
+    return in_chunks(member, inputs, batch_size, progress)
 
 
 @compiled_lazily
@@ -370,6 +372,4 @@ def _map_fits(function: Callable, fits: VarProBatch):
         member = lambda fields: function(fits._fit(fields))
         return in_chunks(member, fits._members(), fits._batch_size)
 
-    arrays, frame = split((function, fits))
-    run = lambda *arrays: map_fits(*frame.filled(arrays))
-    return sharded_as(listed(fits._data)[0], run)(*arrays)
+    return with_auto_axes(map_fits, listed(fits._data)[0])(function, fits)

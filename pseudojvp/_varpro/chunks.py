@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from .._base.axes import has_explicit_axes
 from .progress import ChunkBar
 
 
@@ -66,20 +65,3 @@ def _split_first(leaf: Array, groups: int) -> Array:
 
 def _join_first(leaf: Array) -> Array:
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-
-
-def sharded_as(members: Array, function: Callable) -> Callable:
-    """`function` of arrays, of which each result has the first axis of `members`.
-
-    On a mesh with explicit axes it runs with `AxisType.Auto`: JAX refuses loops there.
-    """
-
-    def run(*arrays):
-        if not has_explicit_axes(arrays):
-            return function(*arrays)
-        given = jax.typeof(members).sharding
-        spec = jax.sharding.PartitionSpec(given.spec[0])
-        sharding = jax.sharding.NamedSharding(given.mesh, spec)
-        return jax.sharding.auto_axes(function, out_sharding=sharding)(*arrays)
-
-    return run

@@ -25,7 +25,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, PyTree
 
-from .._base.axes import cond, like
+from .._base.axes import as_varying, cond, like, varying_axes
 from .._base.order import after_in_batch
 from .._map.factorised import Factorised
 from .._map.rows import Blocks
@@ -351,7 +351,8 @@ def _moved(push, flat) -> Bool[np.ndarray, "q _"]:
 def unit_directions(theta: PyTree[Array]) -> PyTree[Array]:
     """The q unit tangents of θ, stacked in front."""
     flat, unravel = jfu.ravel_pytree(theta)
-    return jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
+    units = as_varying(varying_axes(flat), jnp.eye(flat.size, dtype=flat.dtype))
+    return jax.vmap(unravel)(units)
 
 
 def _first_failure(results: lx.RESULTS) -> lx.RESULTS:

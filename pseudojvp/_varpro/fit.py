@@ -13,6 +13,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, Inexact, Integer, Num, PyTree, Real
 
+from .._base.auto_axes import with_auto_axes
 from .._base.call import compiled_lazily, Frame, split
 from .._base.host import raise_if
 from .._base.inexact import as_array, as_native
@@ -302,12 +303,14 @@ class VarProFit(eqx.Module):
 
 
 @compiled_lazily
+@with_auto_axes
 def _statistics(fit: VarProFit, absolute) -> tuple[VarProStatistics, Errors]:
     errors = errors_of(fit, fit._context(), fit._prior(), fit._loss()).scaled(absolute)
     return statistics(fit, errors), errors
 
 
 @compiled_lazily
+@with_auto_axes
 def _predict(
     fit: VarProFit, errors: Errors, args, confidence, absolute
 ) -> VarProPrediction | tuple[VarProPrediction, ...]:
@@ -511,6 +514,7 @@ class _Options(eqx.Module):
 
 
 @compiled_lazily
+@with_auto_axes
 def _fit(
     elimination, args, observations, parameters, box, prior, loss, scale, options
 ) -> tuple:

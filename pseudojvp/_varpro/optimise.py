@@ -14,7 +14,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Inexact, Int, Integer, PyTree
 
-from .._base.axes import as_varying, check_not_explicit, cond, like, varying_axes
+from .._base.axes import as_varying, cond, like, varying_axes
 from .._base.order import after, after_in_batch
 from .._base.tree import all_finite
 from .._front.adjoint import PseudoinverseAdjoint
@@ -122,7 +122,6 @@ def optimise(
     settings: Settings,
 ) -> Solution:
     """Returns the solution, differentiable as the adjoint says."""
-    check_not_explicit((args, observations, start), "`varpro`")
     start = as_varying(varying_axes((elimination, args, observations)), start)
     if start.size == 0:
         return _evaluated(elimination, args, observations, start, settings)

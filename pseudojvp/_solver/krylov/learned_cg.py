@@ -1,11 +1,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree, Real, Scalar
 
+from ..._base.axes import scan
 from ..._base.checks import check_options, check_square
 from ..._base.structure import Structure
 from ..._base.tree import tree_scale
@@ -201,7 +201,7 @@ class LearnedCG(AbstractKrylovSolver):
             jnp.arange(self.num_steps),
         )
         carry = x, residual, z, gamma, jnp.array(True)
-        (x, _, _, _, sound), norms = lax.scan(step, carry, numbers)
+        (x, _, _, _, sound), norms = scan(step, carry, numbers)
         residual = system.vector - system.mv(x)
         norm = length(residual)
         met, _ = system.judge(residual, norm)
