@@ -64,9 +64,8 @@ class QR(AbstractFactorisation[QRState]):
         application, where one block gathers all of A on every device. Blocks that would
         have fewer rows than columns are not taken. Defaults to `None`: as many as the
         devices that A is known to lie on, which is one block on one device. They are
-        known of an array that is not traced. Under `jax.jit` pass the number: there a
-        mesh with `AxisType.Auto` tells nothing of them, and on one with
-        `AxisType.Explicit`, which does, no derivative of a row-sharded A is taken.
+        known of an array that is not traced, and under `jax.jit` on a mesh with
+        `AxisType.Explicit`. With `AxisType.Auto` pass the number there.
 
     **Raises:** `ValueError` for `blocks` that is no integer from 1 on, and at trace time
     for an unknown option.
