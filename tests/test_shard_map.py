@@ -1,4 +1,4 @@
-"""Inside `jax.shard_map`, on two devices, with replicated operands.
+"""Inside `jax.shard_map`, on two devices, with replicated operands and shared losses.
 
 The number of devices is fixed when JAX starts: all cases run in one process of their own.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pseudojvp as pj
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 jax.config.update("jax_enable_x64", True)
 rng = np.random.default_rng(7)
@@ -67,7 +67,40 @@ def report(solver, matrix, tags):
     }
 
 
-print(json.dumps({name: report(*case) for name, case in cases.items()}))
+def shared_loss(matrix, vector):
+    # Each device has two of the problems; the loss is of all of them.
+    each = jax.vmap(lambda A, b: pj.linear_solve(A, b, pj.QR()).value)(matrix, vector)
+    return jax.lax.psum(jnp.sum(each**2), "devices")
+
+
+def silent_factor():
+    # Gradients taken inside and outside, with and without types, over the right ones.
+    members = PartitionSpec("devices")
+    matrices, vectors = rng.normal(size=(4, 5, 3)), rng.normal(size=(4, 5))
+    inverses = np.linalg.pinv(matrices)
+    x = np.einsum("bij,bj->bi", inverses, vectors)
+    right = np.einsum("bji,bj->bi", inverses, 2 * x)
+    told = {}
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+    for check in (True, False):
+        inside = jax.shard_map(
+            jax.grad(shared_loss, argnums=1),
+            mesh=mesh, in_specs=(members, members), out_specs=members, check_vma=check,
+        )
+        ratio = np.asarray(jax.jit(inside)(matrices, vectors)) / right
+        told[f"inside, {check}"] = [ratio.min(), ratio.max()]
+        outside = jax.shard_map(
+            shared_loss,
+            mesh=mesh, in_specs=(members, members), out_specs=replicated, check_vma=check,
+        )
+        gradient = jax.jit(jax.grad(outside, argnums=1))
+        ratio = np.asarray(gradient(matrices, vectors)) / right
+        told[f"outside, {check}"] = [ratio.min(), ratio.max()]
+    return told
+
+
+told = {name: report(*case) for name, case in cases.items()}
+print(json.dumps(told | {"factors": silent_factor()}))
 """
 CASES = ["QR", "SVD", "Auto(False)", "Auto(True)", "Normal(Cholesky)", "CG", "Normal(CG)"]
 
@@ -91,3 +124,13 @@ def test_solution_of_replicated_operands_is_right(name, reports):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_replicated_operands_are_those_without_shard_map(name, reports):
     assert reports[name].get("gradients", math.inf) < 1e-12
+
+
+@pytest.mark.parametrize("place", ["inside, True", "outside, True", "outside, False"])
+def test_gradient_of_a_shared_loss_is_right(place, reports):
+    assert reports["factors"][place] == pytest.approx([1, 1], abs=1e-10)
+
+
+def test_gradient_taken_inside_without_types_is_wrong_by_the_number_of_devices(reports):
+    """JAX's meaning of `check_vma=False`, which no solver can see: as the docs say."""
+    assert reports["factors"]["inside, False"] == pytest.approx([2, 2], abs=1e-10)
