@@ -249,13 +249,22 @@ def main(output: pathlib.Path) -> None:
             f"{alone[name] / 2**20:13.1f} {bytes_here / 2**20:13.1f} "
             f"{seconds:8.2f} {differences[name]:11.1e}"
         )
+    # XLA lets no call of LAPACK overwrite its operand in a program that it divides.
+    part = ROWS * 64 * 8 / PROCESSES
+    copies = told["QR"][2] / part, alone["QR"] / part / PROCESSES
+    print(
+        "\nQR takes {:.1f} times a process's part of A, and {:.1f} times A in one\n"
+        "process, where it overwrites A: one copy more, so not a quarter.".format(*copies)
+    )
     draw(told, alone, output)
     print(f"\nWrote {output}.")
     for name, (once, each_step, bytes_here, _) in told.items():
         assert differences[name] < 1e-9, (name, differences[name])
         assert once + each_step < ROWS * 64 * 8 / 100, (name, once, each_step)
-        # LAPACK factorises all of A in its place, which blocks of rows are copied from.
-        most = 1.6 if name == "QR" else 1.3
+        most = 1.3
+        if name == "QR":  # one copy of a part of A more, as printed, and no more than it
+            most = 1.6
+            assert copies[0] - copies[1] < 1.1, copies
         assert bytes_here < most / PROCESSES * alone[name], (name, bytes_here)
 
 
