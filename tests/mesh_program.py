@@ -6,6 +6,7 @@ sharded, from the truth by NumPy where one is known, and from one device otherwi
 string is the error that JAX or the library raised.
 """
 
+import functools as ft
 import json
 import re
 import sys
@@ -327,13 +328,18 @@ def in_shard_map(function, arrays):
     return jax.jit(mapped)(*arrays)
 
 
-def error_of(use: Use, setting: str) -> Any:
-    function = with_cotangents(use.function)
+@ft.cache
+def wanted_of(name: str) -> list:
+    use = USES[name]
     if use.truth is None:
-        wanted = jax.jit(function)(*use.arrays)
-    else:
-        each = [use.truth(*member) for member in zip(*use.arrays, strict=True)]
-        wanted = [np.stack(part) for part in zip(*each, strict=True)]
+        return jax.jit(with_cotangents(use.function))(*use.arrays)
+    each = [use.truth(*member) for member in zip(*use.arrays, strict=True)]
+    return [np.stack(part) for part in zip(*each, strict=True)]
+
+
+def error_of(name: str, setting: str) -> Any:
+    use, wanted = USES[name], wanted_of(name)
+    function = with_cotangents(use.function)
     try:
         if setting == "shard_map":
             got = in_shard_map(function, use.arrays)
@@ -350,8 +356,9 @@ def error_of(use: Use, setting: str) -> Any:
     )
 
 
-def moved(use: Use, setting: str) -> list[str]:
+def moved(name: str, setting: str) -> list[str]:
     """The types of what is moved between devices."""
+    use = USES[name]
     sharding = NamedSharding(mesh(KINDS[setting]), MEMBERS)
     arrays = (jax.device_put(array, sharding) for array in use.arrays)
     program = jax.jit(with_cotangents(use.function)).lower(*arrays).compile()
@@ -364,5 +371,5 @@ if __name__ == "__main__":
     told = {}
     for name in sys.argv[1:]:
         *moves, on, use = name.split(" ")
-        told[name] = (moved if moves else error_of)(USES[use], on)
+        told[name] = (moved if moves else error_of)(use, on)
     print(json.dumps(told))

@@ -31,7 +31,7 @@ def told(request):
     """What the chosen cases tell."""
     items = [i for i in request.session.items if i.path == request.node.path]
     names = sorted({item.callspec.params["name"] for item in items})
-    return told_by(PROGRAM, *names, timeout=1200, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    return told_by(PROGRAM, *names, timeout=1800, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 @pytest.mark.ci("explicit *", "shard_map *")
