@@ -223,6 +223,31 @@ def test_linear_loss_is_the_same_program():
     assert program(loss="linear", f_scale=3.0) == program()
 
 
+@SLOW
+def test_start_near_a_minimum_of_a_loss_that_is_not_convex_ends_there():
+    """Where a search of squares from that start would leave it: they find 0.1 and 4.2."""
+    rng, times = np.random.default_rng(3), np.linspace(0, 20, 240)
+
+    def basis(theta, times):
+        return jnp.column_stack([decays(1 / theta, times), jnp.ones_like(times)])
+
+    truth, c = np.array([1.2, 6.0]), np.array([3.0, 2.0, 0.4])
+    struck = rng.random(240) < 0.1
+    strikes = np.where(struck, rng.exponential(1.0, 240) + 0.3, 0)
+    data = np.asarray(basis(truth, times)) @ c + strikes
+    data += 0.03 * rng.standard_normal(240)
+
+    def residual(p):
+        return np.asarray(basis(p[:2], times)) @ p[2:] - data
+
+    scipy = spo.least_squares(
+        residual, [*truth, *c], loss="cauchy", f_scale=0.045, xtol=1e-15, ftol=1e-15
+    )
+    found = pj.varpro(basis, data, truth, times, loss="cauchy", f_scale=0.045)
+    assert abs(scipy.x[0] - 1.2) < 0.1
+    assert_close(found.theta, scipy.x[:2], rtol=1e-5)
+
+
 @pytest.mark.untyped
 @pytest.mark.parametrize(
     ("mistake", "match"),

@@ -11,6 +11,7 @@ import lineax as lx
 import optimistix as optx
 
 from .._base import axes
+from .._base.tree import all_finite
 from .._map.factorised import Factorised
 from .._solver import SVD
 from .data_sets import each, listed
@@ -22,6 +23,7 @@ from .real import added
 
 # Each takes a step or two from where the last one ended.
 _LARGEST_REWEIGHTING = 200
+_AT_THE_START = 30
 
 
 def reweighting(search_of: Callable, inputs):
@@ -36,13 +38,26 @@ def reweighting(search_of: Callable, inputs):
     gain = each(lambda o: o.gain, observations)
     eps = jnp.finfo(jtu.tree_leaves(first)[0].dtype).eps
 
+    def weights_at(point, at):
+        fitted = elimination.predict(settings.theta(point), args, at.coefficients, gain)
+        residual = each(Observations.residual, observations, fitted)
+        return each(loss.weights, residual, fitted, observations), residual
+
+    def settle(_, weights):
+        weighted = each(reweighted, observations, weights)
+        new, _ = weights_at(start, elimination(settings.theta(start), args, weighted))
+        finite = all_finite(new)
+        return jtu.tree_map(lambda new, old: jnp.where(finite, new, old), new, weights)
+
+    # Of c alone, or the first search would be one of squares, and leave the minimum that
+    # the start belongs to. From here on the loss never is above that at the start.
+    first = axes.fori_loop(0, _AT_THE_START, settle, first)
+
     def search(point, weights):
         weighted = each(reweighted, observations, weights)
         inputs = elimination, args, None, weighted, size, point, settings, while_loop
         point, (outcome, at) = search_of(inputs)
-        fitted = elimination.predict(settings.theta(point), args, at.coefficients, gain)
-        residual = each(Observations.residual, observations, fitted)
-        new = each(loss.weights, residual, fitted, observations)
+        new, residual = weights_at(point, at)
         changes = each(lambda new, old: jnp.max(jnp.abs(new - old)), new, weights)
         change = _largest(changes) / _largest(each(jnp.max, weights))
         residual = jtu.tree_map(lambda r, to: r.astype(to.dtype), residual, at.residual)
