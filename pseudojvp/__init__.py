@@ -94,7 +94,7 @@ if typing.TYPE_CHECKING:
     )
     from ._varpro.batch import varpro_batch as varpro_batch, VarProBatch as VarProBatch
     from ._varpro.data_sets import SharedAndOwn as SharedAndOwn
-    from ._varpro.fit import varpro as varpro, VarProFit as VarProFit
+    from ._varpro.fit import VarProFit as VarProFit
     from ._varpro.multistart import (
         varpro_multistart as varpro_multistart,
         varpro_starts as varpro_starts,
@@ -110,6 +110,7 @@ if typing.TYPE_CHECKING:
         VarProPrediction as VarProPrediction,
         VarProStatistics as VarProStatistics,
     )
+    from ._varpro.varpro import varpro as varpro
 
 
 _MODULES = {
@@ -154,12 +155,13 @@ _MODULES = {
     ),
     "_varpro.batch": "varpro_batch VarProBatch",
     "_varpro.data_sets": "SharedAndOwn",
-    "_varpro.fit": "varpro VarProFit",
+    "_varpro.fit": "VarProFit",
     "_varpro.multistart": "varpro_multistart varpro_starts VarProStarts",
     "_varpro.profile": "VarProProfile",
     "_varpro.report": "VarProEstimates VarProReport",
     "_varpro.residual": "projected_residual",
     "_varpro.statistics": "VarProPrediction VarProStatistics",
+    "_varpro.varpro": "varpro",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -15,9 +15,9 @@ from .._base.inexact import as_inexact
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks
-from .data_sets import check_sets, each, listed
+from .data_sets import as_arrays, check_sets, each, listed
 from .failure import raise_if_failed
-from .fit import as_arrays, default_adjoint, varpro, VarProFit
+from .fit import VarProFit
 from .loss import check_loss
 from .members import axes_of, Batched, check_in_axes, check_members, count_members
 from .parameters import Frozen
@@ -33,6 +33,7 @@ from .stream import (
     StoredArray,
     stream,
 )
+from .varpro import default_adjoint, varpro
 
 
 class VarProBatch(eqx.Module):
@@ -125,7 +126,7 @@ class VarProBatch(eqx.Module):
         known = prior_of(of_theta, of_c, at_least_single(fields[0]), data)
         outliers = check_loss(loss, f_scale, observations, "varpro_batch")
         args = check_sets(fields[0], self._args.of(args), data, "varpro_batch")
-        context = elimination, args, observations, known, outliers
+        context = elimination, args, observations, known, outliers, varpro
         arrays, functions = split(context)
         return VarProFit(*fields, _arrays=arrays, _functions=functions)
 

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._base.inexact import as_array, as_native
 from .._base.results import first_failure
 from .elimination import Eliminated, Elimination
 from .parameters import Parameters
@@ -166,3 +169,13 @@ def _length(given: Any) -> str:
     if isinstance(given, tuple | list):
         return f"a {type(given).__name__} of {len(given)}"
     return type(given).__name__
+
+
+def as_arrays(args: Any) -> Any:
+    """NumPy arrays as JAX arrays; everything else as it is."""
+
+    def convert(leaf):
+        is_array = isinstance(leaf, np.ndarray)
+        return as_array(as_native(leaf, "varpro(args=...)")) if is_array else leaf
+
+    return jtu.tree_map(convert, args)

@@ -29,15 +29,16 @@ from .._base.call import compiled_lazily, split
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks
-from .data_sets import check_sets, each
+from .data_sets import as_arrays, check_sets, each
 from .failure import raise_if_failed
-from .fit import as_arrays, varpro, VarProFit
+from .fit import VarProFit
 from .loss import check_loss
 from .model import Observations, size_of_data
 from .parameters import Frozen
 from .plot import plot_costs
 from .prior import prior_of
 from .residual import are_vectors, check_theta, prepare
+from .varpro import varpro
 
 
 _REACHED = 1e-6
@@ -201,7 +202,7 @@ def varpro_multistart(
     first = jtu.tree_map(lambda leaf: leaf[0], fits)
     elimination, observations, *rest = _context(basis, data, first[0], keywords)
     args = check_sets(theta0s, args, observations, "varpro_multistart")
-    arrays, functions = split((elimination, args, observations, *rest))
+    arrays, functions = split((elimination, args, observations, *rest, varpro))
     best = VarProFit(
         *(*first[:2], residual, *first[2:]),
         _arrays=arrays,

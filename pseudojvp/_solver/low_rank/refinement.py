@@ -44,7 +44,6 @@ def refined(
 ) -> tuple[Iterate, Bool[Array, ""]]:
     """The last iterate, and whether its residual is small enough.
 
-
     `apply` is an approximate M⁻¹, with its result and its number of steps; `aimed`, if
     not `None`, what the norm of a residual may be. With `size`, |M v| of a unit vector
     v, norms of residuals are looked at, and without it each row. If the condition is
