@@ -55,7 +55,7 @@ def test_no_public_name_is_imported_from_a_folder_with_a_module_of_that_name():
     """The API page would have the module, and so nothing."""
     package = _ROOT / "pseudojvp"
     imported = re.findall(
-        r"^from \.([\w.]+) import (\(.*?\)|.*?)$",
+        r"^ *from \.([\w.]+) import (\(.*?\)|.*?)$",
         (package / "__init__.py").read_text(encoding="utf-8"),
         re.MULTILINE | re.DOTALL,
     )
