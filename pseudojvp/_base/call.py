@@ -89,6 +89,8 @@ def compiled_lazily(function: Callable) -> Callable:
         try:
             return (of_few if few else of_many)(arrays, frame)
         except (TypeError, ValueError) as error:
+            if few and "compiler_options" in str(error):  # traced by a closure
+                return of_many(arrays, frame)
             check_not_refused(error, caller, arrays)
             raise
 
