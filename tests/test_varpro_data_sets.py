@@ -8,6 +8,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 import scipy.optimize as spo
+import scipy.special
 from checks import assert_close, jit
 
 import pseudojvp as pj
@@ -78,6 +79,11 @@ def by_scipy(function=residual, **keywords):
 def fit(data=DATA, theta0=None, *, weights=WEIGHTS, **keywords):
     theta0 = start() if theta0 is None else theta0
     return pj.varpro(model, data, theta0, TIMES, weights=weights, **keywords)
+
+
+def student(freedom):
+    """Of 95 %."""
+    return scipy.special.stdtrit(freedom, 0.975)
 
 
 def numbers(found):
@@ -219,8 +225,7 @@ def test_gradient_of_a_fit_of_outliers_is_that_of_refits():
 
 @pytest.mark.slow
 def test_coefficients_between_bounds_of_one_data_set():
-    limits = (-np.inf, 0.0), np.inf
-    got = fit(coefficient_bounds=limits)
+    got = fit(coefficient_bounds=((None, np.zeros(2)), (None, np.inf)))
     # With the one at its bound left out by hand.
     free = np.delete(np.arange(11), 9)
 
@@ -244,7 +249,7 @@ def test_priors_count_once():
         pj.SharedAndOwn({"rates": of_rates[0]}, (None, {"level": 0.0})),
         pj.SharedAndOwn({"rates": np.full(2, of_rates[1])}, (None, {"level": 0.0})),
     )
-    got = fit(prior=theta_prior, coefficient_prior=((of_c[0], 0.0), (of_c[1], 0.0)))
+    got = fit(prior=theta_prior, coefficient_prior=((of_c[0], None), (of_c[1], None)))
 
     def with_rows(p):
         of_theta = np.sqrt(of_rates[1]) * (p[:2] - of_rates[0])
@@ -347,6 +352,11 @@ def test_one_of_several_may_be_complex():
     deviations = np.sqrt(np.diag(covariance))
     assert int(statistics.degrees_of_freedom) == 60
     assert_close(statistics.theta_standard_deviation, deviations[:2], 1e-5)
+    table = got.summary().coefficients
+    assert np.isnan(table.lower[0])
+    half = table.upper[1] - got.coefficients[1][0]
+    assert_close(half, student(60) * deviations[4], 1e-5)
+    assert f"[{table.lower[1]:.6g}, {table.upper[1]:.6g}]" in str(got.summary())
     both = np.hypot(*deviations[2:4])
     assert_close(statistics.coefficient_standard_deviation[0][0], both, 1e-5)
 

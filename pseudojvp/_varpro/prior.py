@@ -208,7 +208,8 @@ def prior_of(prior: Any, coefficient_prior: Any, theta0: PyTree[Array], data: An
     if coefficient_prior is not None:
         parts = _pair(coefficient_prior, "coefficient_prior")
         name = "varpro(coefficient_prior=...)"
-        of_c = zip(*(for_each(part, data, name) for part in parts), strict=True)
+        pairs = zip(*(for_each(part, data, name) for part in parts), strict=True)
+        of_c = (None if pair[0] is pair[1] is None else pair for pair in pairs)
     of_theta = (prior, *(None for _ in data[1:]))
     return each(
         lambda prior, of_c: _prior_of_set(prior, of_c, theta0), of_theta, tuple(of_c)

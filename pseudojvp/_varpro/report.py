@@ -188,6 +188,8 @@ def _rows(estimates: VarProEstimates, most: int) -> list[tuple[str, ...]]:
         if remark:
             rows.append((name, f"{value:.6g}", "", remark, ""))
             continue
+        if np.iscomplexobj(value) and not np.isnan(lower):
+            value = value.real  # one of real data beside complex ones
         bounds = "" if np.iscomplexobj(value) else f"[{lower:.6g}, {upper:.6g}]"
         rows.append(
             (name, f"{value:.6g}", f"{deviation:.3g}", bounds, f"{100 * relative:.2g} %")

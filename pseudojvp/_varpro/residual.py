@@ -279,8 +279,8 @@ def _bounds_of_each(bounds, data, caller):
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         return (bounds,) * len(data)  # `None`, or an error
     name = f"{caller}(coefficient_bounds=...)"
-    lower, upper = (for_each(bound, data, name) for bound in bounds)
-    return tuple(zip(lower, upper, strict=True))
+    pairs = zip(*(for_each(bound, data, name) for bound in bounds), strict=True)
+    return tuple(None if pair[0] is pair[1] is None else pair for pair in pairs)
 
 
 def _check_weights(weights, data, caller):

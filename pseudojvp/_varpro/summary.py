@@ -64,6 +64,7 @@ def report(
         _raveled(listed(statistics.coefficient_standard_deviation)),
         quantile,
         _raveled(held_coefficients),
+        _raveled([np.full(c.shape, not np.iscomplexobj(c)) for c in sets]),
     )
     count, chi_square, r_squared, log_weights = _sums(fit, observations)
     fitted = int(errors.parameters)
@@ -182,15 +183,18 @@ def held_of(fit: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jtu.tree_leaves(fit.held)])
 
 
-def _estimates(names, value, deviation, quantile: float, held) -> VarProEstimates:
+def _estimates(
+    names, value, deviation, quantile: float, held, real: Any = True
+) -> VarProEstimates:
+    """`real` says of which numbers, for complex ones have no interval."""
     value = np.asarray(value)
     wide = np.complex128 if np.iscomplexobj(value) else np.float64
     value = value.astype(wide)
     deviation = np.where(held == 0, deviation.astype(np.float64), np.nan)
-    if np.iscomplexobj(value):
-        lower = upper = np.full(value.shape, np.nan)
-    else:
-        lower, upper = value - quantile * deviation, value + quantile * deviation
+    lower, upper = (
+        np.where(real, value.real + sign * quantile * deviation, np.nan)
+        for sign in (-1, 1)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = deviation / np.abs(value)
     remarks = np.array([_HELD.get(int(h), "") for h in held], dtype=object)
