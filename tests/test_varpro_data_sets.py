@@ -505,3 +505,9 @@ def test_plots_have_a_pair_of_axes_for_each():
     with pytest.raises(ValueError, match="for each of 2 data sets"):
         plain().plot(pyplot.subplots(2)[1])
     pyplot.close("all")
+
+
+def test_a_wrong_prior_of_theta_is_not_said_to_be_of_one_data_set():
+    with pytest.raises(ValueError, match="precision that is negative") as told:
+        fit(prior=(0.4, -1.0))
+    assert not getattr(told.value, "__notes__", [])

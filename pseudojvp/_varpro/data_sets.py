@@ -140,6 +140,12 @@ def for_each(given: Any, data: Any, what: str) -> Any:
     return given
 
 
+def pairs_for_each(pair: Any, data: tuple, what: str) -> tuple:
+    """A pair for each data set, of one whose parts may be tuples; `None` for two."""
+    pairs = zip(*(for_each(part, data, what) for part in pair), strict=True)
+    return tuple(None if low is high is None else (low, high) for low, high in pairs)
+
+
 def check_sets(theta0: Any, args: Any, data: Any, caller: str) -> Any:
     """The arguments of each data set, or an error where their number is another."""
     divided = isinstance(theta0, SharedAndOwn)

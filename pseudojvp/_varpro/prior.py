@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base.inexact import as_inexact
-from .data_sets import each, Eliminations, for_each
+from .data_sets import each, Eliminations, pairs_for_each
 from .elimination import Elimination
 from .model import Observations, SeparableModel
 from .parameters import vector_like
@@ -200,50 +200,52 @@ def prior_of(prior: Any, coefficient_prior: Any, theta0: PyTree[Array], data: An
 
     Of several data sets a tuple: θ is known once, in the first one.
     """
+    of_theta = None if prior is None else _of_theta(prior, theta0)
     if type(data) is not tuple:
-        return _prior_of_set(prior, coefficient_prior, theta0)
+        return _prior(of_theta, coefficient_prior)
     if prior is None and coefficient_prior is None:
         return None
     of_c = (None,) * len(data)
     if coefficient_prior is not None:
-        parts = _pair(coefficient_prior, "coefficient_prior")
-        name = "varpro(coefficient_prior=...)"
-        pairs = zip(*(for_each(part, data, name) for part in parts), strict=True)
-        of_c = (None if pair[0] is pair[1] is None else pair for pair in pairs)
-    of_theta = (prior, *(None for _ in data[1:]))
-    return each(
-        lambda prior, of_c: _prior_of_set(prior, of_c, theta0), of_theta, tuple(of_c)
-    )
+        pair = _pair(coefficient_prior, "coefficient_prior")
+        of_c = pairs_for_each(pair, data, "varpro(coefficient_prior=...)")
+    return each(_prior, (of_theta, *(None for _ in data[1:])), of_c)
 
 
-def _prior_of_set(prior: Any, coefficient_prior: Any, theta0) -> Prior | None:
-    of_theta = None
-    if prior is not None:
-        mean, precision = _pair(prior, "prior")
-        flat, _ = jfu.ravel_pytree(theta0)
-        mean = vector_like(mean, theta0, "prior[0]")
-        whole = (flat.size, flat.size)
-        shapes = [np.shape(leaf) for leaf in jtu.tree_leaves((precision, theta0))]
-        if shapes[:1] == [whole] and shapes[1:] != [whole]:
-            precision = as_inexact(precision, "varpro(prior[1]=...)").astype(flat.dtype)
-        else:
-            precision = vector_like(precision, theta0, "prior[1]")
-        _check_mean(mean, "prior")
-        of_theta = Rows.create(mean, precision, "prior")
+def _prior(of_theta: Rows | None, coefficient_prior: Any) -> Prior | None:
     of_c = None
     if coefficient_prior is not None:
-        pair = _pair(coefficient_prior, "coefficient_prior")
-        of_c = tuple(
-            as_inexact(part, f"varpro(coefficient_prior[{i}]=...)")
-            for i, part in enumerate(pair)
-        )
-        if jnp.iscomplexobj(of_c[1]):
-            raise TypeError(
-                f"`varpro(coefficient_prior=...)` got a precision of {of_c[1].dtype}. "
-                "Pass real numbers, 1/σ²."
-            )
-        _check_mean(of_c[0], "coefficient_prior")
+        of_c = _of_coefficients(coefficient_prior)
     return None if of_theta is None and of_c is None else Prior(of_theta, of_c)
+
+
+def _of_theta(prior: Any, theta0: PyTree[Array]) -> Rows:
+    mean, precision = _pair(prior, "prior")
+    flat, _ = jfu.ravel_pytree(theta0)
+    mean = vector_like(mean, theta0, "prior[0]")
+    whole = (flat.size, flat.size)
+    shapes = [np.shape(leaf) for leaf in jtu.tree_leaves((precision, theta0))]
+    if shapes[:1] == [whole] and shapes[1:] != [whole]:
+        precision = as_inexact(precision, "varpro(prior[1]=...)").astype(flat.dtype)
+    else:
+        precision = vector_like(precision, theta0, "prior[1]")
+    _check_mean(mean, "prior")
+    return Rows.create(mean, precision, "prior")
+
+
+def _of_coefficients(coefficient_prior: Any) -> tuple[Array, ...]:
+    pair = _pair(coefficient_prior, "coefficient_prior")
+    of_c = tuple(
+        as_inexact(part, f"varpro(coefficient_prior[{i}]=...)")
+        for i, part in enumerate(pair)
+    )
+    if jnp.iscomplexobj(of_c[1]):
+        raise TypeError(
+            f"`varpro(coefficient_prior=...)` got a precision of {of_c[1].dtype}. "
+            "Pass real numbers, 1/σ²."
+        )
+    _check_mean(of_c[0], "coefficient_prior")
+    return of_c
 
 
 def _pair(prior: Any, name: str):

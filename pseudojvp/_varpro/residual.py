@@ -16,7 +16,7 @@ from .._base.inexact import as_array, as_native, inexact
 from .._base.results import nan_after_failure
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
-from .data_sets import check_sets, each, Eliminations, for_each, OfSet
+from .data_sets import check_sets, each, Eliminations, for_each, OfSet, pairs_for_each
 from .elimination import Elimination
 from .limits import check_limits
 from .model import Observations, SeparableModel
@@ -278,9 +278,7 @@ def _bounds_of_each(bounds, data, caller):
     """A pair for each data set, of a pair whose parts may be tuples."""
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         return (bounds,) * len(data)  # `None`, or an error
-    name = f"{caller}(coefficient_bounds=...)"
-    pairs = zip(*(for_each(bound, data, name) for bound in bounds), strict=True)
-    return tuple(None if pair[0] is pair[1] is None else pair for pair in pairs)
+    return pairs_for_each(bounds, data, f"{caller}(coefficient_bounds=...)")
 
 
 def _check_weights(weights, data, caller):
