@@ -7,14 +7,19 @@ many cases names those of the first two by patterns of what its id has in bracke
     @pytest.mark.ci("*-QR", "*-SVD")
 
 and the rest is `nightly`. A case whose parameters are marked `slow` or `nightly` runs
-then. `test_selection.py` checks that each pattern chooses something.
+then. `test_selection.py` checks that each pattern chooses something. With `--minutes` a
+run ends in time: tests that have not begun by then are skipped, on each day others.
 """
 
+import datetime
 import fnmatch
 import gc
 import importlib
+import itertools
 import os
 import pathlib
+import random
+import time
 
 import equinox as eqx
 import jax
@@ -31,6 +36,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A test runs its programs a few times at most: compiling is what takes time.
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_filtering", "off")  # takes longer than most failures
 if jax.__version_info__ < (0, 11):  # two thirds of the time; later XLA has no choice here
     os.environ["XLA_FLAGS"] = " ".join(
         [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"]
@@ -41,8 +47,17 @@ if not {"CI", "PSEUDOJVP_COLD"} & set(os.environ):
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-# Each compiled program takes memory maps, of which Linux allows a process 65,530.
-_MOST_MAPS = 40_000
+# Each compiled program takes memory maps; without one XLA ends the process.
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = pathlib.Path("/proc/sys/vm/max_map_count")
+BEGIN = time.monotonic()
+TESTS = itertools.count()
+
+
+def pytest_addoption(parser):
+    today = datetime.date.today().toordinal()
+    parser.addoption("--minutes", type=float, help="after which no test begins")
+    parser.addoption("--day", type=int, default=today, help="gives the order of files")
 
 
 def case_of(item):
@@ -74,6 +89,16 @@ def pytest_collection_modifyitems(config, items):
         if when != "default":
             item.add_marker(when)
     config.stash[CHOICES] = tiers
+    if config.option.minutes is not None:
+        files = sorted({item.path for item in items})
+        random.Random(config.option.day).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.option.minutes
+    if minutes is not None and time.monotonic() - BEGIN > 60 * minutes:
+        pytest.skip("no time left")
 
 
 class ByProblem(LoadScopeScheduling):
@@ -98,14 +123,14 @@ def pytest_xdist_make_scheduler(config, log):
     return scheduler
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _free_compiled_programs():
-    yield
-    maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
-        jax.clear_caches()
-        eqx.clear_caches()
-        gc.collect()
+    if next(TESTS) % 20 == 0 and MAPS.exists():
+        most = int(MOST_MAPS.read_text()) if MOST_MAPS.exists() else 65_530
+        if MAPS.read_bytes().count(b"\n") > most // 2:
+            jax.clear_caches()
+            eqx.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -260,7 +260,7 @@ def _problems():
         _row(
             "square", "lineax.GMRES", lx.GMRES(1e-13, 1e-13), default="real", **iterative
         ),
-        _row("square", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), default="real", **nested),
+        _row("square", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), ci="real", **nested),
         _row("tall", "lineax.LSMR", lx.LSMR(1e-13, 1e-13), nightly="real", **nested),
         _row("wide", "lineax.Normal(LU)", lx.Normal(lx.LU()), default="complex"),
         _row("diagonal-deficient", "lineax.Diagonal", lx.Diagonal(), ci="complex"),
@@ -286,13 +286,20 @@ def marks_of(*tiers):
     return () if latest == "default" else getattr(pytest.mark, latest)
 
 
-def each(names, tier="default"):
+def each(names, tier="default", others=None):
     """Parametrises a test by problems, under their names.
 
-    They run when the problem says, or when `tier` says, if that is later.
+    They run when the problem says, or when `tier` says, if that is later; those that are
+    not core when `others` says.
     """
-    problems = [PROBLEMS[name] for name in names]
     return pytest.mark.parametrize(
         "problem",
-        [pytest.param(p, id=p.name, marks=marks_of(p.tier, tier)) for p in problems],
+        [
+            pytest.param(
+                problem,
+                id=problem.name,
+                marks=marks_of(problem.tier, tier if problem.core else others or tier),
+            )
+            for problem in map(PROBLEMS.__getitem__, names)
+        ],
     )

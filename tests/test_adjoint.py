@@ -125,7 +125,6 @@ def test_path_of_a_singular_fixed_point_has_derivatives_of_two_orders():
     assert_all_close(got, ray_truth(0.7), 1e-11)
 
 
-@pytest.mark.default("jacrev-jacfwd")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
@@ -156,7 +155,6 @@ def test_rank_deficient_fit_has_the_gradient_of_its_least_norm():
     assert_close(got, np.stack(along) @ weights, 1e-9)
 
 
-@pytest.mark.default("Auto(False)")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
@@ -181,7 +179,6 @@ def test_solver_for_any_rank_serves_a_singular_hessian(solver):
     assert_all_close(both(0.9), [minimum_truth(0.9)] * 2, 1e-9)
 
 
-@pytest.mark.default("Normal(Cholesky)")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
@@ -207,6 +204,7 @@ def test_what_all_roots_share_has_its_one_hessian():
     assert_close(got, np.array([[0.0, 3.0], [3.0, 4.0]]), 1e-10)
 
 
+@pytest.mark.slow  # a second
 def test_parameter_that_the_function_closes_over_is_differentiated():
     def root(theta):
         function = lambda y, _: y**3 - theta
@@ -252,6 +250,7 @@ def test_failed_derivative_raises_by_default(derivative):
         function(SINGULAR)
 
 
+@pytest.mark.slow  # a second
 def test_second_derivative_alone_of_a_failed_first_is_nan():
     """No first derivative is asked for that would say so."""
 
@@ -267,7 +266,6 @@ def test_second_derivative_alone_of_a_failed_first_is_nan():
     assert np.isnan(second(1e-17)).all()
 
 
-@pytest.mark.default("jacrev")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
 def test_failed_derivative_without_throw_is_nan_in_its_member_only(derivative):

@@ -41,7 +41,6 @@ def _amg(matrix, tags=PSD, **options):
     return pj.amg(pj.SparseLinearOperator(matrix, tags), **{"max_coarse": 20, **options})
 
 
-@pytest.mark.default("2-smoothed_aggregation", "1-ruge_stuben")
 @pytest.mark.ci("*")
 @methods
 @pytest.mark.parametrize("steps", [1, 2])
@@ -54,7 +53,6 @@ def test_cycle_of_a_definite_operator_is_definite(method, steps):
     assert lx.is_positive_semidefinite(operator)
 
 
-@pytest.mark.default("2")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_cycle_is_the_product_of_smoothings_and_coarse_correction(steps):
@@ -111,6 +109,7 @@ def test_a_product_is_no_larger_a_program_for_longer_rows():
     assert len(program(40).splitlines()) == len(program(4).splitlines())
 
 
+@pytest.mark.slow  # a second
 def test_cycle_of_a_hermitian_operator_is_hermitian_with_the_right_transpose():
     operator = _amg(_hermitian())
 

@@ -167,6 +167,7 @@ _WITHIN = _BASIS @ np.array([1.0, 2.0, 3.0, 4.0, 0.0])
 _BEYOND = _WITHIN + _BASIS[:, 4]
 
 
+@pytest.mark.slow  # a second
 def test_large_singular_symmetric_system_has_its_solution_and_its_gradient():
     x, gradient = _singular(_WITHIN, jnp.asarray(_WITHIN))
     want = np.linalg.pinv(_BLOCK) @ _WITHIN  # the adjoint solution as well
@@ -174,12 +175,14 @@ def test_large_singular_symmetric_system_has_its_solution_and_its_gradient():
     np.testing.assert_allclose(gradient, -np.outer(want, want), atol=1e-8)
 
 
+@pytest.mark.slow  # a second
 def test_large_singular_symmetric_system_without_a_solution_is_told():
     x, gradient = _singular(_BEYOND, jnp.asarray(_WITHIN))
     assert np.all(np.isnan(x))
     assert np.all(np.isnan(gradient))
 
 
+@pytest.mark.slow  # a second
 def test_cotangent_beyond_the_range_of_a_large_singular_matrix_is_told():
     x, gradient = _singular(_WITHIN, jnp.asarray(_BEYOND))
     np.testing.assert_allclose(x, np.linalg.pinv(_BLOCK) @ _WITHIN, atol=1e-8)
@@ -223,6 +226,7 @@ def test_large_sparse_solve_and_its_gradient_make_nothing_dense(well_posed):
     assert _largest_array(jaxpr.jaxpr) <= 8 * matrix.nse  # eight columns of the estimate
 
 
+@pytest.mark.slow  # a second
 def test_default_solve_of_a_large_bcoo_and_its_gradient_are_those_of_the_matrix():
     matrix = _diagonally_dominant(LARGE)
     vector = np.random.default_rng(1).standard_normal(LARGE)

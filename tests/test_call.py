@@ -163,6 +163,7 @@ def test_error_that_is_not_of_equinox_is_raised_as_it_is():
         function(_VECTOR)
 
 
+@pytest.mark.slow  # two seconds
 def test_failure_without_jit_is_told():
     with jax.disable_jit(), pytest.raises(RuntimeError, match=_FAILED):
         pj.linear_solve(jnp.asarray(_SINGULAR), _VECTOR, pj.LU())
@@ -179,6 +180,7 @@ def test_threads_get_their_own_solutions():
     assert max(errors) < 1e-12
 
 
+@pytest.mark.slow  # a second
 def test_array_of_a_finished_call_is_freed():
     function, _ = _counted()
     array = jnp.asarray(_VECTOR)

@@ -284,7 +284,7 @@ def test_no_successful_solution_has_a_large_error(rank, tolerance):
     assert successful.mean() > 0.9
 
 
-@pytest.mark.default("1e-06-complex", "0.001-complex")
+@pytest.mark.default("1e-06-complex")
 @pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-10])

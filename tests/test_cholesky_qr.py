@@ -168,7 +168,6 @@ def _memory(function, *shapes):
 
 
 @pytest.mark.optimised
-@pytest.mark.default("wide")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(2000, 100), (100, 2000)], ids=["tall", "wide"])
 def test_matrix_is_not_copied_for_each_vector(shape):

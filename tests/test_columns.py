@@ -28,7 +28,7 @@ MATRIX = (MATRIX + MATRIX.T) / 2
 VECTORS = np.stack([_BASIS[:, : k + 1].sum(1) for k in range(COLUMNS)])
 
 each = pytest.mark.parametrize("name", SOLVERS)
-pytestmark = [pytest.mark.default("CG"), pytest.mark.ci("*")]
+pytestmark = pytest.mark.ci("*")
 
 
 def _solve(name, matrix, vector):

@@ -45,6 +45,7 @@ def test_conjugate_in_a_complex_function_is_told_or_solved(name):
         assert solution.result == lx.RESULTS.breakdown
 
 
+@pytest.mark.slow  # a second
 def test_conjugate_in_one_of_several_leaves_or_functions_is_told():
     first, second = _random(13, 5, 5), _random(14, 5, 5)
     structure = jax.ShapeDtypeStruct((5,), complex)
@@ -70,6 +71,7 @@ def test_conjugate_in_one_of_several_leaves_or_functions_is_told():
     assert solution.result == lx.RESULTS.breakdown
 
 
+@pytest.mark.slow  # three seconds
 def test_conjugate_in_an_implicit_derivative_is_told():
     _, mv = _with_conjugate()
     root = jnp.asarray(_random(15, 5))
@@ -94,6 +96,7 @@ def test_error_of_a_conjugate_says_what_to_do():
         pj.linear_solve(_with_conjugate()[0], jnp.ones(5, complex), pj.LU())
 
 
+@pytest.mark.slow  # a second
 def test_factors_of_a_conjugating_function_tell_of_it():
     factorised = pj.factorise(_with_conjugate()[0], pj.LU(), throw=False)
     assert factorised.result == lx.RESULTS.breakdown
@@ -104,6 +107,7 @@ def test_factors_of_a_conjugating_function_tell_of_it():
     assert np.isnan(projected.projection.imag).all()
 
 
+@pytest.mark.slow  # a second
 def test_error_of_a_fit_with_a_conjugating_basis_says_so():
     def basis(theta, times):
         decay = jnp.exp(-theta * times).astype(complex)

@@ -96,6 +96,8 @@ def test_state_of_a_solution_is_taken_back():
     assert "reciprocal_condition" in again.stats
 
 
+@pytest.mark.default("solver0")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver", [lx.GMRES(1e-9, 1e-9, max_steps=30), lx.LSMR(1e-9, 1e-9)]
 )

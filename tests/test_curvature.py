@@ -59,7 +59,6 @@ def _dense(name):
     return np.asarray([_dense_hessian, _dense_gauss_newton][_OPERATORS[name][1]](_FLAT))
 
 
-@pytest.mark.default("gauss_newton")
 @pytest.mark.ci("*")
 @_each_operator
 def test_products_matrix_and_transpose_are_those_of_the_dense_one(name):
@@ -73,7 +72,6 @@ def test_products_matrix_and_transpose_are_those_of_the_dense_one(name):
     np.testing.assert_allclose(operator.as_matrix(), dense, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.default("hessian-MINRES", "gauss_newton-CG")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("name", "solver"),

@@ -117,7 +117,7 @@ def test_single_precision_system_is_solved_in_single_precision(case, dtype):
     assert _relative_error(solution.value, truth) < _accuracy(dtype)
 
 
-@pytest.mark.default("Normal(Cholesky)-*")
+@pytest.mark.ci("Normal(Cholesky)-*")
 @_OTHERS
 @pytest.mark.parametrize(("case", "dtype"), cases.params(cases.OURS, "float64"))
 def test_state_of_init_serves_a_second_vector(case, dtype):

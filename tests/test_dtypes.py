@@ -36,7 +36,6 @@ def standard_promotion():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.default("LU-*", "QR-*complex128")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "dtypes", [("float32", "float64"), ("complex64", "complex128")], ids=lambda d: d[1]
@@ -106,7 +105,6 @@ def _matrix(kind):
     }[kind]
 
 
-@pytest.mark.default("LU-bfloat16", "SVD-float16", "CG-bfloat16")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", HALF)
@@ -145,6 +143,7 @@ def test_solver_of_lineax_without_sixteen_bits_is_refused_by_name(solver):
         pj.linear_solve(lx.DiagonalLinearOperator(ones), ones, solver)
 
 
+@pytest.mark.slow  # a second
 def test_rank_of_a_matrix_of_sixteen_bits():
     left, right = np.random.default_rng(3).standard_normal((2, 60, 5))
     matrix = jnp.asarray(left @ right.T, jnp.float16)
@@ -154,6 +153,7 @@ def test_rank_of_a_matrix_of_sixteen_bits():
         assert solution.stats["rank"] == 5
 
 
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_fronts_return_sixteen_bits(dtype):
     matrix = jnp.asarray(_matrix("tall"), dtype)
@@ -171,6 +171,15 @@ def test_fronts_return_sixteen_bits(dtype):
         assert error <= eps * np.abs(want).max()
 
 
+@pytest.mark.default(
+    "bfloat16-LU",
+    "bfloat16-GMRES",
+    "float16-auto",
+    "float16-SparseLU",
+    "float16-LU",
+    "float16-GMRES",
+)
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "solver",
     [None, pj.SparseLU(), pj.LU(), pj.GMRES()],
@@ -197,6 +206,7 @@ def test_function_of_sixteen_bits_is_solved_to_its_tolerance():
     assert np.linalg.norm(residual) <= 20 * eps * np.sqrt(6)
 
 
+@pytest.mark.slow  # two seconds
 def test_fit_of_sixteen_bits():
     times = np.linspace(0, 3, 20)
     data = jnp.asarray(2 * np.exp(-0.7 * times), jnp.float16)

@@ -70,6 +70,7 @@ def _fit(data, **options):
     return pj.varpro(_basis, data, start, points, solver=pj.SVD(), **options).theta
 
 
+@pytest.mark.slow  # two seconds
 def test_exported_fit_has_the_value_and_the_gradient():
     phi = np.exp(-np.outer(_POINTS, _THETA))
     data = jnp.asarray(phi @ _C)

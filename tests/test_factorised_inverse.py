@@ -134,6 +134,7 @@ def _as_matrix(network, matrix):
     return np.asarray(_made(network, matrix[row, col], row, col, len(matrix)))
 
 
+@pytest.mark.slow  # three seconds
 def test_network_begins_as_a_polynomial():
     _, matrix = _laplacian()
     network = pj.PreconditionerNetwork(6, key=jax.random.key(0))
@@ -144,6 +145,7 @@ def test_network_begins_as_a_polynomial():
     np.testing.assert_allclose(_as_matrix(network, matrix), want, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow  # two seconds
 def test_network_knows_no_order_and_no_scale_of_the_unknowns():
     _, matrix = _laplacian()
     network, rng = _trained(), np.random.default_rng(4)

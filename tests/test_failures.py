@@ -173,6 +173,8 @@ class FailsTransposed(lx.AbstractLinearSolver):
         return True
 
 
+@pytest.mark.default("square")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("rows", [3, 4], ids=["square", "tall"])
 def test_adjoint_solve_that_fails_is_told(rows):
     matrix = np.random.default_rng(0).standard_normal((rows, 3))

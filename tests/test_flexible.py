@@ -32,6 +32,7 @@ def _residual(matrix, value, vector):
     return np.linalg.norm(vector - matrix @ value) / np.linalg.norm(vector)
 
 
+@pytest.mark.slow  # a second
 def test_preconditioner_that_is_not_linear_takes_at_most_half_more_than_cg():
     matrix = krylov.hermitian(0, False, np.geomspace(1, 1e4, 50))
     vector = krylov.random(1, False, 50)
@@ -73,7 +74,6 @@ def _two_grid(side):
 
 
 @pytest.mark.optimised
-@pytest.mark.default("FlexibleCG")
 @pytest.mark.ci("*")
 @both
 def test_two_grid_takes_at_most_35_steps_of_a_poisson_problem(make):
@@ -118,9 +118,8 @@ CASES = {
 }
 
 
-@pytest.mark.default("FlexibleCG-real", "FlexibleGMRES-complex")
-@pytest.mark.shows("jvp", "vjp")
 @pytest.mark.ci("*")
+@pytest.mark.shows("jvp", "vjp")
 @pytest.mark.parametrize("name", CASES)
 def test_derivatives_to_second_order_are_those_of_the_inverse(name):
     solver, is_complex = CASES[name]
@@ -155,7 +154,6 @@ def test_derivatives_to_second_order_are_those_of_the_inverse(name):
         assert krylov.relative_error(leaf, truth) < 1e-8
 
 
-@pytest.mark.default("FlexibleCG")
 @pytest.mark.ci("*")
 @both
 def test_numbers_within_a_preconditioner_have_a_derivative_of_zero(make):
@@ -178,7 +176,6 @@ def test_numbers_within_a_preconditioner_have_a_derivative_of_zero(make):
     assert krylov.relative_error(grads[2], truth) < 1e-8
 
 
-@pytest.mark.default("FlexibleGMRES")
 @pytest.mark.ci("*")
 @both
 def test_batches_of_vectors_and_matrices_are_each_solved(make):
@@ -250,7 +247,6 @@ def test_real_leaves_beside_complex_ones_reach_the_preconditioner_as_they_are():
     assert krylov.relative_error(second, np.linalg.solve(matrix, vector[1])) < 1e-9
 
 
-@pytest.mark.default("general")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("kind", ["general", "ill-conditioned"])
 def test_flexible_gmres_with_a_matrix_takes_the_steps_of_gmres(kind):
@@ -280,6 +276,7 @@ def test_negative_definite_operator_is_solved():
 
 
 @pytest.mark.parametrize("size", [8, 30])
+@pytest.mark.slow  # a second each
 def test_network_as_preconditioner_takes_at_most_two_steps_an_unknown(size):
     for seed in range(3):
         draw = np.random.default_rng(seed).normal

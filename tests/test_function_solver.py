@@ -49,7 +49,6 @@ def _sparse(dense):
     return jsparse.BCOO.fromdense(jnp.asarray(dense))
 
 
-@pytest.mark.default("spsolve-complex-columns", "bicgstab-real-vector")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("columns", [(), (3,)], ids=["vector", "columns"])
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
@@ -105,7 +104,6 @@ def _rectangular(name, is_complex):
     return left @ right, t_left @ right + left @ t_right
 
 
-@pytest.mark.default("tall-complex", "deficient-real")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("name", _SHAPES)
@@ -124,7 +122,6 @@ def test_least_squares_by_a_function_and_its_tangent_are_the_dense_ones(name, is
     assert_close(t_x, pinv_tangent(dense, t_dense, b, t_b), 1e-10)
 
 
-@pytest.mark.default("wide-False")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("well_posed", [True, False])
 @pytest.mark.parametrize("name", ["tall", "wide"])
@@ -150,6 +147,7 @@ def test_blocks_of_the_map_by_a_function_are_those_of_the_pseudoinverse(name, we
         np.testing.assert_allclose(got, truth, atol=1e-12)
 
 
+@pytest.mark.slow  # a second
 def test_function_works_within_lineax_and_its_state_conjugates():
     matrix, vector = jnp.asarray(_square(True)), jnp.asarray(random(2, True, 5))
     solver = pj.FunctionSolver(_pinv)
@@ -162,7 +160,6 @@ def test_function_works_within_lineax_and_its_state_conjugates():
     assert result == RESULTS.successful
 
 
-@pytest.mark.default("jit")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("transform", [lambda f: f, jit], ids=["eager", "jit"])
 def test_what_a_function_closes_over_may_be_traced_and_is_a_constant(transform):
@@ -183,6 +180,7 @@ def test_what_a_function_closes_over_may_be_traced_and_is_a_constant(transform):
     np.testing.assert_allclose(got[0], -adjoint[row] * x[col], rtol=1e-9)
 
 
+@pytest.mark.slow  # a second
 def test_gradient_solves_with_the_transpose_by_the_function_for_it():
     dense = _square()
     A, only = _sparse(dense), {"A": dense, "A^T": dense.T}
@@ -195,6 +193,7 @@ def test_gradient_solves_with_the_transpose_by_the_function_for_it():
     np.testing.assert_allclose(slope, np.linalg.solve(dense.T, np.ones(5)))
 
 
+@pytest.mark.slow  # a second
 def test_zero_vector_has_the_solution_zero_whatever_the_function_makes_of_it():
     solve = lambda A, b: _pinv(A, b) * (jnp.sum(b) / jnp.sum(b))
     x = pj.sparse_solve(_sparse(_square()), jnp.zeros(5), solve)
@@ -216,6 +215,7 @@ def test_traced_numbers_of_a_function_that_is_a_tree_are_constants():
     assert np.all(np.isnan(solve(1e-3)))
 
 
+@pytest.mark.slow  # two seconds
 def test_function_is_called_once_a_solve_and_once_more_for_the_shortest_solution():
     calls = []
 

@@ -83,6 +83,7 @@ def test_entry_of_the_matrix_that_is_not_finite_is_told(bad):
     assert _solution(matrix, lambda A, b: b).result == RESULTS.singular
 
 
+@pytest.mark.slow  # a second
 def test_tolerances_are_those_of_the_look_at_the_residual():
     loose = lambda A, b: _pinv(A, b) + 1e-5
     assert _solution(_SQUARE, loose).result == RESULTS.stagnation
@@ -103,6 +104,7 @@ def test_absolute_tolerance_does_not_let_a_small_cotangent_end_in_zero():
     assert np.all(np.isnan(pull(jnp.full(4, 1e-6))[0]))
 
 
+@pytest.mark.slow  # a second
 def test_function_that_does_not_look_which_matrix_it_is_given_is_told_in_the_gradient():
     def solve(A, b):  # as if it ignored which matrix it is given
         return jnp.linalg.solve(_SQUARE, b)
@@ -116,6 +118,7 @@ def test_function_that_does_not_look_which_matrix_it_is_given_is_told_in_the_gra
         slope(jnp.asarray(_VECTOR[:4]))
 
 
+@pytest.mark.slow  # a second
 def test_front_raises_or_gives_nan_for_what_is_no_solution():
     A = scipy.sparse.csr_array(_SQUARE)
     with pytest.raises(RuntimeError, match="b − A x does not meet the tolerance"):

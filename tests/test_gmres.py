@@ -23,7 +23,7 @@ def _residual(matrix, value, vector):
     return np.linalg.norm(vector - matrix @ value) / np.linalg.norm(vector)
 
 
-@pytest.mark.default("complex128-GMRES(3)", "complex128-BiCGStab")
+@pytest.mark.default("complex128-BiCGStab")
 @pytest.mark.ci("*")
 @each
 @pytest.mark.parametrize("dtype", ["float64", "complex128", "float32"])

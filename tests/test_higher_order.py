@@ -51,7 +51,7 @@ class RuleClass(NamedTuple):
 
     label: str
     problem: Problem
-    mixes: tuple[str, ...]  # that run by default
+    mixes: tuple[str, ...]  # that run by default: of those that take longest none
     loops: bool = False  # compiled, for loops are slow when run step by step
     others: str = "slow"  # when the other mixes run
 
@@ -67,23 +67,23 @@ MIXES = {
     "vjp-vmap-vjp-jvp": (reverse, jax.vmap, reverse, forward),
     "vmap-vjp-vjp-vjp": (jax.vmap, reverse, reverse, reverse),
 }
-ONE = ("jvp-vmap-vjp-jvp",)
-FEW = (*ONE, "vmap-vjp-vjp-vjp")
+ONE = ("vmap-vjp-vjp-vjp",)
+FEW = (*ONE, "jvp-vmap-vjp-jvp")
 CLASSES = [
-    RuleClass("independent-columns", PROBLEMS["tall-complex-Pinv(True)"], FEW),
+    RuleClass("independent-columns", PROBLEMS["tall-complex-Pinv(True)"], ONE),
     RuleClass("independent-columns-and-rows", PROBLEMS["square-real-Pinv(True)"], ONE),
-    RuleClass("entered-from-the-adjoint", PROBLEMS["wide-complex-Pinv(True)"], FEW),
+    RuleClass("entered-from-the-adjoint", PROBLEMS["wide-complex-Pinv(True)"], ONE),
     RuleClass(
         "deficient-with-projection",
         PROBLEMS["wide-deficient-complex-SVD"],
-        ONE,
+        (),
         others="nightly",
     ),
     RuleClass("deficient", PROBLEMS["wide-deficient-complex-Pinv(False)"], FEW),
     RuleClass(
         "neumann",
         PROBLEMS["consistent-clustered-semidefinite-complex-Neumann"],
-        ONE,
+        (),
         loops=True,
         others="nightly",
     ),
@@ -106,7 +106,7 @@ def _of_classes():
             if mix not in MIXES:
                 marks = pytest.mark.nightly
             elif mix not in rule.mixes:  # seconds each
-                marks = marks_of(rule.others)
+                marks = marks_of("slow" if mix in ONE else rule.others)
             yield pytest.param(rule, transforms, id=f"{rule.label}-{mix}", marks=marks)
 
 

@@ -34,7 +34,6 @@ CASES = {
 }
 
 
-@pytest.mark.default("square")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", CASES)
 def test_derivatives_by_another_solver_are_exact_to_second_order(name):
@@ -146,6 +145,7 @@ def test_a_cotangent_of_statistics_is_an_error(name):
         jax.block_until_ready(jax.grad(first)(jnp.ones(6)))
 
 
+@pytest.mark.slow  # a second
 def test_statistics_are_carried_through_a_gradient():
     def loss(b):
         operator = lx.MatrixLinearOperator(

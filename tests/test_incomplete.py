@@ -217,7 +217,6 @@ def _bcoo(matrix):
     return jsparse.BCOO((np.concatenate([0.25 * data, 0.75 * data]), index), shape=(9, 9))
 
 
-@pytest.mark.default("BCOO")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "convert",

@@ -142,6 +142,7 @@ def test_columns_of_another_dtype_are_refused_by_mm():
 @pytest.mark.parametrize(
     "convert", [scipy.sparse.csr_matrix, jax.experimental.sparse.BCOO.fromdense]
 )
+@pytest.mark.slow  # a second each
 def test_sparse_matrix_on_the_right_is_refused(convert):
     with pytest.raises(TypeError, match="Densify it"):
         pj.invert(MATRIX) @ convert(np.eye(4, dtype=complex))

@@ -32,6 +32,8 @@ def _of_condition(condition, rows, cols, seed=0):
 # 1. lineax.QR and lineax.LU: a rank-deficient matrix gives 1e15 and `successful`.
 
 
+@pytest.mark.default("tall")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("shape", [(8, 4), (4, 8)], ids=["tall", "wide"])
 def test_qr_of_rank_three_of_four_is_singular_and_not_1e15(shape):
     rng = _rng()
@@ -118,6 +120,7 @@ def test_complex_gradient_of_normal_lu_is_right(inner, shape):
 # 4. lineax: the gradient through an inverse operator by QR has no rule for geqrf.
 
 
+@pytest.mark.slow  # a second
 def test_gradient_through_an_inverse_by_qr_is_right():
     rng = _rng()
     matrix, vector = rng.standard_normal((6, 3)), rng.standard_normal(6)
@@ -232,7 +235,7 @@ def _sparse(data, rows, cols):
     )
 
 
-@pytest.mark.default("sparse")
+@pytest.mark.ci("sparse")
 @OTHERS
 @pytest.mark.parametrize("make_operator", [_dense, _sparse], ids=["dense", "sparse"])
 def test_gradient_of_a_nonsymmetric_krylov_solve_is_with_the_transpose(make_operator):

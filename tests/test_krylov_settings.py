@@ -78,7 +78,6 @@ def test_progress_prints_a_line_for_the_worst_of_a_batch(make, capsys):
     assert lines[0].startswith(f"{make.__name__}: step 2, residual ")
 
 
-@pytest.mark.default("MINRES")
 @pytest.mark.ci("*")
 @each
 def test_gradient_does_not_vanish_under_an_absolute_tolerance(make):
@@ -184,7 +183,7 @@ def test_number_of_steps_in_the_place_of_the_norm_is_an_error(make):
         make(1e-6, 1e-6, 100)
 
 
-@pytest.mark.default("GMRES", "CG")
+@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @each
 def test_norm_of_quotients_of_entries_is_what_has_to_be_at_most_one(make):
@@ -222,7 +221,6 @@ def test_no_stopping_rule_is_an_error(make):
         make(0, 0)
 
 
-@pytest.mark.default("*-complex128")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("scale", [-84, 0, 84])

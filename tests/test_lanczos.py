@@ -80,7 +80,6 @@ def test_extreme_eigenvalues_and_log_determinant_by_quadrature(solver):
     np.testing.assert_allclose(got, np.sum((basis.T @ vector) ** 2 * np.log(values)))
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @each
 def test_each_right_hand_side_has_its_own(solver):
@@ -140,7 +139,6 @@ def test_no_entries_beyond_the_first_cycle():
     assert len(alphas) < stats["num_steps"]
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("make", [pj.CG, pj.MINRES])
 def test_nothing_is_kept_unless_asked_for_nor_in_derivatives(make):

@@ -87,8 +87,7 @@ def _unordered_calls(computation):
 
 
 # A constant cotangent is the harder case: it does not wait for x.
-@pytest.mark.default("LU-constant-cotangent")
-@pytest.mark.ci("*-constant-cotangent")
+@pytest.mark.ci("*-constant-cotangent", "LU-constant-cotangent")
 @pytest.mark.optimised
 @pytest.mark.parametrize("power", [1, 2], ids=["constant-cotangent", "cotangent-of-x"])
 @pytest.mark.parametrize("name", SOLVERS)
@@ -115,7 +114,6 @@ STRUCTURED = {
 }
 
 
-@pytest.mark.default("damped")
 @pytest.mark.ci("*")
 @pytest.mark.optimised
 @pytest.mark.parametrize("name", STRUCTURED)

@@ -114,6 +114,7 @@ def test_module_imports_from_no_floor_above_its_own(module):
     assert above == set()
 
 
+@pytest.mark.slow  # a second
 def test_modules_import_each_other_in_no_circle():
     imports = {module: _internal_imports(module) for module in _MODULES}
     order = graphlib.TopologicalSorter(imports).static_order()  # an error of a circle
@@ -205,10 +206,12 @@ print(len(jax.devices()))
     return process.stdout.split()
 
 
+@pytest.mark.slow  # two seconds
 def test_importing_the_package_changes_neither_jax_settings_nor_the_environment(imported):
     assert imported[0] == "True"
 
 
+@pytest.mark.slow  # two seconds
 def test_importing_the_package_starts_no_device(imported):
     """Or `jax.distributed.initialize` and the number of devices would come too late."""
     assert imported[1] == "3"

@@ -147,7 +147,6 @@ def _solution(matrix, vector, factors, shifts):
     return pj.linear_solve(operator, vector, solver, throw=False)
 
 
-@pytest.mark.default("real")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_implicit_derivatives_are_exact_whatever_the_numbers(is_complex):

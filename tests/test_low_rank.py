@@ -75,6 +75,7 @@ def test_multiples_are_updates(dtype):
     close(plain.as_matrix(), 3 * (given[0] + given[1] @ given[1].conj().T))
 
 
+@pytest.mark.slow  # a second
 def test_vectors_may_be_pytrees():
     structure = jax.eval_shape(lambda: {"a": jnp.zeros(2), "b": jnp.zeros((3, 1))})
     scale = lambda tree: {"a": 2 * tree["a"], "b": 3 * tree["b"]}

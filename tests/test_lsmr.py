@@ -26,7 +26,6 @@ def _matrix(shape, is_complex, deficient=False, seed=0):
     return krylov.with_values(seed, is_complex, *SHAPES[shape], values)
 
 
-@pytest.mark.default("complex128-wide")
 @pytest.mark.ci("*")
 @shapes
 @pytest.mark.parametrize("dtype", ["float64", "complex128", "float32"])
@@ -153,6 +152,7 @@ def test_preconditioner_of_the_longer_side_is_refused():
         pj.linear_solve(operator, np.ones(8), FULL_RANK, options=options)
 
 
+@pytest.mark.slow  # a second
 def test_damped_solution_is_that_of_the_regularised_normal_equations():
     matrix = _matrix("tall", True, deficient=True)
     vector = krylov.random(1, True, 8)
@@ -202,6 +202,7 @@ def test_complex_damping_is_refused():
         pj.damped(np.eye(3), 1j)
 
 
+@pytest.mark.slow  # two seconds
 def test_condition_above_its_limit_is_told():
     values = np.geomspace(1, 1e6, 12)
     matrix, vector = krylov.with_values(0, False, 14, 12, values), np.ones(14)

@@ -54,7 +54,6 @@ def _check(system, shape, bounds, members, seed=0):
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=3e-11)
 
 
-@pytest.mark.default("box-tall-small_integers")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("system", cases.SYSTEMS)
 @pytest.mark.parametrize("shape", SHAPES)

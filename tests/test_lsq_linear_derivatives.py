@@ -39,12 +39,14 @@ def ours():
     return jax.jit(derivatives(_along_path, 2))(0.0)
 
 
+@pytest.mark.slow  # a second
 def test_first_derivative_along_a_path_is_that_of_scipys_answers(ours):
     far = (_scipy(2 * STEP) - _scipy(-2 * STEP)) / (4 * STEP)
     near = (_scipy(STEP) - _scipy(-STEP)) / (2 * STEP)
     np.testing.assert_allclose(ours[1], (4 * near - far) / 3, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow  # a second
 def test_second_derivative_along_a_path_is_that_of_scipys_answers(ours):
     def quotient(step):
         return (_scipy(step) - 2 * _scipy(0.0) + _scipy(-step)) / step**2

@@ -73,7 +73,6 @@ def test_svd_computes_everything_from_one_decomposition():
     assert library_calls("gesdd", everything, A, B) == 1
 
 
-@pytest.mark.default("False")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("throw", [True, False])
 def test_solution_and_residuals_share_one_solve(throw):

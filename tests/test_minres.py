@@ -42,7 +42,6 @@ def _solve_hermitian(eigenvalues, dtype, in_range, solver=None):
     return value, successful, np.stack(truth)
 
 
-@pytest.mark.default("complex128")
 @pytest.mark.ci("*")
 @dtypes
 def test_indefinite_systems_are_solved(dtype):
@@ -75,7 +74,6 @@ def test_inconsistent_systems_taken_for_nonsingular_are_never_successful():
     assert not successful.any()
 
 
-@pytest.mark.default("complex64")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_no_successful_least_squares_solution_has_a_large_error(dtype):
@@ -219,6 +217,7 @@ def test_tag_of_definiteness_is_enough(tag):
     np.testing.assert_allclose(value, 1 / np.diag(matrix), rtol=1e-9)
 
 
+@pytest.mark.slow  # a second
 def test_vector_of_which_little_is_out_of_the_range_is_no_stagnation():
     # A ten-thousandth, more than the tolerance: r is near the rounding of b.
     rng = np.random.default_rng(0)

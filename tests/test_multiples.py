@@ -43,7 +43,6 @@ _SOLVERS = {
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.default("QR-product", "LSMR-sum")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("make", _MAKE.values(), ids=_MAKE)
 @pytest.mark.parametrize("solver", _SOLVERS.values(), ids=_SOLVERS)
@@ -92,6 +91,7 @@ def test_multiple_of_a_narrower_operator_keeps_its_dtype(dtype, make, factor):
     np.testing.assert_allclose(np.asarray(x, float), want, rtol=tolerance)
 
 
+@pytest.mark.slow  # two seconds
 def test_narrower_multiple_by_a_traced_number_is_a_preconditioner():
     operator = lx.MatrixLinearOperator(jnp.asarray(_DEFINITE, jnp.float32), _POSITIVE)
     inverse = lx.MatrixLinearOperator(
@@ -131,7 +131,7 @@ def _mixed():
         return lx.FunctionLinearOperator(mv, _MIXED, _POSITIVE)
 
 
-@pytest.mark.default("Auto", "Normal(CG)")
+@pytest.mark.default("Auto")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", _STRICT.values(), ids=_STRICT)
 def test_definite_operator_of_two_precisions_under_strict_promotion(solver):
@@ -156,6 +156,7 @@ def test_multiple_of_two_precisions_keeps_both_and_its_tags():
     np.testing.assert_allclose(x["b"], 1 / 0.3, rtol=1e-5)
 
 
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("number", [2.0, -2.0])
 def test_a_real_multiple_of_a_complex_operator_of_parts_is_as_definite(number):
     identity = lx.MatrixLinearOperator(jnp.eye(2, dtype=complex), _POSITIVE)

@@ -12,6 +12,7 @@ import pseudojvp as pj
 A, B = cases.normal(np.random.default_rng(2), 12, 5)
 
 
+@pytest.mark.slow  # a second
 def test_solution_and_norm_are_those_of_scipy():
     x, norm = pj.nnls(A, B)
     expected, expected_norm = scipy.optimize.nnls(A, B)
@@ -21,7 +22,6 @@ def test_solution_and_norm_are_those_of_scipy():
     np.testing.assert_allclose(norm, expected_norm, rtol=1e-13)
 
 
-@pytest.mark.default("no_positive_part")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("system", cases.SYSTEMS)
 def test_batch_has_the_norms_of_scipy(system):

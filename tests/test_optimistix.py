@@ -151,7 +151,6 @@ def test_least_squares_fit_is_the_minimum(method, name):
     np.testing.assert_allclose(got, _fitted(DATA), rtol=1e-6)
 
 
-@pytest.mark.default("SVD")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", DIRECT)
 def test_gradient_through_a_least_squares_fit_is_right(name):
@@ -261,7 +260,6 @@ def test_implicit_adjoint_of_bfgs_is_right(solver):
     np.testing.assert_allclose(gradient(DATA) @ direction, truth, rtol=1e-7)
 
 
-@pytest.mark.default("PseudoinverseAdjoint")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "adjoint",

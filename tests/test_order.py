@@ -70,6 +70,7 @@ def test_tangents_and_cotangents_of_a_batch_depend_on_it_too():
         assert count_primitive("is_finite", program) == 2
 
 
+@pytest.mark.slow  # a second
 def test_gradients_of_a_batch_within_a_batch_are_those_of_each():
     matrices = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 3)))
     loss = lambda matrix: jnp.sum(pj.linear_solve(matrix, jnp.ones(4), pj.QR()).value)

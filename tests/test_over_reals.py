@@ -49,7 +49,7 @@ def _truth(matrix, vector):
     return np.linalg.pinv(both) @ data
 
 
-@pytest.mark.default("QR", "SVD")
+@pytest.mark.default("SVD")
 @pytest.mark.ci("*")
 @each
 def test_real_unknowns_of_complex_data(solver):
@@ -72,7 +72,6 @@ def test_real_unknowns_of_complex_data(solver):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.default("QR")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "PivotedQR", "SVD", "LSMR"])
 def test_second_derivative_is_that_over_the_reals(name):
@@ -122,6 +121,8 @@ def test_real_fourier_transform_is_inverted(name):
     np.testing.assert_allclose(solve(np.fft.rfft(signal)), signal, rtol=1e-10)
 
 
+@pytest.mark.default("QR")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "LSMR"])
 def test_trees_of_real_and_complex_leaves(name):
     square = _random(3, 3, 3)
@@ -195,7 +196,6 @@ def test_state_of_a_dense_solver_alone_is_refused():
         pj.QR().init(_real_to_complex(MATRIX), {})
 
 
-@pytest.mark.default("PivotedQR")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["QR", "PivotedQR", "Auto(None)"])
 def test_some_rows_of_a_fourier_transform(name):
@@ -244,6 +244,7 @@ def test_basis_that_would_lose_an_imaginary_part_is_refused(fit):
         fit(_real_part, data)
 
 
+@pytest.mark.slow  # a second
 def test_complex_data_count_twice_for_real_coefficients():
     def basis(theta, _):
         angle = theta * jnp.arange(2.0)
@@ -258,6 +259,7 @@ def test_complex_data_count_twice_for_real_coefficients():
     np.testing.assert_allclose(fit.coefficients, [3.0, 2.0], rtol=1e-6)
 
 
+@pytest.mark.slow  # two seconds
 def test_operator_of_real_coefficients_fits_complex_data():
     times = np.linspace(0, 4, 30)
     rng = np.random.default_rng(0)

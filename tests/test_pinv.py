@@ -150,6 +150,7 @@ def value_and_gradient(a):
     return value, pull_back(jnp.ones(len(a)))[0]
 
 
+@pytest.mark.slow  # a second
 def test_gradient_of_a_batch_is_that_of_each_member():
     a = cases.random_array((3, 4, 2), float, 1)
     _, gradient = value_and_gradient(a)
@@ -170,6 +171,7 @@ def test_equal_singular_values_are_no_matter():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.slow  # two seconds each
 def test_non_finite_matrix_raises(bad):
     with pytest.raises(eqx.EquinoxRuntimeError, match="non-finite|singular"):
         pj.pinv(np.array([[1.0, bad], [0.0, 1.0], [2.0, 0.0]]))

@@ -212,6 +212,7 @@ def hlo():
 
 
 @pytest.mark.optimised
+@pytest.mark.slow  # a second
 def test_only_the_triangular_factor_is_pivoted():
     target = 'custom_call_target="lapack_dgeqp3'
     (call,) = [line for line in hlo().splitlines() if target in line]
@@ -221,6 +222,7 @@ def test_only_the_triangular_factor_is_pivoted():
 
 
 @pytest.mark.optimised
+@pytest.mark.slow  # a second
 def test_no_singular_value_decomposition_is_compiled():
     assert "gesdd" not in hlo()
     assert "gesvd" not in hlo()

@@ -88,7 +88,6 @@ def _check(make, solver, tags, data, row, col, vector, weights):
     assert_close(got_data, -adjoint[row] * x[col], 1e-8)
 
 
-@pytest.mark.default("incomplete_cholesky-complex")
 @pytest.mark.ci("*")
 @dtypes
 @pytest.mark.parametrize("name", PRECONDITIONERS)
@@ -119,7 +118,6 @@ def test_minres_takes_absolute_jacobi_for_an_indefinite_system():
     _check(make, solver, lx.symmetric_tag, data, row, col, vector, weights)
 
 
-@pytest.mark.default("nystrom")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_a_batch_of_matrices_on_one_pattern_is_solved(name):
@@ -150,7 +148,6 @@ MOST_STEPS = {
 }
 
 
-@pytest.mark.default("chebyshev")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", MOST_STEPS)
 def test_iterations_fall_on_the_poisson_equation(name):

@@ -67,6 +67,7 @@ def test_dense_losses_and_their_derivatives_are_those_of_the_eigenvalues(case, n
     np.testing.assert_allclose(reverse, forward, rtol=1e-10)
 
 
+@pytest.mark.slow  # a second
 def test_a_multiple_of_the_inverse_is_perfect_and_a_singular_operator_hopeless():
     a, _ = _pair(False, 1)
     inverse = 3 * np.linalg.inv(a)

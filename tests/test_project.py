@@ -214,7 +214,6 @@ def test_failed_solve_raises(matrix, solver):
         pj.project(matrix, np.arange(1.0, len(matrix) + 1), solver)
 
 
-@pytest.mark.default("qr-tall")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["qr-tall", "qr-wide"])
 def test_gradient_of_a_failed_solve_is_nan_without_throw(name):

@@ -47,6 +47,17 @@ def compiled_pseudoinverse(cell):
     return jit(pseudoinverse)
 
 
+@pytest.mark.default(
+    "SVD-4x3-float64",
+    "LU-3x3-complex64",
+    "Cholesky-3x3-complex128",
+    "Tridiagonal-6x6-complex128",
+    "CG-3x3-complex64",
+    "CG-singular-6x6-complex128",
+    "Neumann-3x3-complex64",
+    "CholeskyQR-6x2-complex64",
+)
+@pytest.mark.ci("*")
 @each_cell(default=CORE)
 @settings(FIXED, max_examples=50)
 @given(data=st.data())

@@ -105,7 +105,6 @@ def draw_moving(cell, data):
     return system, t_matrix, t_vector
 
 
-@pytest.mark.default("pytree")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", TREES)
 @settings(FIXED, max_examples=40)
@@ -161,7 +160,6 @@ def compiled_nested(name, batch):
     return jit(jax.vmap(jax.vmap(solve, inner), outer))
 
 
-@pytest.mark.default("QR-operator-vector")
 @pytest.mark.ci(
     "PivotedQR-*", "*-both-both", "*-operator-vector"
 )  # six compilations for each solver

@@ -141,10 +141,10 @@ def test_solution_has_the_structure_of_the_unknown(make_operator, problem):
     assert got == in_structure(problem.matrix(0.0))
 
 
-@pytest.mark.default(
-    "pytree_operator-wide-complex-QR", "jacobian_operator-wide-real-lineax.QR"
+@pytest.mark.default("jacobian_operator-wide-real-lineax.QR")
+@pytest.mark.ci(
+    "*-SVD", "*_operator-tall-real-Normal(CG)", "pytree_operator-wide-complex-QR"
 )
-@pytest.mark.ci("*-SVD", "*_operator-tall-real-Normal(CG)")
 @each_case
 def test_solution_and_tangent_of_pytrees(make_operator, problem):
     got = jit(derivatives(solve_flat(make_operator, problem), 1))(0.0)
@@ -152,12 +152,12 @@ def test_solution_and_tangent_of_pytrees(make_operator, problem):
     assert_close(np.stack(got), want, problem.rtol)
 
 
-@pytest.mark.default("function_operator-tall-complex-Normal(LU)")
 @pytest.mark.ci(
     "pytree_operator-wide-complex-QR",
     "jacobian_operator-wide-real-lineax.QR",
     "function_operator-wide-deficient-complex-SVD",
     "jacobian_operator-tall-real-Normal(CG)",
+    "function_operator-tall-complex-Normal(LU)",
 )
 @each_case
 def test_gradient_and_second_derivative_of_pytrees(make_operator, problem):

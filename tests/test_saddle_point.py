@@ -232,6 +232,7 @@ EACH_ROW = ("SVD-tall-deficient", "Normal(SVD)-tall-deficient", "lx.SVD-wide-def
 
 
 @by_name([case for case in CASES if case.name in EACH_ROW])
+@pytest.mark.slow  # two seconds
 def test_every_pattern_of_zero_blocks_of_any_rank(case):
     _assert_patterns(case, complex, PATTERNS)
 

@@ -28,7 +28,7 @@ SOLVERS |= {rule.label for rule in CLASSES} | {
     case.label for case in saddle_point_cases.CASES
 }
 CLAIMS = ("solution", "jvp", "vjp", "second derivative")
-EACH_LABEL = [*CLAIMS, *(f"batched {claim}" for claim in CLAIMS), "failure"]
+IN_CI = {"lineax.LSMR", "FlexibleCG", "FlexibleGMRES"}  # loops in loops: ten seconds each
 # The names under which tests are parametrised by a solver or a problem.
 SUBJECTS = ("problem", "cell", "case", "rule", "name")
 
@@ -59,19 +59,33 @@ def label(item):
     return next((name for name in names if name in SOLVERS - set(RULE_CLASSES)), None)
 
 
-def shown_by_default(tiers, claim):
-    """The labels of the default cases of the tests that show `claim`."""
+def shown(tiers, claim, *in_tiers):
+    """The labels of the cases that show `claim` and run in `in_tiers`."""
     marks = {item: item.get_closest_marker("shows") for item in tiers}
     return {
         label(item)
         for item, when in tiers.items()
-        if when == "default" and marks[item] and claim in marks[item].args
+        if when in in_tiers and marks[item] and claim in marks[item].args
     }
 
 
-@pytest.mark.parametrize("claim", EACH_LABEL)
+@pytest.mark.parametrize("claim", CLAIMS)
 def test_each_solver_has_a_default_case_of(claim, tiers):
-    assert shown_by_default(tiers, claim) >= set(LABELS)
+    assert shown(tiers, claim, "default") >= set(LABELS) - IN_CI
+
+
+@pytest.mark.parametrize("claim", [*(f"batched {claim}" for claim in CLAIMS), "failure"])
+def test_core_solvers_have_a_default_case_and_all_one_in_ci_of(claim, tiers):
+    problems = PROBLEMS.values()
+    core = {each.label for each in problems if each.core and each.tier == "default"}
+    assert len(core) > 10
+    assert shown(tiers, claim, "default") >= core
+    assert shown(tiers, claim, "default", "slow") >= set(LABELS)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_solvers_that_take_long_to_compile_have_a_case_in_ci_of(claim, tiers):
+    assert shown(tiers, claim, "slow") >= IN_CI & set(LABELS)
 
 
 def test_each_label_of_a_problem_is_counted():
@@ -80,13 +94,14 @@ def test_each_label_of_a_problem_is_counted():
 
 @pytest.mark.parametrize("claim", ["jvp", "vjp"])
 def test_each_krylov_solver_has_a_default_case_of(claim, tiers):
-    assert shown_by_default(tiers, claim) >= {
-        *("MINRES", "GMRES", "BiCGStab", "LSMR", "FlexibleCG", "FlexibleGMRES")
-    }
+    assert shown(tiers, claim, "default") >= {"MINRES", "GMRES", "BiCGStab", "LSMR"}
+    assert shown(tiers, claim, "slow") >= {"FlexibleCG", "FlexibleGMRES"}
 
 
-def test_each_class_of_the_rule_has_a_third_derivative_by_default(tiers):
-    assert shown_by_default(tiers, "third derivative") == set(RULE_CLASSES)
+def test_each_class_of_the_rule_has_a_third_derivative_by_default_or_in_ci(tiers):
+    in_ci = {"deficient-with-projection", "neumann"}  # four and seven seconds
+    assert shown(tiers, "third derivative", "default") == set(RULE_CLASSES) - in_ci
+    assert shown(tiers, "third derivative", "slow") >= in_ci
 
 
 def test_each_label_of_each_file_runs_in_ci(tiers):

@@ -20,7 +20,7 @@ from shift_cases import (
 import pseudojvp as pj
 
 
-@pytest.mark.default("CG-complex128", "MINRES-float64")
+@pytest.mark.default("CG-complex128")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", ["float64", "complex128", "float32"])
 @each
@@ -57,7 +57,6 @@ def _counting(matrix):
     return product, columns
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [pj.CG(), pj.MINRES()], ids=["CG", "MINRES"])
 def test_sixteen_shifts_take_at_most_1_3_times_the_products_of_one(solver):
@@ -85,7 +84,6 @@ def _dense(matrix, vector, shifts):
     return jax.vmap(lambda s: inverse(s) @ vector)(shifts)
 
 
-@pytest.mark.default("CG-True")
 @pytest.mark.ci("CG*", "MINRES(*")  # of three applications half a minute to compile
 @pytest.mark.parametrize("is_complex", [False, True])
 @each
@@ -136,7 +134,6 @@ def test_scales_do_not_matter(scale):
     assert krylov.relative_error(scale * got.value, truth) < 1e-10
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @each
 def test_lanczos_and_history_are_those_of_the_shared_run(name):
@@ -156,7 +153,6 @@ def test_lanczos_and_history_are_those_of_the_shared_run(name):
     )
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @each
 def test_batches_of_vectors_matrices_and_shifts_share_a_run_each(name):
@@ -226,6 +222,7 @@ def test_solver_of_lineax_runs_as_ours():
 
 
 @pytest.mark.parametrize("well_posed", [True, False])
+@pytest.mark.slow  # two seconds each
 def test_a_shift_that_cancels_most_of_a_is_solved(well_posed):
     small = 1e-8 * definite(False)
     matrix, vector = np.eye(SIZE) + small, krylov.random(1, False, SIZE)

@@ -23,6 +23,7 @@ import pseudojvp as pj
 RESULTS = lx.RESULTS
 
 
+@pytest.mark.slow  # a second
 def test_shifts_that_make_it_indefinite_or_singular_are_told_each():
     matrix = krylov.hermitian(0, False, np.linspace(1, 2, SIZE))
     vector = krylov.random(1, False, SIZE)
@@ -35,6 +36,7 @@ def test_shifts_that_make_it_indefinite_or_singular_are_told_each():
     assert krylov.relative_error(solution.value[good], truth) < 1e-9
 
 
+@pytest.mark.slow  # a second
 def test_minres_takes_indefinite_shifts_and_the_shortest_solution_of_a_singular_one():
     matrix = krylov.hermitian(0, True, np.arange(1.0, SIZE + 1))
     vector = krylov.random(1, True, SIZE)
@@ -66,7 +68,6 @@ def test_shift_far_beyond_the_operator_is_solved_beside_the_others():
         assert krylov.relative_error(solution.value[k], truth[k]) < 1e-9
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @each
 def test_what_is_not_reached_is_told_and_nan_in_derivatives(name):
@@ -90,6 +91,7 @@ def test_what_is_not_reached_is_told_and_nan_in_derivatives(name):
     assert np.isnan(tangent[~enough]).all()
 
 
+@pytest.mark.slow  # a second
 def test_failure_raises_with_the_name_of_the_solver():
     operator = krylov.operator(definite(False), krylov.PSD)
     with pytest.raises(Exception, match=r"`ShiftedSolver\(CG\(\)\)` .* broke down"):

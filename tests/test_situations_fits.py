@@ -39,7 +39,6 @@ def _covariance(jacobian, residual):
     return np.linalg.inv(jacobian.T @ jacobian) * (residual @ residual) / freedom
 
 
-@pytest.mark.default("0.3")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("start", [0.3, 0.0])
 def test_covariance_of_a_parameter_whose_best_value_is_zero(start):
@@ -66,7 +65,6 @@ def test_covariance_of_a_parameter_whose_best_value_is_zero(start):
     assert_close(gradient, slope / hessian, 1e-7)
 
 
-@pytest.mark.default("one-column")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("columns", [None, 60], ids=["one-column", "many-columns"])
 def test_rows_of_weight_zero_are_as_if_they_were_not_there(columns):
@@ -97,6 +95,7 @@ def test_rows_of_weight_zero_are_as_if_they_were_not_there(columns):
     assert np.abs(gradient[kept]).min() > 0
 
 
+@pytest.mark.slow  # four seconds
 def test_channel_without_signal_has_no_coefficients_and_moves_nothing():
     data = np.stack([DATA, np.zeros(40), 3 * DATA], axis=1)
     fit, without = _fit(data), _fit(data[:, ::2])
@@ -128,6 +127,7 @@ def test_channel_without_signal_has_no_coefficients_and_moves_nothing():
     np.testing.assert_array_equal(got[:, :, 1], 0)
 
 
+@pytest.mark.slow  # two seconds
 def test_two_rates_that_start_as_one_are_told_by_the_rank():
     fit = _fit(DATA, np.array([1.0, 1.0]))
     assert fit.rank == 1

@@ -146,6 +146,8 @@ def _aligned(array):
     return copy
 
 
+@pytest.mark.default("LSMR(rtol=1e-12, atol=1e-12)")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [pj.LU(), pj.LSMR(1e-12, 1e-12)], ids=repr)
 def test_factors_stay_those_of_a_matrix_that_is_overwritten_later(solver):
     size = 40  # below some tens of numbers nothing is shared
@@ -167,6 +169,7 @@ def test_factors_stay_those_of_a_matrix_that_is_overwritten_later(solver):
 
 
 @pytest.mark.parametrize("name", ["data", "times", "weights"])
+@pytest.mark.slow  # a second each
 def test_statistics_stay_those_of_a_fit_whose_arrays_are_overwritten_later(name):
     many = np.linspace(0.0, 5.0, 200)
     exact = np.exp(-np.outer(many, RATES)) @ AMPLITUDES
@@ -194,7 +197,6 @@ class _Scaled(eqx.Module):
 
 
 @pytest.mark.untyped
-@pytest.mark.default("args")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("place", ["basis", "args"])
 def test_fit_tells_a_flag_from_the_number_that_is_equal_to_it(place):

@@ -31,7 +31,6 @@ KRYLOV = {
 }
 
 
-@pytest.mark.default("CG-1e-13", "GMRES-1e-30")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("size", [1e-13, 1e-30], ids=str)
 @pytest.mark.parametrize("name", KRYLOV)
@@ -57,7 +56,6 @@ _TALL = conditioned((7, 4), [1, 2, 3, 4], float, 5)
 _ZERO, _OUTSIDE = np.zeros(7), np.linalg.svd(_TALL)[0][:, 5]
 
 
-@pytest.mark.default("*-zero")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("vector", [_ZERO, _OUTSIDE], ids=["zero", "orthogonal"])
 @pytest.mark.parametrize("with_guess", [False, True], ids=["no-y0", "y0"])
@@ -76,6 +74,7 @@ def test_vector_without_a_part_in_the_range_gives_zero(vector, with_guess):
 
 
 @pytest.mark.parametrize("with_guess", [False, True], ids=["no-y0", "y0"])
+@pytest.mark.slow  # three seconds each
 def test_damped_least_squares_do_not_depend_on_a_first_guess(with_guess):
     dense = _TALL * (np.abs(_TALL) > 0.3)
     matrix = sps.csr_array(dense)
@@ -135,11 +134,13 @@ def test_potentials_on_a_graph_and_their_derivative_for_its_weights(name, weight
     assert_right(solve, lambda w: np.linalg.pinv(_laplacian(w)) @ vector, at)
 
 
+@pytest.mark.slow  # a second
 def test_pseudoinverse_of_a_graph_and_its_derivative():
     truth = lambda weights: np.linalg.pinv(_laplacian(weights))
     assert_right(lambda w: pj.pinv(_laplacian(w, jnp)), truth, np.ones(6))
 
 
+@pytest.mark.slow  # a second
 def test_jacobian_of_the_pseudoinverse_of_a_matrix_with_a_row_of_zeros():
     def pseudoinverse(p):
         row = jnp.stack([-p, jnp.ones_like(p)]) / (1 + p**2)
@@ -150,6 +151,7 @@ def test_jacobian_of_the_pseudoinverse_of_a_matrix_with_a_row_of_zeros():
     assert_right(pseudoinverse, truth, 2.0)
 
 
+@pytest.mark.slow  # two seconds
 def test_least_squares_find_the_rank_of_integers_that_depend_on_each_other():
     rows = np.array([[0, 2, 0, 0, 1, 0], [1, 0, 1, 0, 0, 4], [0, 0, 0, 2, 3, 0]])
     matrix = np.append(rows, [[0.0, 1, 0, 1, 2, 0]], axis=0).T  # (first + last) / 2

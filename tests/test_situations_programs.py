@@ -26,6 +26,7 @@ def _solution(matrix, vector=VECTOR, solver=LU):
     return pj.linear_solve(matrix, vector, solver, throw=False).value
 
 
+@pytest.mark.slow  # a second
 def test_reverse_mode_through_a_tangent_of_a_batch_of_solves():
     def tangents(x):
         first = lambda z: _solution(MATRIX + z * np.eye(3))[0]
@@ -47,7 +48,6 @@ def _root(parameter):
     return y
 
 
-@pytest.mark.default("GMRES*")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [pj.GMRES(), pj.LSMR(), lx.LU()], ids=repr)
 def test_implicit_function_of_jax_takes_a_solve_in_both_modes(solver):
@@ -87,6 +87,7 @@ def test_custom_rule_of_a_root_by_an_iterative_solver_is_transposed():
 _FOUR = np.stack([conditioned((5, 3), [1, 2, 3], float, seed) for seed in range(4)], 1)
 
 
+@pytest.mark.slow  # a second
 def test_least_squares_over_a_batch_axis_in_the_middle():
     columns = random_array((5, 4), float, 9)
 
@@ -184,6 +185,7 @@ def test_gradient_for_an_operator_is_one_for_each_array_within_it():
         np.testing.assert_allclose(np.vdot(leaf, along), slope, rtol=1e-7)
 
 
+@pytest.mark.slow  # two seconds
 def test_solves_within_an_associative_scan():
     """x ↦ M⁻¹ x + b for each element: composed in pairs, and in pairs of pairs."""
     vectors = random_array((5, 3), float, 3)
@@ -207,6 +209,7 @@ def test_solves_within_an_associative_scan():
     assert_right(last, truth, np.stack([MATRIX + k * np.eye(3) for k in range(5)]))
 
 
+@pytest.mark.slow  # two seconds
 def test_gradient_of_a_batch_of_roots_beside_arguments_that_are_integers():
     def roots(targets):
         def function(y, args):
@@ -232,7 +235,6 @@ def test_gradient_of_a_batch_of_roots_beside_arguments_that_are_integers():
     jax.__version_info__[:2] >= (0, 12),
     reason="an error of JAX: the program of one precision gets buffers of the other",
 )
-@pytest.mark.default("LU*")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", [LU, pj.PivotedQR(), pj.LSMR()], ids=repr)
 def test_each_call_has_the_precision_that_is_set_at_its_time(solver):

@@ -85,7 +85,6 @@ def check(function, truth, rtol=1e-12):
         assert_close(one, other, rtol)
 
 
-@pytest.mark.default("complex-LU")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", SQUARE)
 @FIELDS

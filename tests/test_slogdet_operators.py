@@ -51,7 +51,6 @@ def composed(matrix):
 
 @pytest.mark.parametrize("make", [blocks, function, jacobian, composed])
 @pytest.mark.parametrize("solver", [pj.LU(), pj.PivotedQR()], ids=["LU", "PivotedQR"])
-@pytest.mark.default("PivotedQR-blocks")
 @pytest.mark.ci("*")
 def test_operator_of_any_kind_has_determinant_and_gradient(make, solver):
     logabsdet = lambda matrix: pj.slogdet(make(matrix), solver).logabsdet

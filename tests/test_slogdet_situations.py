@@ -62,7 +62,6 @@ def logabsdet(solver, **kwargs):
 
 
 @pytest.mark.optimised
-@pytest.mark.default("LU-getrf")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("solver", "call"),
@@ -86,6 +85,7 @@ def test_solve_determinant_and_gradient_share_one_factorisation(solver, call):
     assert len(re.findall(f'custom_call_target="lapack_d{call}', text)) == 1
 
 
+@pytest.mark.slow  # a second
 def test_tangents_of_many_directions_take_one_application_of_the_factors():
     jacobian = jax.make_jaxpr(jax.jacfwd(logabsdet(pj.LU(), throw=False)))(np.eye(3))
     # `linear_solve_batch`: the primitive under the `vmap` over the unit vectors.
@@ -147,6 +147,7 @@ def test_sparse_singular_matrix_has_sign_zero():
         assert told == (0, -np.inf)
 
 
+@pytest.mark.slow  # a second
 def test_derivative_at_a_singular_matrix_raises():
     with pytest.raises(RuntimeError, match=r"derivative with `LU\(\)` .* needs full"):
         jax.grad(logabsdet(pj.LU()))(SINGULAR)
@@ -234,7 +235,6 @@ def test_narrow_matrix_has_a_determinant_in_single_precision(name):
     assert_close(both(told), np.array(np.linalg.slogdet(matrix)), 1e-5)
 
 
-@pytest.mark.default("QR")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", sorted(set(DIRECT) - {"Diagonal"}))
 def test_states_of_transpose_and_conjugate_have_its_determinant(name):

@@ -54,6 +54,8 @@ def test_number_of_solves(name, mode):
     assert got == PINNED["solves"][name][mode]
 
 
+@pytest.mark.default("solver0-4", "solver1-13")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("solver", "solves"), [(pj.QR(), 4), (pj.SVD(), 13), (pj.LSMR(), 10)]
 )

@@ -167,7 +167,7 @@ def test_preconditioner_of_neumann_is_mapped_with_the_state(map_name, place):
     _assert_close(got, np.linalg.solve(mapped, vector))
 
 
-@pytest.mark.default("CG-options-transpose", "Normal(CG)-field-conj")
+@pytest.mark.default("CG-options-transpose")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("map_name", ["transpose", "conj"])
 @pytest.mark.parametrize("place", ["field", "options"])

@@ -88,7 +88,6 @@ def _dense_gradient(dense, vector, damp=0.0):
     return slope.conj(), u[:rows].conj()
 
 
-@pytest.mark.default("products-BCSR-complex", "dense-BCOO-general")
 @pytest.mark.ci("*")
 @_each_square
 @_each_format
@@ -101,7 +100,6 @@ def test_square_solution_is_that_of_the_dense_matrix(dense, tags, create, produc
     np.testing.assert_allclose(x, np.linalg.solve(dense, b), rtol=1e-8)
 
 
-@pytest.mark.default("definite")
 @pytest.mark.ci("*")
 @_each_square
 def test_gradient_of_square_solve_lives_on_the_pattern(dense, tags):
@@ -116,7 +114,6 @@ def test_gradient_of_square_solve_lives_on_the_pattern(dense, tags):
     np.testing.assert_allclose(of_b, of_vector, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.default("*BCSR-deficient")
 @pytest.mark.ci("*")
 @_each_rectangular
 @_each_format
@@ -144,6 +141,7 @@ def test_gradient_of_least_squares_lives_on_the_pattern(name):
     np.testing.assert_allclose(of_b, of_vector, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow  # a second
 def test_derivative_of_deficient_least_squares_is_that_along_constant_rank():
     dense = _deficient()
     direction = dense * [1.0, 1.0, -0.5, -0.5]  # scales columns: the rank stays
@@ -192,6 +190,7 @@ def test_damped_solution_and_its_derivatives_are_those_of_the_stacked_matrix():
     np.testing.assert_allclose(of_damp, difference, rtol=1e-7)
 
 
+@pytest.mark.slow  # a second
 def test_damping_takes_one_solver_as_a_number_and_as_an_array():
     matrix = jsparse.BCOO.fromdense(jnp.asarray(_RECTANGULAR["tall"]))
 
@@ -267,6 +266,7 @@ def test_hessian_vector_product_of_least_squares(name):
     np.testing.assert_allclose(got, truth, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow  # a second
 def test_gradient_by_jax_sparse_is_a_matrix_of_the_same_format():
     dense = np.tril(_GENERAL)
     matrix = jsparse.BCOO.fromdense(jnp.asarray(dense))
@@ -311,6 +311,7 @@ def test_transpose_solver_is_what_the_gradient_solves_with():
     assert np.all(np.isnan(bad))
 
 
+@pytest.mark.slow  # two seconds
 def test_preconditioner_is_transposed_in_the_gradient():
     matrix = jsparse.BCOO.fromdense(jnp.asarray(_GENERAL))
     b = _vectors(6, float)
@@ -354,8 +355,7 @@ def test_single_precision_reaches_its_tolerance():
     assert residual < 2e-5  # the tolerance is 1e-5, and A is rounded
 
 
-@pytest.mark.default("empty-row")
-@pytest.mark.ci("zeros")
+@pytest.mark.ci("zeros", "empty-row")
 @pytest.mark.parametrize(
     "dense",
     [np.zeros((6, 6)), np.diag([1.0, 0, 2, 3, 4, 5])],

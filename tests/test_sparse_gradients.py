@@ -68,12 +68,12 @@ def _losses(name, create, columns):
     return ours, theirs, sparse.data
 
 
-@pytest.mark.default("complex-BCSR-columns")
 @pytest.mark.ci(
     "general-BCOO-vector",
     "complex-tall-BCOO-columns",
     "wide-BCSR-columns",
     "symmetric-BCSR-columns",
+    "complex-BCSR-columns",
 )
 @pytest.mark.parametrize("columns", [(), (3,)], ids=["vector", "columns"])
 @pytest.mark.parametrize("create", _FORMATS.values(), ids=_FORMATS)
@@ -94,7 +94,6 @@ def test_hessian_vector_product_of_a_square_solve_is_the_dense_one(name):
     np.testing.assert_allclose(along(ours)(data), want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.default("BCSR")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("create", _FORMATS.values(), ids=_FORMATS)
 def test_lstsq_of_a_sparse_matrix_and_its_gradient_on_the_pattern(create):

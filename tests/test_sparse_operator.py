@@ -260,6 +260,7 @@ def test_invert_takes_a_sparse_matrix():
     np.testing.assert_allclose(inverse.mv(np.ones(3)), want, rtol=1e-12)
 
 
+@pytest.mark.slow  # a second
 def test_linear_solve_takes_a_bcoo():
     matrix = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 0.0, 1.0]])
     sparse = jsparse.BCOO.fromdense(matrix)

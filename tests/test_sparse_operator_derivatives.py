@@ -167,6 +167,8 @@ def test_real_data_with_a_complex_vector_have_a_real_cotangent():
     np.testing.assert_allclose(ct_data, vector[col].real, atol=1e-13)
 
 
+@pytest.mark.default("1")
+@pytest.mark.ci("*")
 @pytest.mark.optimised
 @pytest.mark.parametrize("columns", [1, 24])
 def test_memory_of_a_gradient_is_proportional_to_the_entries(columns):

@@ -164,8 +164,7 @@ def test_a_solve_without_preconditioner_is_successful_only_if_it_is_right(name, 
     assert residual <= 1.1e-10 or not successful
 
 
-@pytest.mark.default("BiCGStab")
-@pytest.mark.ci("GMRES")
+@pytest.mark.ci("GMRES", "BiCGStab")
 @pytest.mark.parametrize("solver", [pj.BiCGStab(), pj.GMRES()], ids=["BiCGStab", "GMRES"])
 def test_nearly_singular_fs_183_1_is_no_success_and_its_gradient_is_nan(solver):
     matrix, (vector, _) = _matrix("fs_183_1"), _vectors("fs_183_1")

@@ -50,7 +50,6 @@ def _iterative(monkeypatch):
     monkeypatch.setattr(auto, "DENSE_ENTRIES", 0)
 
 
-@pytest.mark.default("BiCGStab")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", _CASES)
 @pytest.mark.usefixtures("_iterative")
@@ -61,7 +60,6 @@ def test_rtol_reaches_the_default_solver_in_both_directions(name):
     assert all(residual < 2e-12 for residual in tight)
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", ["CG", "BiCGStab"])
 @pytest.mark.usefixtures("_iterative")
@@ -71,6 +69,7 @@ def test_atol_is_that_of_the_solution_and_not_of_cotangents(name):
     assert adjoint < 2e-10
 
 
+@pytest.mark.slow  # a second
 def test_tolerances_may_be_traced():
     A = scipy.sparse.csr_array(_DEFINITE)
     b, options = np.ones(40), {"y0": np.zeros(40)}  # by products
@@ -87,6 +86,7 @@ def test_direct_default_goes_to_rounding_whatever_the_tolerance():
     np.testing.assert_allclose(x, np.linalg.solve(_GENERAL, np.ones(40)), rtol=1e-12)
 
 
+@pytest.mark.slow  # two seconds
 def test_tolerances_of_a_function_are_those_of_the_look_at_its_residual():
     A = scipy.sparse.csr_array(_GENERAL)
     rounded = lambda A, b: jnp.linalg.solve(A.as_matrix(), b).round(3)

@@ -57,7 +57,6 @@ def _solve(operator, vector, throw=True):
     return pj.linear_solve(operator, vector, _SOLVER, throw=throw)
 
 
-@pytest.mark.default("complex")
 @pytest.mark.ci("*")
 @_each_case
 def test_solutions_and_derivatives_are_those_of_the_dense_matrix(name):
@@ -146,6 +145,7 @@ def test_vmap_over_data():
     np.testing.assert_allclose(jit(run)(batch), want, rtol=1e-10)
 
 
+@pytest.mark.slow  # two seconds
 def test_unit_diagonal_is_taken_as_ones():
     (data, row, col, shape), _ = CASES["lower"]
     rest = row != col

@@ -41,7 +41,6 @@ def _with_data(data):
     return matrix
 
 
-@pytest.mark.default("sparse_solve")
 @pytest.mark.ci("*")
 @_each_front
 def test_gradients_of_a_sparse_matrix_are_the_dense_one_at_its_data(front):
@@ -57,7 +56,7 @@ def test_gradients_of_a_sparse_matrix_are_the_dense_one_at_its_data(front):
         np.testing.assert_allclose(gradient, want, rtol=1e-9, atol=1e-12, err_msg=way)
 
 
-@pytest.mark.default("BCOO-sparse_lstsq", "operator-linear_solve")
+@pytest.mark.default("operator-linear_solve")
 @pytest.mark.ci("*")
 @_each_front
 @pytest.mark.parametrize("create", _CREATE.values(), ids=_CREATE)

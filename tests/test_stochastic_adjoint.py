@@ -117,6 +117,7 @@ def test_products_are_as_many_as_expected():
     assert abs(len(calls) / keys - expected) < 3 * error
 
 
+@pytest.mark.slow  # a second
 def test_the_mean_over_lengths_is_the_sum_of_the_series():
     """Of A = (1 − decay) I each term counts one: λ is N + 1 times that of one term."""
     decay = 0.75
@@ -187,6 +188,7 @@ def test_rows_and_columns_are_as_few_as_asked_for():
     assert_close(ct_b, pull(same)[1], rtol=1e-13)
 
 
+@pytest.mark.slow  # two seconds
 def test_one_key_for_a_batch_is_an_error_and_a_key_each_is_not():
     A = jnp.eye(3)
 
@@ -230,6 +232,7 @@ def test_a_key_that_is_used_again_is_what_jax_can_notice():
         np.testing.assert_allclose(pull(b), 2 * np.ones(3))
 
 
+@pytest.mark.slow  # a second
 def test_columns_have_keys_of_their_own():
     A = pj.SparseLinearOperator((jnp.full(3, 0.25), *np.nonzero(np.eye(3)), (3, 3)))
     adjoint = pj.StochasticAdjoint(jax.random.key(0), decay=0.75)

@@ -28,7 +28,6 @@ def assert_is(operator, kind, dense):
 
 @pytest.mark.parametrize("name", [name for name in CASES if "toeplitz" not in name])
 @pytest.mark.ci("*")
-@pytest.mark.default("blocks", "damped")
 def test_multiples_and_quotients_keep_the_class(name):
     operator = path_of(name, True).operator(0.0)
     dense = np.asarray(operator.as_matrix())

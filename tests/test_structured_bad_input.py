@@ -150,7 +150,7 @@ NAN = jnp.array([[1.0, jnp.nan], [0.0, 1.0]])
         "toeplitz",
     ],
 )
-@pytest.mark.default("kronecker-by-its-factors", "circulant")
+@pytest.mark.default("circulant")
 @pytest.mark.ci("*")
 def test_singular_or_non_finite_operators_are_told_and_derivatives_are_nan(make):
     operator = make()
@@ -176,6 +176,14 @@ def test_vectors_that_are_not_orthonormal_are_told():
         pj.linear_solve(operator, jnp.ones(2))
 
 
+@pytest.mark.default(
+    "factors0--1.0-None",
+    "factors1--1.0-None",
+    "factors3-1.0--1.0",
+    "factors4-1.0-0.0",
+    "factors5-1.0-nan",
+)
+@pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("factors", "damping", "pi"),
     [((A,), -1.0, None), ((A, B), -1.0, None), ((A, A, B), -1.0, None)]
@@ -211,6 +219,8 @@ def test_vectors_that_are_nearly_orthonormal_are_told(vectors):
     assert solution.result == lx.RESULTS.breakdown
 
 
+@pytest.mark.default("float32-5", "complex128-5", "complex128-300")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("size", [5, 300])
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 def test_vectors_of_a_decomposition_are_orthonormal(size, dtype):

@@ -23,7 +23,7 @@ def _pseudo_logdet(matrix):
 
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("name", [name for name in SQUARE if name not in VALUES_ALONE])
-@pytest.mark.default("kronecker-real", "circulant-complex")
+@pytest.mark.default("circulant-complex")
 @pytest.mark.ci("*")
 def test_determinant_and_derivatives_are_those_of_the_dense_form(name, is_complex):
     path = path_of(name, is_complex)
@@ -51,8 +51,7 @@ def test_determinant_and_derivatives_are_those_of_the_dense_form(name, is_comple
 
 
 @pytest.mark.parametrize("name", VALUES_ALONE)
-@pytest.mark.default("eigh-shifted")
-@pytest.mark.ci("eigh")
+@pytest.mark.ci("eigh", "eigh-shifted")
 def test_determinant_of_eigenvalues_moves_with_them_alone(name):
     path = path_of(name, True)
     still = path._replace(slope=(path.slope[0], 0 * path.slope[1]))
@@ -66,7 +65,6 @@ def test_determinant_of_eigenvalues_moves_with_them_alone(name):
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if False in case.well_posed]
 )
-@pytest.mark.default("kronecker-tall-and-wide")
 @pytest.mark.ci("*")
 def test_pseudo_determinant_is_the_product_of_nonzero_singular_values(name):
     path = path_of(name, True)

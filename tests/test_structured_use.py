@@ -51,8 +51,8 @@ SOLVERS = {
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", DEFINITE)
-@pytest.mark.default("kronecker-CG", "circulant-QR")
-@pytest.mark.ci("damped-*", "eigh-*", "toeplitz-LSMR", "blocks-Cholesky")
+@pytest.mark.default("circulant-QR")
+@pytest.mark.ci("damped-*", "eigh-*", "toeplitz-LSMR", "blocks-Cholesky", "kronecker-CG")
 def test_any_solver_takes_a_structured_operator(name, solver):
     operator = DEFINITE[name]
     vector = jnp.arange(1.0, 1 + operator.out_size())
@@ -62,8 +62,8 @@ def test_any_solver_takes_a_structured_operator(name, solver):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.default("damped")
 @pytest.mark.ci("*")
-@pytest.mark.default("blocks-tall", "damped")
 def test_a_batch_is_solved_as_each_of_its_members(name):
     paths = [path_of(name, True, seed) for seed in range(2)]
     well_posed = paths[0].case.well_posed[0]
@@ -205,6 +205,7 @@ def test_large_general_toeplitz_matrix_is_solved_by_products():
     assert "num_steps" in solution.stats
 
 
+@pytest.mark.slow  # two seconds
 def test_smaller_tolerance_for_a_large_toeplitz_matrix_is_worth_a_few_steps():
     column = np.exp(-((np.arange(1100) / 20) ** 2) / 2)
     column[0] += 1e-2

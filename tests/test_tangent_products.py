@@ -70,7 +70,6 @@ def test_face_under_nested_vmap_is_its_sum(face, outer, inner):
     np.testing.assert_allclose(got, want, atol=1e-14)
 
 
-@pytest.mark.default("matrix")
 @pytest.mark.ci("*")
 @each_face
 def test_face_has_derivatives_of_every_order(face):
@@ -93,7 +92,6 @@ def _solution(name):
 
 
 @pytest.mark.optimised
-@pytest.mark.default("QR-tall")
 @pytest.mark.ci("*")  # a large program each
 @pytest.mark.parametrize("shape", [(200, 50), (50, 200)], ids=["tall", "wide"])
 @each_solver

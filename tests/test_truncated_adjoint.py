@@ -29,7 +29,6 @@ def series(A, scale, terms):
 
 
 @pytest.mark.ci("*")
-@pytest.mark.default("float")
 @pytest.mark.parametrize("dtype", [float, complex], ids=["float", "complex"])
 def test_the_cotangent_is_the_series_and_within_its_bound(dtype):
     rng = np.random.default_rng(0)

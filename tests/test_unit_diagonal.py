@@ -45,7 +45,6 @@ def entries(shape, diagonal):
     return (FULL + np.diag(np.arange(2, 6)))[place], place, lower
 
 
-@pytest.mark.default("missing-lower-sparse")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("make", [dense, tagged, sparse])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -89,6 +88,7 @@ def test_estimate_is_that_of_the_matrix_with_ones(make):
     np.testing.assert_allclose(told, want, rtol=1e-12)
 
 
+@pytest.mark.slow  # a second
 def test_sparse_matrix_is_that_with_ones_everywhere():
     data, place, _ = entries("lower", np.array([1, 0, 0, 0]))
     data[0] = 1  # what is stored there is kept
@@ -162,7 +162,6 @@ def _check_ones(solver, make, shape, diagonal):
     assert_close(gradient, np.where(row == col, 0, of_entries), 1e-9)
 
 
-@pytest.mark.default("junk-dense-SVD")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("solver", _SOLVERS, ids=lambda solver: type(solver).__name__)
 @pytest.mark.parametrize("make", [dense, _sparse_twice, _sparse_tagged])
@@ -173,6 +172,7 @@ def test_every_solver_takes_the_diagonal_for_ones(solver, make, diagonal):
     _check_ones(solver, make, "lower", diagonal)
 
 
+@pytest.mark.slow  # three seconds
 def test_tagged_bands_and_traced_patterns_are_with_ones():
     for make in (_bands, _sparse_traced):
         for diagonal in (np.zeros(4), np.ones(4)):
@@ -203,6 +203,7 @@ def test_determinant_is_one_with_every_solver_that_tells_it():
     ],
     ids=["kronecker", "block-diagonal", "low-rank"],
 )
+@pytest.mark.slow  # four seconds each
 def test_parts_of_an_operator_are_with_ones(whole):
     tags = (LOWER, UNIT)
     stored = np.tril(FULL)

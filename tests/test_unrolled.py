@@ -133,7 +133,6 @@ def problem(dtype, size=12):
 STEPPED = {"rtol": 0, "atol": 0, "max_steps": STEPS}
 
 
-@pytest.mark.default("CG-complex")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("dtype", [float, complex], ids=["float", "complex"])
 @pytest.mark.parametrize("kind", [pj.CG, pj.FlexibleCG], ids=["CG", "FlexibleCG"])
@@ -180,6 +179,7 @@ def test_gradient_is_that_of_the_minimum_over_a_krylov_space(kind, by_hand, dtyp
     assert_close(*compare(*args))
 
 
+@pytest.mark.slow  # a second
 def test_gradient_of_a_neumann_series_has_that_of_its_scale():
     def ours(A, b, P, scale):
         solver = pj.Neumann(STEPS, scale, lx.MatrixLinearOperator(P))
@@ -238,7 +238,6 @@ def test_norms_of_the_residual_are_differentiated(kind):
     assert_close(gradients(ours, A, b), gradients(truth, A, b))
 
 
-@pytest.mark.default("2")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("checkpoints", [1, 2, 3])
 def test_checkpoints_change_no_gradient(checkpoints):

@@ -27,11 +27,13 @@ def truth():
     return cases.FullProblem().solve(FULL_START, *inputs)
 
 
+@pytest.mark.slow  # a second
 def test_fit_is_the_solution_of_the_full_problem(fitted, truth):
     assert cases.successful(fitted)
     assert_close(cases.unknowns(fitted), truth, 1e-10)
 
 
+@pytest.mark.slow  # a second
 def test_residual_is_that_of_the_full_problem(fitted, truth):
     inputs = cases.DATA, cases.WEIGHTS, cases.POINTS
     want = cases.FullProblem().residual(truth, *inputs)

@@ -62,11 +62,13 @@ def alone():
 
 @pytest.mark.parametrize("member", [0, 6])
 @pytest.mark.parametrize("field", ["theta", "coefficients", "residual", "cost"])
+@pytest.mark.slow  # two seconds each
 def test_member_is_fitted_as_alone(fits, alone, member, field):
     got, truth = getattr(fits, field)[member], getattr(alone[member], field)
     np.testing.assert_allclose(got, truth, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow  # a second
 def test_failed_member_is_told_and_is_the_only_one(fits):
     failed = np.asarray(fits.result != optx.RESULTS.successful)
     np.testing.assert_array_equal(failed, np.arange(7) == _BAD)
@@ -139,6 +141,7 @@ def test_shared_weights_are_those_of_each_member(alone):
     np.testing.assert_allclose(fits.theta[2], alone[6].theta, rtol=1e-9)
 
 
+@pytest.mark.slow  # a second
 def test_throw_names_what_was_wrong():
     adjoint = pj.PseudoinverseAdjoint(throw=False)  # the program of `fits`
     with pytest.raises(Exception, match="got NaN, Inf or a negative weight"):

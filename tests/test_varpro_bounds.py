@@ -81,6 +81,7 @@ def by_scipy(name, data=DATA):
 
 
 @pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.slow  # a second each
 def test_bounded_fit_is_that_of_all_parameters_by_scipy(name):
     fit, expected = fit_between(name), by_scipy(name)
     assert cases.successful(fit)
@@ -93,6 +94,7 @@ def test_bounded_fit_is_that_of_all_parameters_by_scipy(name):
 
 
 @pytest.mark.parametrize("name", ["upper", "lower", "equal"])
+@pytest.mark.slow  # a second each
 def test_what_is_at_a_bound_is_named(name):
     assert fit_between(name).held.tolist() == BOUNDS[name][1]
 
@@ -102,6 +104,7 @@ def test_start_at_both_bounds_is_left():
     assert_close(fit.theta, fit_between("upper").theta, 1e-9)
 
 
+@pytest.mark.slow  # a second
 def test_model_is_never_called_outside():
     seen = []
 
@@ -126,6 +129,7 @@ def test_single_precision_stays_inside():
     assert_close(fit.theta, fit_between("upper").theta, 1e-3)
 
 
+@pytest.mark.slow  # three seconds
 def test_derivative_is_that_of_refits_and_holds_what_is_at_a_bound():
     direction, h = _noise(1), 1e-5
     theta = lambda data: fit_between("upper", data).theta

@@ -40,7 +40,6 @@ def sums(offset, data, points=cases.POINTS):
     return jit(both)(), count
 
 
-@pytest.mark.default("offset-complex")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     ("offset", "data", "count"),

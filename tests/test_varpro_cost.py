@@ -53,12 +53,14 @@ def programs():
     ]
 
 
+@pytest.mark.slow  # two seconds
 def test_jacobian_never_has_the_tangents_of_the_basis_at_once(programs):
     _, jacobian, tensor = programs
     assert max(sizes(tensor)) >= Q * M * N
     assert max(sizes(jacobian)) < Q * M * N
 
 
+@pytest.mark.slow  # a second
 def test_jacobian_takes_one_factorisation(programs):
     coefficients, jacobian, _ = programs
     assert factorisations(coefficients).count("geqp3") == 1

@@ -97,6 +97,7 @@ def plain():
     return fit()
 
 
+@pytest.mark.slow  # two seconds
 def test_fit_is_that_of_all_parameters_together():
     got, expected = plain(), by_scipy()
     assert_close(numbers(got), expected.x, 1e-6)
@@ -107,6 +108,7 @@ def test_fit_is_that_of_all_parameters_together():
     assert [np.ravel(rank).tolist() for rank in got.rank] == [[2], [2, 2, 2]]
 
 
+@pytest.mark.slow  # three seconds
 def test_errors_are_those_of_all_parameters_together():
     got, expected = plain().statistics(), by_scipy()
     freedom = expected.fun.size - expected.x.size
@@ -455,6 +457,7 @@ def test_projected_residual_of_several():
     assert_close(jacobian[1], np.stack(by_differences, axis=-1), 1e-4)
 
 
+@pytest.mark.slow  # a second
 def test_a_member_that_fails_is_told():
     data = DATA[0], np.where(np.arange(17)[:, None] == 3, np.nan, DATA[1])
     got = fit(data, throw=False)

@@ -161,7 +161,6 @@ def offset(theta):
     return theta[1] * jnp.sin(theta[2] * POINTS)
 
 
-@pytest.mark.default("offset-column_by_column")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("basis", [peaks, column_by_column])
 @pytest.mark.parametrize("with_offset", [False, True], ids=["plain", "offset"])

@@ -80,11 +80,13 @@ def derivatives(request, both):
 
 
 @pytest.mark.parametrize("index", range(3), ids=["data", "weights", "args"])
+@pytest.mark.slow  # three seconds each
 def test_solution_moves_as_the_full_problem(derivatives, truth, index):
     assert_close(derivatives[0][index], truth[1][index], 1e-9)
 
 
 @pytest.mark.parametrize("index", range(3), ids=["data", "weights", "args"])
+@pytest.mark.slow  # three seconds each
 def test_residual_moves_as_the_full_problem(derivatives, total_derivatives, index):
     assert_close(derivatives[1][index], total_derivatives[0][index], 1e-9)
 

@@ -67,6 +67,7 @@ NOT_FINITE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
+@pytest.mark.slow  # a second each
 def test_unusable_input_is_the_result(case):
     assert fit(**UNUSABLE[case]).result == RESULTS.nonfinite_input
 

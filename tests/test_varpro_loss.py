@@ -214,6 +214,7 @@ def test_fixed_arrays_are_taken_by_batches_and_starts():
     assert_close(starts.best.theta, one.theta, 1e-9)
 
 
+@pytest.mark.slow  # two seconds
 def test_linear_loss_is_the_same_program():
     def program(**keywords):
         data = jax.ShapeDtypeStruct((60,), float)

@@ -33,6 +33,7 @@ def _lines(axes):
     return [np.asarray(line.get_xydata()).T for line in axes.get_lines()]
 
 
+@pytest.mark.slow  # two seconds
 def test_data_and_curve_are_above_and_residuals_below(fit):
     upper, lower = fit.plot(_axes())
     dots, hollow, curve = _lines(upper)

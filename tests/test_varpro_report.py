@@ -34,6 +34,7 @@ def _standard_deviations(fit):
     return statistics.theta_standard_deviation, statistics.coefficient_standard_deviation
 
 
+@pytest.mark.slow  # a second
 def test_names_are_those_of_the_pytree(report):
     assert list(report.theta.name) == ["rate", "width[0]"]
     assert list(report.coefficients.name) == ["c[0]", "c[1]", "c[2]"]

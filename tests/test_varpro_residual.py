@@ -89,6 +89,7 @@ def evaluated(request):
     return request.param, jit(evaluate)(theta, cases.POINTS)
 
 
+@pytest.mark.slow  # two seconds
 def test_residual_and_coefficients_are_those_of_the_dense_pseudoinverse(evaluated):
     setting, (residual, coefficients, *_) = evaluated
     want = dense(setting, POINT)
@@ -117,6 +118,7 @@ def test_residual_of_many_columns_is_that_of_an_operator_too():
     assert_close(got, dense("many-columns", POINT)[0], 1e-12)
 
 
+@pytest.mark.slow  # a second
 def test_exact_jacobian_is_the_difference_of_the_dense_residual(evaluated):
     setting, (*_, jacobian, _) = evaluated
     for index in range(cases.SIZE):
@@ -161,6 +163,7 @@ def test_complex_jacobian_is_the_difference_of_the_dense_residual():
         assert_close(jacobian[:, index], want, 1e-9)
 
 
+@pytest.mark.slow  # a second
 def test_tangents_are_columns_of_the_jacobian():
     function = pj.projected_residual(cases.basis, cases.DATA)
     theta = unravel(jnp.asarray(POINT))
@@ -291,6 +294,7 @@ def test_operator_and_array_have_the_same_jacobian(jacobian):
     assert_close(got, want, 1e-12)
 
 
+@pytest.mark.slow  # two seconds
 def test_jit_takes_the_function_and_its_methods():
     """As of a plain function: a module with arrays would have no hash."""
     residual = pj.projected_residual(cases.basis, cases.DATA)

@@ -73,10 +73,12 @@ def _case(request):
     return Case(*request.param)
 
 
+@pytest.mark.slow  # two seconds
 def test_degrees_of_freedom_do_not_count_zero_weights(case):
     assert case.statistics.degrees_of_freedom == case.freedom
 
 
+@pytest.mark.slow  # three seconds
 def test_reduced_chi_square(case):
     assert_close(case.statistics.reduced_chi_square, case.chi_square, 1e-10)
 

@@ -88,12 +88,14 @@ def _weights():
     return (_WEIGHTS[start : start + 4] for start in (0, 4, 8))
 
 
+@pytest.mark.slow  # two seconds
 def test_members_of_a_memory_map_have_their_order(shown):
     rates, _, sizes = shown[0]
     assert sizes == [4, 4, 2]
     np.testing.assert_allclose(rates[:_BAD], _RATES[:_BAD], rtol=1e-8)
 
 
+@pytest.mark.slow  # two seconds
 def test_failed_member_of_a_memory_map_is_told_alone(shown):
     np.testing.assert_array_equal(shown[0][1], np.arange(10) == _BAD)
 
@@ -131,6 +133,7 @@ def test_statistics_of_a_padded_chunk_are_those_of_its_members(shown):
     assert last[0].statistics().degrees_of_freedom == 8
 
 
+@pytest.mark.slow  # a second
 def test_throw_raises_at_its_chunk_and_not_before(mapped):
     adjoint = pj.PseudoinverseAdjoint(throw=False)  # the program of the others
     fits = _fit(mapped, _WEIGHTS, throw=True, adjoint=adjoint)

@@ -78,6 +78,7 @@ def test_gradient_with_respect_to_operator_alone(name):
     assert got == pytest.approx(want, rel=problem.rtol)
 
 
+@pytest.mark.slow  # a second
 def test_gradient_of_full_rank_solve_is_the_closed_form():
     rng = np.random.default_rng(2)
     matrix, vector = rng.standard_normal((6, 3)), rng.standard_normal(6)

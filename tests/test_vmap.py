@@ -42,28 +42,28 @@ def _of_members(problem, order):
 
 
 @pytest.mark.shows("batched solution")
-@each(ALL)
+@each(ALL, others="slow")
 def test_each_member_of_a_batch_is_solved(problem):
     got = in_batch(problem.name).x[:3]
     assert_close(got, _of_members(problem, 0), problem.rtol)
 
 
 @pytest.mark.shows("batched jvp")
-@each(ALL)
+@each(ALL, others="slow")
 def test_each_member_of_a_batch_has_its_tangent(problem):
     got = in_batch(problem.name).t_x[:3]
     assert_close(got, _of_members(problem, 1), problem.rtol)
 
 
 @pytest.mark.shows("batched second derivative")
-@each(ALL)
+@each(ALL, others="slow")
 def test_each_member_of_a_batch_has_its_second_tangent(problem):
     got = in_batch(problem.name).tt_x[:3]
     assert_close(got, _of_members(problem, 2), problem.rtol)
 
 
 @pytest.mark.shows("batched vjp")
-@each(ALL)
+@each(ALL, others="slow")
 def test_each_member_of_a_batch_has_cotangents_that_pair_with_its_tangent(problem):
     answer, ct_solution = in_batch(problem.name), cotangent(problem)
     for member, t in enumerate(TIMES):
@@ -75,13 +75,13 @@ def test_each_member_of_a_batch_has_cotangents_that_pair_with_its_tangent(proble
 
 
 @pytest.mark.shows("failure")
-@each(ALL)
+@each(ALL, others="slow")
 def test_member_with_nan_in_its_matrix_fails_and_no_other(problem):
     results = in_batch(problem.name).result
     np.testing.assert_array_equal(results == lx.RESULTS.successful._value, [1, 1, 1, 0])
 
 
-@each(ALL)
+@each(ALL, others="slow")
 def test_derivatives_of_a_failed_member_are_nan(problem):
     answer = in_batch(problem.name)
     for leaf in (answer.t_x, answer.tt_x, answer.ct_vector):

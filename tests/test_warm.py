@@ -85,7 +85,6 @@ def trained(model, solver, memory=3, steps=STEPS):
     return out, warm
 
 
-@pytest.mark.default("complex-GMRES")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("dtype", [float, complex], ids=["real", "complex"])
@@ -143,6 +142,7 @@ def counted(model, memory, steps=STEPS):
     return np.array(products)
 
 
+@pytest.mark.slow  # three seconds
 def test_adjoint_solves_begin_at_earlier_ones_too():
     cold, warm = counted(Model(), 0), counted(Model(), 3)
     # Beyond the first steps, with the three products of each first guess.
@@ -185,7 +185,6 @@ def _misled(model, factor):
     return pj.WarmStart(noise, noise)
 
 
-@pytest.mark.default("nan", "1000000000000.0")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("factor", [1e-300, 1.0, 1e12, 1e300, np.inf, np.nan])
 def test_a_state_of_garbage_changes_nothing(factor):
@@ -200,7 +199,6 @@ def test_a_state_of_garbage_changes_nothing(factor):
     assert_close(gradient, want[1], 1e-8)
 
 
-@pytest.mark.default("1e-30")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-150])
 def test_small_cotangents_are_solved_for_to_their_own_size(scale):
@@ -216,6 +214,7 @@ def test_small_cotangents_are_solved_for_to_their_own_size(scale):
     np.testing.assert_allclose(gradient, scale * model.truth(t)[1], rtol=1e-8)
 
 
+@pytest.mark.slow  # two seconds
 def test_what_fails_is_told_as_from_a_cold_start():
     model, t = Model(), jnp.array(0.3)
     few = pj.CG(1e-11, max_steps=2)
@@ -241,6 +240,7 @@ def test_a_singular_system_is_not_made_successful_by_its_last_solution():
         pj.warm_solve(a(0.0), ones, warm, CG)
 
 
+@pytest.mark.slow  # five seconds
 def test_no_tangent_goes_from_step_to_step():
     """The derivative of the last value with respect to where training began."""
     model = Model()

@@ -110,6 +110,7 @@ def test_a_step_says_what_it_cannot_take(function, parameters, warm, error, mess
 
 
 @pytest.mark.parametrize("two", [2.0, np.array(2.0)], ids=["python", "numpy"])
+@pytest.mark.slow  # a second each
 def test_numbers_that_are_no_jax_arrays_are_differentiated_too(two):
     _, gradient, _ = pj.warm_value_and_grad(loss)(two, pj.warm_start(A))
     np.testing.assert_allclose(gradient, -3 / 4, rtol=1e-12)

@@ -48,7 +48,6 @@ def _moved(parts, t):
     return [part + (t * way).astype(part.dtype) for part, way in pairs]
 
 
-@pytest.mark.default("real")
 @pytest.mark.ci("*")
 @DTYPES
 def test_derivatives_in_all_parts_are_those_of_the_dense_solve_to_third_order(dtype):
@@ -109,7 +108,6 @@ SOLVERS = {
 }
 
 
-@pytest.mark.default("CG")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", SOLVERS)
 def test_any_solver_of_what_is_updated_serves(name):
@@ -164,6 +162,7 @@ def test_an_update_of_an_update_is_solved_by_its_parts(dtype):
     assert_close(got, np.linalg.solve(operator.as_matrix(), vector), 1e-12)
 
 
+@pytest.mark.slow  # two seconds
 def test_vectors_may_be_pytrees():
     structure = jax.eval_shape(lambda: {"a": jnp.zeros(2), "b": jnp.zeros((3, 1))})
     scale = lambda tree: {"a": 2 * tree["a"], "b": 3 * tree["b"]}
@@ -177,7 +176,6 @@ def test_vectors_may_be_pytrees():
     assert_close(flat, want, 1e-12)
 
 
-@pytest.mark.default("complex")
 @pytest.mark.ci("*")
 @DTYPES
 def test_every_block_of_the_map_is_that_of_the_dense_sum(dtype):
@@ -195,6 +193,7 @@ def test_every_block_of_the_map_is_that_of_the_dense_sum(dtype):
     assert_close(gram, np.linalg.solve(matrix.conj().T @ matrix, vector), 1e-11)
 
 
+@pytest.mark.slow  # three seconds
 def test_the_state_follows_the_laws_of_transposes_and_conjugates():
     parts, vector = parts_of(complex), vector_of(complex)
     operator, solver = tridiagonal(parts), pj.Woodbury()
@@ -215,6 +214,7 @@ def test_the_state_follows_the_laws_of_transposes_and_conjugates():
         assert_close(solution(vector, names), np.linalg.solve(expected, vector), 1e-12)
 
 
+@pytest.mark.slow  # two seconds
 def test_a_batch_of_updates_is_solved_as_each():
     u = jnp.asarray(normal(0, (4, SIZE, 1), float))
     a = lx.DiagonalLinearOperator(jnp.arange(1.0, SIZE + 1))
@@ -228,7 +228,6 @@ def test_a_batch_of_updates_is_solved_as_each():
         assert_close(one, want, 1e-11)
 
 
-@pytest.mark.default("bfloat16")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"]

@@ -57,7 +57,6 @@ def _error(got, want):
     return np.max(np.abs(got - want)) / np.max(np.abs(want))
 
 
-@pytest.mark.default("random-0")
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("update", [_updates, _first_axis], ids=["random", "axis"])

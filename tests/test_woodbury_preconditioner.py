@@ -40,6 +40,7 @@ def test_it_is_definite_where_the_parts_are(dtype):
     assert lx.is_positive_semidefinite(pj.woodbury(p, u, None, core))
 
 
+@pytest.mark.slow  # a second
 def test_it_preconditions_a_sum_of_which_only_one_part_has_a_preconditioner():
     """D with a few large columns: `jacobi` of D alone leaves their eigenvalues."""
     rng = np.random.default_rng(0)

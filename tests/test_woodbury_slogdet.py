@@ -14,7 +14,6 @@ import pseudojvp as pj
 
 
 @DTYPES
-@pytest.mark.default("complex")
 @pytest.mark.ci("*")
 def test_value_and_two_derivatives_by_all_parts_are_those_of_the_sum(dtype):
     parts = parts_of(dtype)
@@ -37,6 +36,7 @@ def test_value_and_two_derivatives_by_all_parts_are_those_of_the_sum(dtype):
 
 
 @DTYPES
+@pytest.mark.slow  # two seconds each
 def test_the_sign_is_that_of_the_sum(dtype):
     parts = parts_of(dtype, shift=0.0)
     got = pj.slogdet(tridiagonal(parts))
@@ -45,6 +45,7 @@ def test_the_sign_is_that_of_the_sum(dtype):
     np.testing.assert_allclose(got.logabsdet, logabsdet, rtol=1e-11)
 
 
+@pytest.mark.slow  # two seconds
 def test_one_factorisation_serves_solve_and_determinant():
     a = lx.MatrixLinearOperator(jnp.eye(SIZE) * 3)
     operator = pj.LowRankUpdate(a, jnp.ones((SIZE, 1)))
@@ -61,6 +62,7 @@ def test_one_factorisation_serves_solve_and_determinant():
     )
 
 
+@pytest.mark.slow  # a second
 def test_an_iterative_solver_of_a_has_none():
     psd = lx.positive_semidefinite_tag
     a = lx.TaggedLinearOperator(lx.DiagonalLinearOperator(jnp.ones(3)), psd)
@@ -75,6 +77,7 @@ def _singular_to_working_precision():
 
 
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.slow  # three seconds each
 def test_factors_tell_that_the_sum_is_singular_and_no_derivative_is_made(count):
     part = _singular_to_working_precision()
     operator = part if count == 1 else pj.BlockDiagonal(part, part)
@@ -88,6 +91,7 @@ def test_factors_tell_that_the_sum_is_singular_and_no_derivative_is_made(count):
 
 
 @pytest.mark.parametrize("first", [1e-3, 1e-9])
+@pytest.mark.slow  # ten seconds each
 def test_derivatives_have_their_digits_or_are_none_beside_a_nearly_singular_a(first):
     def logabsdet(diagonal):
         a = lx.DiagonalLinearOperator(diagonal)
