@@ -29,7 +29,7 @@ class PreconditionerNetwork(eqx.Module):
     beginning f is zero and P a polynomial of second degree in S A S, the same for every
     matrix. Train by [`pseudojvp.kaporin_number`][], [`pseudojvp.inverse_residual`][] or
     the residual of a few steps of [`pseudojvp.LearnedCG`][]:
-    [Learned solvers](learned.md) has it with Optax.
+    [Learned solvers][learned-solvers] has it with Optax.
 
     Cost of `network(A)`: `2 depth + 1` perceptrons for each stored entry, some
     8 depth width² flops; of an application two products with G.

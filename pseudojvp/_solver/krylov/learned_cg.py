@@ -59,7 +59,7 @@ class LearnedCG(AbstractKrylovSolver):
 
         x, result, stats = solver.compute(solver.init(operator, {}), vector, {})
 
-    `factors` and `shifts` are the leaves to train; [Learned solvers](learned.md) has it
+    `factors` and `shifts` are the leaves to train; [Learned solvers][learned-solvers] has it
     with Optax. Reverse mode keeps four vectors a step. Through `linear_solve` they are
     constants, and a tangent of them is an error, but with
     `adjoint=UnrolledAdjoint()`.
