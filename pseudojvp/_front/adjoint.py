@@ -21,33 +21,34 @@ from .._solver import AutoLinearSolver
 class PseudoinverseAdjoint(optx.AbstractAdjoint):
     """Differentiates an Optimistix problem implicitly, with the minimum-norm derivative.
 
-    For `optimistix.root_find`, `least_squares`, `fixed_point` and `minimise`, as
-    `adjoint=PseudoinverseAdjoint()`. All of them end at a root y of F(y, θ) = 0: the
-    function itself, f(y, θ) − y for a fixed point, the gradient of the loss for a minimum
-    or least squares. With J = ∂F/∂y there (for a minimum or least squares the full
-    Hessian, second derivatives of the residual included),
+    Pass `adjoint=PseudoinverseAdjoint()` to `optimistix.root_find`, `least_squares`,
+    `fixed_point` or `minimise`. Each of them ends at a root y of F(y, θ) = 0. F is the
+    function itself for a root, f(y, θ) − y for a fixed point, and the gradient of the
+    loss for a minimum or least squares. With J = ∂F/∂y at the root (for a minimum or
+    least squares the full Hessian, including second derivatives of the residual),
 
         ẏ = −J† (∂F/∂θ) θ̇.
 
-    J may have any shape and any rank. The *minimum-norm derivative* ẏ is the one without
-    a part in the null space of J: of all tangents with J ẏ + (∂F/∂θ) θ̇ = 0, the
-    shortest. If the rank of J is constant near (y, θ), the roots at each θ form a
-    manifold with tangent space N(J), and ẏ points from y to the nearest root at
-    θ + ε θ̇, to first order in ε. What is the same for all roots, g(y) with ∂g/∂y · N(J)
-    = 0 (a prediction of an overparametrised model, for example), has its one true
-    derivative. y itself, among many roots, has the derivative that this choice gives it:
+    J may have any shape and any rank. Many tangents may satisfy J ẏ + (∂F/∂θ) θ̇ = 0; the
+    *minimum-norm derivative* ẏ is the shortest of them, and has no part in the null space
+    N(J). If the rank of J is constant near (y, θ), the roots at each θ form a manifold
+    with tangent space N(J), and ẏ points from y to the nearest root at θ + ε θ̇, to first
+    order in ε. A quantity g(y) that is the same for all roots (∂g/∂y · N(J) = 0; for
+    example a prediction of an overparametrised model) has a unique derivative, and gets
+    it. The derivative of y itself depends on this choice among the roots:
 
-    - it is *not* that of the root of least norm, unless that is y and N(J) stays the same
-        as θ moves (in F = A y − b: where b changes, or A with its null space kept);
-    - it is *not* that of the iterates, whose choice depends on the method and on `y0`:
-        `y0` and `options` have derivative zero;
-    - derivatives of second and higher order are those of the path y(t) that follows ẏ
-        along θ(t). Over several parameters, where ẏ need not have a potential, mixed
-        second derivatives of y may depend on the order. Those of g(y) do not.
+    - It is *not* the derivative of the root of least norm, unless y is that root and N(J)
+        does not move with θ (in F = A y − b: b changes, or A changes and keeps its null
+        space).
+    - It is *not* the derivative of the iterates, which depend on the method and on `y0`:
+        `y0` and `options` have derivative zero.
+    - Derivatives of second and higher order are those of the path y(t) that follows ẏ
+        along θ(t). With several parameters ẏ need not have a potential, so mixed second
+        derivatives of y may depend on the order. Those of g(y) do not.
 
-    If J has full column rank, all of this is the implicit function theorem. If
-    (∂F/∂θ) θ̇ is outside of the range of J, as at a fold y² = θ = 0, no differentiable
-    root exists, and the formula returns its least-squares solution without a sign of it.
+    If J has full column rank, this is the implicit function theorem. If (∂F/∂θ) θ̇ is
+    outside the range of J, as at a fold y² = θ = 0, no differentiable root exists; the
+    formula then returns its least-squares solution without any warning.
 
     Unlike `optimistix.ImplicitAdjoint`, whose solves go through `lineax.linear_solve`,
     tangent and adjoint solves are those of [`pseudojvp.linear_solve`][].
@@ -56,26 +57,26 @@ class PseudoinverseAdjoint(optx.AbstractAdjoint):
 
     - `linear_solver`: any solver that [`pseudojvp.linear_solve`][] takes. Defaults to
         `AutoLinearSolver(well_posed=False)`, for any shape and rank; it factorises the
-        matrix J. With products J v alone: `Normal(CG(rtol, atol, well_posed=False))`.
-        A solver for definite J, such as `CG`, needs the `tags` of the problem to say so.
-        A solver for full rank (`QR()`, `CG(...)`, …) is faster, and notices a deficient
-        rank or not as it says.
+        matrix J. To use only products J v: `Normal(CG(rtol, atol, well_posed=False))`. A
+        solver for definite J, such as `CG`, needs the matching `tags` of the problem. A
+        solver for full rank (`QR()`, `CG(...)`, …) is faster; its own documentation says
+        whether it notices a deficient rank.
     - `throw`: whether a failed tangent or adjoint solve raises at run time. If `False`,
-        the derivative is NaN, in forward mode and in reverse. The `throw` of the problem
-        is about its iterations only and does not reach here. Defaults to `True`; use
-        `False` where derivatives are evaluated at points that do not matter, as in one
-        Optimistix problem inside another.
+        the derivative is NaN, in forward and in reverse mode. The `throw` of the problem
+        concerns only its iterations. Defaults to `True`; use `False` if derivatives are
+        also evaluated at points that do not matter, as in one Optimistix problem inside
+        another.
 
     **Derivatives:** of `value` only, forward and reverse, of every order, under
-    `jax.vmap` and `jax.jit`. Those of `aux`, `stats` and `state` are an error in reverse
-    mode and zero in forward mode, as under `optimistix.ImplicitAdjoint`. Cost of a
-    first-order JVP or VJP: one factorisation of J and one application, whatever the
-    number of iterations was; `jax.vmap` over tangents or cotangents shares the factors.
-    Whether the iterations converged is for `result` to say: at a y that is no root, ẏ
-    is the formula and nothing more.
+    `jax.vmap` and `jax.jit`. Derivatives of `aux`, `stats` and `state` are an error in
+    reverse mode and zero in forward mode, as under `optimistix.ImplicitAdjoint`. Cost of
+    a first-order JVP or VJP: one factorisation of J and one application of it, however
+    many iterations there were; `jax.vmap` over tangents or cotangents shares the factors.
+    Only `result` says whether the iterations converged: if y is not a root, ẏ is just the
+    value of the formula.
 
-    **Raises:** `TypeError` if `linear_solver` is no solver; at trace time what the solver
-    raises for an operator that it cannot take; a run-time error as `throw` says.
+    **Raises:** `TypeError` if `linear_solver` is not a solver; at trace time, what the
+    solver raises for an operator that it cannot take; a run-time error as `throw` says.
 
     **Sources:** Krantz & Parks, *The Implicit Function Theorem: History, Theory, and
     Applications* (2013), for J of full rank; Ben-Israel, J. Math. Anal. Appl. 15 (1966),
@@ -111,7 +112,7 @@ class PseudoinverseAdjoint(optx.AbstractAdjoint):
         inputs: PyTree,
         tags: frozenset[object],
     ) -> PyTree[Array]:
-        """Returns `primal_fn` of the inputs: y, and what else the solve knows."""
+        """Returns `primal_fn(inputs)`: y, and whatever else the solve returns."""
         loop = ft.partial(eqxi.while_loop, kind="lax")
         equation = _Equation(rewrite_fn, tags, self.throw)
         solver = nondifferentiable(self.linear_solver)

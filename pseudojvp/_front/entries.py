@@ -54,15 +54,16 @@ _FIRST_DERIVATIVE = "The derivative of `solve_entries` (for a second one: `spars
 
 
 class EntriesSolution(eqx.Module):
-    """What [`pseudojvp.solve_entries`][] returns, all of the shape of `indices`.
+    """What [`pseudojvp.solve_entries`][] returns. Each field has the shape of `indices`.
 
-    - `value`: x_i, in single precision for 16 bits.
-    - `bound`: of |x_i − value|, real; infinite where A is not dominant.
-    - `pushes`: how often a row or a column of A was read.
-    - `rows_read`: how many of them there were, at most n.
-    - `walks`: how many random walks the value is of; with none the bound is proved.
-    - `whole`: whether it was left to the whole solve, because nothing was local.
-    - `result`: a `lineax.RESULTS` for each.
+    - `value`: x_i, in the dtype of A and b; in single precision if that has 16 bits.
+    - `bound`: a bound on |x_i − value|, real; infinite if A is not diagonally dominant.
+    - `pushes`: how many times a row or a column of A was read.
+    - `rows_read`: how many different rows and columns were read, at most n.
+    - `walks`: how many random walks went into the value; if 0, the bound is proved.
+    - `whole`: whether the entry came from a solve of the whole system, because too much
+        of A would have been read otherwise.
+    - `result`: a `lineax.RESULTS` for each entry.
 
     **Example:**
 
@@ -103,64 +104,67 @@ def solve_entries(
         solution = pj.solve_entries(A, b, [5, 9], rtol=1e-6, atol=1e-9)
         abs(x[5] - solution.value[0]) <= solution.bound[0]
 
-    For sparse A that is diagonally dominant by rows or by columns, symmetric or not: with
-    d_i = |a_ii| − Σ_j≠i |a_ij| > 0 for all rows, and r = e_i − Aᵀy for any y,
+    For a sparse A that is diagonally dominant by rows or by columns, symmetric or not. By
+    rows: d_i = |a_ii| − Σ_j≠i |a_ij| > 0 for all i. Then, with r = e_i − Aᵀy for any y,
 
         |x_i − yᵀb| ≤ ‖r‖₁ max_j |b_j| / d_j ≤ ‖r‖₁ ‖b‖∞ / δ,    δ = min_j d_j.
 
-    y is found by local pushes: each reads one row of A, near the i-th. Of a b with few
-    entries x is pushed as well, and both meet; of A dominant by columns the two change
-    places. Where more than half of the rows are read, or after 10 n pushes, nothing is
-    local: the entry is left to the whole solve (BiCGStab on the host, scaled by
-    the diagonal, once for all indices), and gets its bound from b − A x.
+    Local pushes find y: each push reads one row of A, near row i. If b has few entries, x
+    is pushed as well and the two meet. If A is dominant by columns, x and y change roles.
+    If more than half of the rows are read, or after 10 n pushes, the problem is not
+    local: the whole system is then solved on the host (BiCGStab, scaled by the diagonal,
+    once for all indices), and the bound comes from b − A x.
 
     **Arguments:**
 
-    - `A`: `(n, n)`; a `BCOO`, `BCSR`, SciPy sparse matrix or a
-        [`pseudojvp.SparseLinearOperator`][]. None of them is sorted for this.
-    - `b`: `(n,)`, of the dtype of A; for several use `jax.vmap`, under which y is pushed
-        once for all of them.
-    - `indices`: which entries, from 0 to n − 1; an integer or `(k,)`.
-    - `rtol`, `atol`: real scalars `≥ 0`; an entry is done where
-        `bound ≤ atol + rtol |value|`. An entry that may be zero needs an `atol`.
-    - `max_pushes`: of each entry at most, each the work of reading a row. Nothing is then
-        left to the whole solve. Defaults to `None`, as above.
-    - `key`: of `jax.random`, for random walks in the place of the whole solve, where
-        dominance is weak and that is too much: after the pushes, as many steps of walks
-        are taken at most as pushes are allowed. The bound of an entry with `walks > 0`
-        then is that of a confidence interval. Defaults to `None`, no walks.
-    - `confidence`: with which such a bound holds, for each entry. Defaults to 0.999999.
+    - `A`: `(n, n)`; a `BCOO`, `BCSR`, SciPy sparse matrix or
+        [`pseudojvp.SparseLinearOperator`][]. None of them is sorted for this call.
+    - `b`: `(n,)`, in the dtype of A. For several b use `jax.vmap`, which pushes y once
+        for all of them.
+    - `indices`: the entries to return, from 0 to n − 1; an integer or an array `(k,)`.
+    - `rtol`, `atol`: real scalars `≥ 0`; an entry is finished when `bound ≤ atol + rtol
+        |value|`. An entry that may be zero needs an `atol`.
+    - `max_pushes`: the most pushes for each entry; each push costs reading one row. With
+        a number, the whole system is never solved. Defaults to `None`, as above.
+    - `key`: a key of `jax.random`. With it, random walks replace the solve of the whole
+        system; useful if dominance is weak and that solve is too expensive. After the
+        pushes, at most as many steps of walks follow as pushes are allowed. The bound of
+        an entry with `walks > 0` is the end of a confidence interval. Defaults to `None`,
+        no walks.
+    - `confidence`: the probability with which such a bound holds, for each entry.
+        Defaults to 0.999999.
     - `throw`: whether an entry that is not `successful` raises at run time. If `False`,
-        `result` tells of each, and its derivatives are NaN. Defaults to `True`.
+        `result` reports each entry, and derivatives of failed ones are NaN. Defaults to
+        `True`.
 
-    **Returns:** an [`pseudojvp.EntriesSolution`][]. The bound has the rounding of all of
-    this in it, and holds whatever `result` says:
+    **Returns:** a [`pseudojvp.EntriesSolution`][]. The bound includes all rounding errors
+    and holds whatever `result` says:
 
     - `max_steps_reached`: `max_pushes`, or as many steps of walks, were not enough.
-    - `stagnation`: the tolerances are below rounding, or the whole solve did not come
-        to them.
-    - `singular`: A is not dominant beyond rounding, δ = 0 among it. Nothing is known of
-        x then: the bound is infinite and the value NaN.
-    - `nonfinite_input`: NaN or Inf in A or b, or a traced index out of range.
+    - `stagnation`: the tolerances are below rounding, or the solve of the whole system
+        did not reach them.
+    - `singular`: A is not dominant beyond rounding (this includes δ = 0). Nothing is
+        known about x then: the bound is infinite and the value NaN.
+    - `nonfinite_input`: A or b has NaN or Inf, or a traced index is out of range.
 
-    Cost: one pass over the entries of A and over b for δ and ‖b‖∞; then for each entry,
-    by rows of diagonal one, at most 2 m ln(‖b‖∞ / (δ · tolerance)) / δ pushes, where m is
-    the number of rows that are touched, however large A is. All of it is done on the
-    host, in double precision.
+    Cost: one pass over the entries of A and over b, for δ and ‖b‖∞. Then each entry
+    takes, if the rows are scaled to diagonal one, at most 2 m ln(‖b‖∞ / (δ · tolerance))
+    / δ pushes, where m is the number of rows touched, however large A is. All work is
+    done on the host, in double precision.
 
-    **Derivatives:** first ones with respect to b, of which it is y, and to the stored
-    entries of A, of which it is −y_j x_k in place (j, k); forward and reverse. Both come
-    out of the pushes. ŷ is so near that ŷᵀb alone has the bound, and that ‖y − ŷ‖ is at
-    most max(rtol, 1e-6) ‖ŷ‖, in the 1-norm, or the largest entry where A is dominant by
-    columns. x is solved for on the rows that ŷ reads, so that |ŷ|ᵀ |A| |x − x̂| is within
-    the tolerance; where that is not local, by the whole solve, whatever `max_pushes` is.
-    They take memory for two vectors of n for each index. Second ones, and those of a
-    tolerance or with a `key`, are an error; `bound` has none.
+    **Derivatives:** first derivatives with respect to b, namely y, and to the stored
+    entries of A, namely −y_j x_k for the entry (j, k); forward and reverse. The pushes
+    give both. The computed ŷ is so accurate that ŷᵀb alone has the bound, and that ‖y −
+    ŷ‖ is at most max(rtol, 1e-6) ‖ŷ‖, in the 1-norm if A is dominant by rows, in the
+    largest entry if by columns. x is solved for on the rows that ŷ reads, until |ŷ|ᵀ |A|
+    |x − x̂| is within the tolerance; if that is not local, the whole system is solved,
+    whatever `max_pushes` is. Memory: two vectors of n for each index. Second derivatives,
+    and derivatives of a tolerance or with a `key`, are an error; `bound` has none.
 
-    **Raises:** `TypeError` for a dense A, dtypes of A and b that differ, or indices that
-    are no integers; `ValueError` for shapes that do not fit, indices that are known to be
-    out of range, negative tolerances or `max_pushes`; a run-time error as `throw` says.
-    It calls the host, and so cannot be exported.
+    **Raises:** `TypeError` for a dense A, different dtypes of A and b, or indices that
+    are not integers; `ValueError` for shapes that do not match, indices known to be out
+    of range, negative tolerances or `max_pushes`; a run-time error as `throw` says. The
+    function calls the host, so it cannot be exported.
 
     **Sources:** Andoni, Krauthgamer & Pogrow, *On solving linear systems in sublinear
     time*, ITCS (2019); Kwok, Wei & Yang, *On solving asymmetric diagonally dominant

@@ -29,8 +29,8 @@ def factorise(
         g = factorised.gram_inverse(w)         # (AᴴA)†w
         p = factorised.project(y)              # A†A y
 
-    Each of them is right for A of every shape and rank that the solver takes, and comes
-    from the same factors, mostly by one application of them.
+    Each block is correct for A of every shape and rank that the solver takes. All come
+    from the same factors, most of them by one application.
 
     **Arguments:**
 
@@ -39,23 +39,23 @@ def factorise(
     - `solver`: as for [`pseudojvp.linear_solve`][]. Defaults to
         `AutoLinearSolver(well_posed=True)`, for square nonsingular A.
     - `options`: run-time options of the solver. Defaults to none. A first guess `y0` is
-        one for `solve`.
-    - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
-        to computing it.
-    - `throw`: whether a failed method raises at run time, and its derivatives. If
-        `False`, both are NaN where it failed. Defaults to `True`. Nothing raises before
-        a method is called: `result` and `stats` tell what the factors are.
+        used by `solve` only.
+    - `state`: `solver.init(operator, options)`, to reuse a factorisation. Defaults to
+        computing it.
+    - `throw`: whether a failed method or its derivative raises at run time. If `False`,
+        both are NaN where it failed. Defaults to `True`. Nothing raises before a method
+        is called; `result` and `stats` of the returned object report on the factors.
 
     **Returns:** a [`pseudojvp.Factorised`][].
 
     **Derivatives:** of every method, with respect to `operator` and the vector, forward
-    and reverse, of every order, along paths of constant rank; in cost as for
-    `linear_solve`. To differentiate with respect to A, factorise within the function that
-    is differentiated. The factors themselves are constants.
+    and reverse, of every order, along paths of constant rank; the cost is that of
+    `linear_solve`. To differentiate with respect to A, call `factorise` inside the
+    differentiated function. The factors themselves are constants.
 
-    **Raises:** `TypeError` or `ValueError` at trace time for an operator or solver of
-    another type, a solver that cannot take the operator, unknown options, and in the
-    methods for a vector that does not match.
+    **Raises:** `TypeError` or `ValueError` at trace time if the operator or solver has
+    another type, the solver cannot take the operator, or an option is unknown; the
+    methods raise the same for a vector that does not match.
 
     **Sources:** Björck, *Numerical Methods for Least Squares Problems* (1996), section
     1.2 for the blocks; Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), for their

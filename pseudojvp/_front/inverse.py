@@ -24,15 +24,15 @@ from .._operator.sparse import is_sparse
 class InverseLinearOperator(lx.AbstractLinearOperator):
     """A†, its transpose or its conjugate, as an operator: one solve a product.
 
-    Made by [`pseudojvp.invert`][], which see. Beside what every operator of lineax does,
+    Returned by [`pseudojvp.invert`][]. Besides what every lineax operator does, it has
 
         x = inverse.mv(b)              # A†b
         X = inverse.mm(B)              # A†B, for columns
         X = inverse @ B                # the same, and `inverse @ b` is `inverse.mv(b)`
         solution = inverse.solve(b)    # A†b with `result` and `stats`
 
-    and so do `inverse.T` and `lineax.conj(inverse)`. `inverse @ operator` is a
-    composition.
+    `inverse.T` and `lineax.conj(inverse)` have the same methods. `inverse @ operator` is
+    a composition.
 
     **Example:**
 
@@ -58,7 +58,7 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
     def of(
         cls, factorised: Factorised, tags: frozenset[object]
     ) -> "InverseLinearOperator":
-        """With the tags of A†."""
+        """Returns the inverse that `function` applies, with the tags of A†."""
         product = _Product(*split(factorised), transposed=False, conjugated=False)
         return cls._of(product, tags)
 
@@ -75,24 +75,25 @@ class InverseLinearOperator(lx.AbstractLinearOperator):
         return self.function.tags
 
     def mv(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
-        """Returns A†b. Where a solve fails under `throw=False`, NaN."""
+        """Returns A†b; NaN if the solve fails under `throw=False`."""
         return self.function.mv(vector)
 
     def solve(self, vector: PyTree[ArrayLike]) -> lx.Solution:
         """Returns A†b as a `lineax.Solution`, under `jax.jit` and `jax.vmap` as well.
 
-        As `linear_solve` with the factors that are there: `result` and `stats` are those
-        of this solve, and `value` is what the solver has where it fails under
-        `throw=False`. There is no `state`: the inverse is one.
+        Like `linear_solve` with the factors already computed: `result` and `stats` belong
+        to this solve. If it fails under `throw=False`, `value` is what the solver has.
+        There is no `state`: the inverse itself is the state.
         """
         return _solution(self._product, vector)
 
     def mm(self, matrix: PyTree[ArrayLike]) -> PyTree[Array]:
-        """Returns A†B for a block of columns: each leaf with one more axis, the last.
+        """Returns A†B for a block of columns: each leaf of B has one more axis, the last.
 
-        One application of the factors to all columns, or one loop of an iterative solver.
+        Cost: one application of the factors to all columns, or one loop of an iterative
+        solver.
 
-        **Raises:** `ValueError` for leaves of other shapes or dtypes, or of unequal
+        **Raises:** `ValueError` for leaves of other shapes or dtypes, or with different
         numbers of columns.
         """
         given = jtu.tree_map(lambda leaf: as_inexact(leaf, "mm(matrix=...)"), matrix)

@@ -24,21 +24,22 @@ def invert(
 ) -> InverseLinearOperator:
     """Returns the (pseudo)inverse A† as a linear operator: one solve a product.
 
-    `invert(A, solver).mv(b)` is `linear_solve(A, b, solver).value`, and
-    `invert(A, solver).solve(b)` all of it, with `result` and `stats`; the factorisation
-    is computed once, here. `mm` and `@` take blocks of columns. `as_matrix`, `transpose`,
-    `lineax.conj`, sums and compositions with other operators work, as do `jax.vmap` and
-    derivatives of every order with respect to `operator`, through every solver.
+    `invert(A, solver).mv(b)` is `linear_solve(A, b, solver).value`; `invert(A,
+    solver).solve(b)` returns the whole solution, with `result` and `stats`. The
+    factorisation is computed once, here. `mm` and `@` take blocks of columns.
+    `as_matrix`, `transpose`, `lineax.conj`, sums and compositions with other operators
+    work, as do `jax.vmap` and derivatives of every order with respect to `operator`,
+    through every solver.
 
-    **Arguments:** `operator`, `solver`, `options` as in [`pseudojvp.linear_solve`][];
-    `throw` and `adjoint` as well, but that products whose solve failed under
-    `throw=False` are NaN.
+    **Arguments:** `operator`, `solver`, `options`, `throw` and `adjoint` as in
+    [`pseudojvp.linear_solve`][], with one difference: under `throw=False` a product whose
+    solve failed is NaN.
 
     **Returns:** a [`pseudojvp.InverseLinearOperator`][] from the space of b to that of x.
     It carries the tags that an inverse inherits: symmetric, Hermitian, diagonal,
-    triangular, (semi)definite, and unit diagonal where it is diagonal or triangular.
+    triangular, (semi)definite, and unit diagonal if it is diagonal or triangular.
 
-    Cost: one factorisation, here; then for each product one application of the factors,
+    Cost: one factorisation here; then, for each product, one application of the factors
     or one run of an iterative solver.
 
     **Raises:** as [`pseudojvp.linear_solve`][].

@@ -35,40 +35,39 @@ def linear_solve(
     - `operator`: A; any `lineax.AbstractLinearOperator`, or an array of shape
         `(rows, cols)`.
     - `vector`: b; a pytree with the structure, shapes and dtypes of
-        `operator.out_structure()`. Integers become floats. Real leaves beside complex
-        ones, of b or x, are solved for over the reals.
-    - `solver`: any `lineax.AbstractLinearSolver`, of this library, of lineax or your
-        own. One of lineax's that has a counterpart here (all but `LSMR`, `Diagonal`, and
-        `GMRES` with `max_steps`) runs as that, unless a `state` of theirs is given.
-        Defaults to `AutoLinearSolver(well_posed=True)`, for square nonsingular A.
+        `operator.out_structure()`. Integers become floats. If b or x mixes real and
+        complex leaves, the system is solved over the reals.
+    - `solver`: any `lineax.AbstractLinearSolver`, of this library, of lineax or your own.
+        A lineax solver with a counterpart here (all but `LSMR`, `Diagonal`, and `GMRES`
+        with `max_steps`) is replaced by it, unless you pass a `state` of the lineax
+        solver. Defaults to `AutoLinearSolver(well_posed=True)`, for square nonsingular A.
     - `options`: a dictionary of run-time options of the solver (`"preconditioner"`,
         `"y0"`). Defaults to none. An unknown one is an error.
-    - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
-        to computing it.
+    - `state`: `solver.init(operator, options)`, to reuse a factorisation. Defaults to
+        computing it.
     - `throw`: whether a failed solve raises at run time, in the primal and in its
         derivatives. If `False`, nothing raises: `result` of the returned solution says
         what happened, `value` is what the solver has (the last iterate, a partial sum),
         and a failed derivative is NaN. Defaults to `True`.
     - `adjoint`: how the solution is differentiated. Defaults to
-        [`pseudojvp.ImplicitAdjoint`][], the derivative of A†b by further solves, of which
-        all below speaks; others are [`pseudojvp.UnrolledAdjoint`][], that of the steps of
-        an iterative solver, [`pseudojvp.TruncatedAdjoint`][] and
-        [`pseudojvp.StochasticAdjoint`][], cheaper ones.
+        [`pseudojvp.ImplicitAdjoint`][], the derivative of A†b by further solves; the text
+        below describes it. [`pseudojvp.UnrolledAdjoint`][] differentiates the steps of an
+        iterative solver; [`pseudojvp.TruncatedAdjoint`][] and
+        [`pseudojvp.StochasticAdjoint`][] are cheaper approximations.
 
     **Returns:** a `lineax.Solution`: `value` (x, a pytree as `operator.in_structure()`),
     `result` (compare with `lineax.RESULTS.successful`), `stats` and `state`.
 
     **Derivatives:** with respect to `operator` and `vector`, forward and reverse, of
-    every order; for rank-deficient A along paths of constant rank. Beyond the primal,
-    one application of the factorisation (or inner solve) for a JVP and one for a VJP if
-    A has full rank; two and two for `SVD()`, up to three and three for other solvers that
-    allow a deficient rank. `options`, `state` and a preconditioner
-    within `solver` count as constants: the solution does not depend on them. Any other
-    number within `solver` cannot be differentiated, and trying is an error, as it is in
-    reverse mode for `stats`.
+    every order; for rank-deficient A along paths of constant rank. If A has full rank, a
+    JVP takes one application of the factorisation (or inner solve) beyond the primal, and
+    a VJP one. They take two each for `SVD()`, and up to three each for other solvers that
+    allow a deficient rank. `options`, `state` and a preconditioner within `solver` count
+    as constants, since the solution does not depend on them. Differentiating any other
+    number within `solver` is an error, and so is differentiating `stats` in reverse mode.
 
     **Raises:** `TypeError` or `ValueError` at trace time for an operator or solver of
-    another type, a vector that does not match, a solver that cannot take the operator,
+    another type, a vector that does not match, a solver that cannot take the operator, or
     unknown options; a run-time error as `throw` says.
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, in the

@@ -58,55 +58,57 @@ def lsq_linear(
 
         min ‖b − a x‖²   for   lower ≤ x ≤ upper
 
-    By an active-set method, as `scipy.optimize.lsq_linear(method="bvls")`: the conditions
-    of Karush, Kuhn and Tucker hold to rounding. With the variables at their bounds fixed,
-    the free ones are the solution of minimum norm; so the minimiser is the one of
-    [`pseudojvp.lstsq`][] where no bound binds.
+    Uses an active-set method, like `scipy.optimize.lsq_linear(method="bvls")`: the
+    Karush-Kuhn-Tucker conditions hold to rounding. Given the variables at their bounds,
+    the free variables are the solution of minimum norm. So if no bound binds, x is the
+    solution of [`pseudojvp.lstsq`][].
 
     **Arguments:**
 
-    - `a`: real, of shape `(m, n)`, of any shape and rank: an array; a sparse matrix of up
-        to a million entries, zeros counted; or a lineax operator of arrays with one axis.
-        The latter two are made dense.
-    - `b`: real, of shape `(m,)`, or `(m, k)` for k right-hand sides, each with bounds of
-        its own that bind.
-    - `bounds`: the pair `(lower, upper)`, in the units of x. Each is a scalar, of shape
-        `(n,)`, with many right-hand sides also `(n, k)`, or `None` for no bound. Infinite
-        entries are none either. Where `lower == upper`, x is fixed. Defaults to
+    - `a`: real, of shape `(m, n)`, with any shape and rank: an array; a sparse matrix of
+        up to a million entries, counting zeros; or a lineax operator of arrays with one
+        axis. The latter two are made dense.
+    - `b`: real, of shape `(m,)`, or `(m, k)` for k right-hand sides; different bounds may
+        bind for each.
+    - `bounds`: the pair `(lower, upper)`, in the units of x. Each is a scalar, an array
+        of shape `(n,)` (or `(n, k)` with k right-hand sides), or `None` for no bound. An
+        infinite entry is no bound either. If `lower == upper`, x is fixed. Defaults to
         `(None, None)`.
     - `rcond`: singular values of the free columns at most `rcond` times the largest one
-        count as zero; a number without unit. Defaults to `None`, the `rcond` of `solver`
+        count as zero; a number without unit. Defaults to `None`: the `rcond` of `solver`
         if that is set, else `eps * max(m, n)`. A negative value means `eps`.
-    - `solver`: of the free columns, once they are known: [`pseudojvp.PivotedQR`][] or
-        [`pseudojvp.SVD`][]. Defaults to `None`, `PivotedQR()`.
+    - `solver`: solves for the free variables once they are known:
+        [`pseudojvp.PivotedQR`][] or [`pseudojvp.SVD`][]. Defaults to `None`,
+        `PivotedQR()`.
     - `throw`: whether a failure raises at run time: NaN or Inf in `a` or `b`, bounds that
-        no x is between, a search that does not end, free columns whose rank is not clear.
-        If `False`, nothing raises: `result` tells, and x and its derivatives are NaN.
-        Defaults to `True`.
+        no x satisfies, a search that does not end, or free columns without a clear rank.
+        If `False`, nothing raises: `result` reports the failure, and x and its
+        derivatives are NaN. Defaults to `True`.
 
     **Returns:** a `lineax.Solution`:
 
-    - `value`: x, of shape `(n,)` or `(n, k)`. It is within the bounds, and at a bound
+    - `value`: x, of shape `(n,)` or `(n, k)`. It satisfies the bounds, and equals a bound
         that binds exactly.
-    - `result`: `successful`; `nonfinite_input`; `breakdown` where no x is between the
-        bounds; `max_steps_reached` after 10 (n + 1) steps; `singular` where the rank of
-        the free columns is not clear. Of shape `(k,)` with many right-hand sides.
-    - `stats`: `active_mask`, −1 where x is fixed at its lower bound, 1 at its upper one,
-        0 where it is free, of the shape of x; and for each right-hand side `rank` of the
-        free columns, `num_steps`, `optimality`, by how much the gradient aᵀ(a x − b)
-        misses the conditions, as SciPy has it, and `degenerate`: whether to rounding a
+    - `result`: `successful`; `nonfinite_input`; `breakdown` if no x satisfies the bounds;
+        `max_steps_reached` after 10 (n + 1) steps; `singular` if the rank of the free
+        columns is not clear. Of shape `(k,)` with k right-hand sides.
+    - `stats`: `active_mask`, of the shape of x: −1 if x is fixed at its lower bound, 1 at
+        its upper bound, 0 if it is free. And for each right-hand side: the `rank` of the
+        free columns; `num_steps`; `optimality`, the amount by which the gradient aᵀ(a x −
+        b) violates the conditions, as in SciPy; and `degenerate`, whether, to rounding, a
         multiplier is zero or a free x is at a bound, so that the derivative is one-sided.
 
-    Cost: a QR factorisation of a tall `a` for all right-hand sides. Then one singular
-    value decomposition of `min(m, n)` by n a step, of which there is one where no bound
-    binds and mostly fewer than n; then one factorisation of the free columns, of m by n
-    and so in memory, for each right-hand side.
+    Cost: a QR factorisation of a tall `a`, shared by all right-hand sides. Then, for each
+    right-hand side, one singular value decomposition of a `min(m, n)` × n matrix in each
+    step (one step if no bound binds, usually fewer than n), and one factorisation of the
+    m × n matrix of the free columns, with memory of that size.
 
     **Derivatives:** with respect to `a`, `b` and `bounds`, forward and reverse, of every
-    order, while the same bounds bind and the rank of the free columns stays: those of
-    the solve with them. A variable at its bound moves with it. Where `degenerate`, the
-    derivative is the one with the bounds of `active_mask`, right on one side only. The
-    search is not differentiated; each derivative costs what one of `lstsq` does.
+    order, as long as the same bounds bind and the rank of the free columns stays: the
+    derivative is that of the solve with these columns. A variable at its bound moves with
+    the bound. If `degenerate`, the derivative holds the bounds of `active_mask` fixed and
+    is right on one side only. The search is not differentiated; each derivative costs
+    what one of `lstsq` does.
 
     **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape,
     dtype or type, and for another solver; a run-time error as `throw` says.
@@ -140,8 +142,8 @@ def nnls(
 ) -> tuple[Inexact[Array, "n *k"], Inexact[Array, "*k"]]:
     """Returns the least-squares solution of a x = b with x ≥ 0, as SciPy's `nnls`.
 
-    [`pseudojvp.lsq_linear`][] with `bounds=(0, None)`, which see for the arguments, the
-    cost and the derivatives, and call for `result` and `stats`.
+    This is [`pseudojvp.lsq_linear`][] with `bounds=(0, None)`. See there for the cost and
+    the derivatives; call it if you need `result` and `stats`.
 
     **Arguments:**
 

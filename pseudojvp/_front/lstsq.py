@@ -58,60 +58,62 @@ def lstsq(
 
         min ‖diag(weights) (b − a x)‖² + damp² ‖x‖²
 
-    x is the solution of minimum norm where there are several.
+    If there are several solutions, x is the one of minimum norm.
 
     **Arguments:**
 
     - `a`: array of shape `(m, n)`, of any shape and rank; or a sparse matrix (`BCOO`,
-        `BCSR` or SciPy's) of up to a million entries, zeros counted, which is made
-        dense: rank and singular values ask for it. Its gradient is on the pattern.
+        `BCSR` or SciPy's) of up to a million entries, counting zeros. A sparse matrix is
+        made dense, because rank and singular values need it; its gradient has its
+        pattern.
     - `b`: array of shape `(m,)`, or `(m, k)` for k right-hand sides, which share one
         factorisation. Both are promoted to one floating or complex dtype, as by
         `jax.numpy`.
-    - `rcond`: singular values at most `rcond` times the largest one count as zero, a
-        number without unit. They are those of the matrix that is solved with, which is
-        diag(weights) a with damp I stacked below; for `rank`, of diag(weights) a.
-        Defaults to `None`, the `rcond` of `solver` if that is set, else `eps` times the
+    - `rcond`: singular values at most `rcond` times the largest one count as zero; a
+        number without unit. It applies to the matrix that is solved with, which is
+        diag(weights) a with damp I stacked below; for `rank`, to diag(weights) a.
+        Defaults to `None`: the `rcond` of `solver` if that is set, else `eps` times the
         larger dimension of that matrix. A negative value means `eps`.
     - `damp`: a real scalar, in the units of diag(weights) a. Defaults to `None`, no
         damping.
     - `weights`: real, of shape `(m,)`; they multiply the residual *before* it is squared,
-        as `w` of `numpy.polyfit`: 1/σ for measurements of standard deviation σ. Defaults
-        to `None`, all one.
+        like `w` of `numpy.polyfit`: 1/σ for measurements of standard deviation σ.
+        Defaults to `None`, all one.
     - `solver`: any solver of [`pseudojvp.linear_solve`][] that takes a dense matrix of
         that shape. Defaults to `None`, [`pseudojvp.PivotedQR`][]. [`pseudojvp.SVD`][] is
-        slower and has sharper ranks; [`pseudojvp.QR`][] is faster, for full rank. `rcond`
-        is for solvers that have one, and have none set.
-    - `throw`: whether NaN or Inf in the input, or a solver that failed, as `QR()` of a
-        matrix without full rank, raises at run time, in the primal and in derivatives. If
-        `False`, x and the residuals are NaN there, as are their derivatives. Defaults to
-        `True`.
-    - `adjoint`: how x is differentiated, as for [`pseudojvp.linear_solve`][]. The
-        residuals of an unrolled solver are those of its last iterate. Defaults to
+        slower and determines ranks more sharply; [`pseudojvp.QR`][] is faster, and needs
+        full rank. Pass `rcond` only with a solver that has this field and has not set it.
+    - `throw`: whether an error is raised at run time, in the primal and in derivatives,
+        if the input has NaN or Inf, or if the solver fails (as `QR()` does if the matrix
+        lacks full rank). If `False`, x, the residuals and their derivatives are NaN.
+        Defaults to `True`.
+    - `adjoint`: how x is differentiated, as for [`pseudojvp.linear_solve`][]. If a solver
+        is unrolled, the residuals are those of its last iterate. Defaults to
         `ImplicitAdjoint()`.
 
     **Returns:** the tuple `(x, residuals, rank, s)`:
 
     - `x`: of shape `(n,)` or `(n, k)`.
-    - `residuals`: of shape `(1,)` or `(k,)`, real: the minimum of the display above, and
-        so with the weights and the damping in it. For every shape and rank, where NumPy
-        returns an empty array for some.
-    - `rank`: an integer scalar, that of diag(weights) a to within `rcond`: the one that
-        the solver found, if it found one; with `damp`, or another solver, counted in `s`.
+    - `residuals`: of shape `(1,)` or `(k,)`, real: the minimum of the display above,
+        including weights and damping. Returned for every shape and rank; NumPy returns an
+        empty array for some.
+    - `rank`: an integer scalar, the rank of diag(weights) a to within `rcond`: the rank
+        that the solver found, if it finds one; otherwise, or with `damp`, counted in `s`.
     - `s`: the `min(m, n)` singular values of diag(weights) a, largest first; NaN if that
-        is not finite.
+        matrix is not finite.
 
-    Cost: one factorisation, then one application of its factors for x and half of one
-    for the residuals. `s` takes a singular value decomposition of its own (`SVD()`
-    without damping has it already), under `jax.vmap` one matrix after the other. Under
-    `jax.jit` what is not used costs nothing; outside of it, all four are computed.
+    Cost: one factorisation, then one application of its factors for x and half of one for
+    the residuals. `s` needs a singular value decomposition of its own (except with
+    `SVD()` and no damping, which already has it); under `jax.vmap` the matrices are
+    decomposed one after the other. Under `jax.jit` unused outputs cost nothing; outside
+    it, all four are computed.
 
     **Derivatives:** of x and of the residuals, with respect to `a`, `b`, `damp` and
     `weights`, forward and reverse, of every order, along paths of constant rank. Equal
-    singular values are no matter. x costs what [`pseudojvp.linear_solve`][] costs; a JVP
-    or VJP of the residuals takes no solve at all, only products with the tangent of a,
-    since d‖r‖² = 2 Re⟨r, db − da x⟩. `s` has the derivatives of
-    `jax.numpy.linalg.svd`, and `rank` none.
+    singular values do no harm. x costs what [`pseudojvp.linear_solve`][] costs. A JVP or
+    VJP of the residuals takes no solve, only products with the tangent of a, since d‖r‖²
+    = 2 Re⟨r, db − da x⟩. `s` has the derivatives of `jax.numpy.linalg.svd`, and `rank`
+    has none.
 
     **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape,
     dtype or type; a run-time error as `throw` says.
@@ -277,10 +279,11 @@ def pinv(
     *,
     throw: bool = True,
 ) -> Inexact[Array, "*batch n m"]:
-    """Returns the pseudoinverse A† of a matrix, or of each of a batch of them.
+    """Returns the pseudoinverse A† of a matrix, or of each matrix in a batch.
 
-    As `jax.numpy.linalg.pinv`, by a pivoted QR factorisation instead of a singular value
-    decomposition: A† is solved for, against the unit vectors of the shorter side.
+    Like `jax.numpy.linalg.pinv`, but with a pivoted QR factorisation instead of a
+    singular value decomposition: A† is the solution for the unit vectors of the shorter
+    side.
 
     **Arguments:**
 
@@ -289,15 +292,15 @@ def pinv(
         number without unit. Defaults to `None`, `eps * max(m, n)`. A negative value means
         `eps`.
     - `throw`: whether NaN or Inf in `a` raises at run time, in the primal and in
-        derivatives. If `False`, the pseudoinverse of such a matrix is NaN, as are its
-        derivatives; the others of a batch are not. Defaults to `True`.
+        derivatives. If `False`, the pseudoinverse of such a matrix and its derivatives
+        are NaN; other matrices in the batch are not affected. Defaults to `True`.
 
     **Returns:** an array of shape `(..., n, m)`.
 
     **Derivatives:** with respect to `a`, forward and reverse, of every order, along paths
     of constant rank. Cost: one factorisation, and one application of its factors to
-    min(m, n) vectors; two more for a JVP and two more for a VJP. To apply A† to fewer
-    vectors, [`pseudojvp.lstsq`][] or [`pseudojvp.linear_solve`][] is cheaper.
+    min(m, n) vectors; two more applications for a JVP and two more for a VJP. To apply A†
+    to fewer vectors, [`pseudojvp.lstsq`][] or [`pseudojvp.linear_solve`][] is cheaper.
 
     **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape
     or type; a run-time error as `throw` says.

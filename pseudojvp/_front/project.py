@@ -31,15 +31,15 @@ def project(
     state: PyTree[Any] = unset,
     throw: bool = True,
 ) -> Projection:
-    """Returns the orthogonal projection of b onto the range of A, and what it leaves.
+    """Returns the orthogonal projection of b onto the range of A, and the residual.
 
         b = A A†b + (I − A A†) b
 
-    The residual comes from the factors of the solver (b − Q Qᴴb and the like), so that
-    it is orthogonal to the range of A however ill-conditioned A is; the projection is b
-    less the residual. Where A has independent rows by the shape and the solver's
-    assumption (`QR()` of a wide A, `LU()`), the residual is exactly zero, and the solver
-    runs only to notice a failure.
+    The residual comes from the factors of the solver (b − Q Qᴴb and the like), so it is
+    orthogonal to the range of A however ill-conditioned A is; the projection is b minus
+    the residual. If A has independent rows by its shape and the solver's assumption
+    (`QR()` of a wide A, `LU()`), the residual is exactly zero, and the solver runs only
+    to notice a failure.
 
     **Arguments:**
 
@@ -50,12 +50,13 @@ def project(
     - `solver`: as for [`pseudojvp.linear_solve`][]. Defaults to
         `AutoLinearSolver(well_posed=False)`, for A of any shape and rank.
     - `options`: run-time options of the solver. Defaults to none.
-    - `state`: `solver.init(operator, options)`, to use a factorisation again. Defaults
-        to computing it.
+    - `state`: `solver.init(operator, options)`, to reuse a factorisation. Defaults to
+        computing it.
     - `throw`: whether a failed solve raises at run time, here and in derivatives. If
         `False`, both parts are NaN where it failed. Defaults to `True`.
 
-    **Returns:** a named tuple `(projection, residual)` of pytrees as `vector`.
+    **Returns:** a named tuple `(projection, residual)` of pytrees with the structure of
+    `vector`.
 
     **Derivatives:** with respect to `operator` and `vector`, of every order, along paths
     of constant rank. Cost as for `linear_solve`.

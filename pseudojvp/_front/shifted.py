@@ -29,50 +29,50 @@ def shifted_solve(
 ) -> lx.Solution:
     """Returns the solutions x_i of (A + s_i I) x_i = b for all shifts s_i.
 
-    They come from one Krylov space: a step takes one product with A, for all shifts, and
-    each shift moves along until its own residual is small enough. Then b − (A + s_i I)x_i
-    is computed as such, which is one product for each shift, and where it is too large
-    the solver goes on from there, with each shift by itself.
+    All solutions come from one Krylov space: a step takes one product with A for all
+    shifts, and each shift is updated until its own residual is small enough. Then b −
+    (A + s_i I) x_i is computed explicitly, one product for each shift. If it is too
+    large, the solver continues from there, with each shift by itself.
 
     **Arguments:**
 
     - `operator`: A, real symmetric or complex Hermitian, and tagged so; a
-        `lineax.AbstractLinearOperator`, an array or a sparse matrix as for
-        [`pseudojvp.linear_solve`][] (of which the latter two have no tags).
-    - `vector`: b; a pytree as `operator.out_structure()`, the same for all shifts. For
+        `lineax.AbstractLinearOperator`, or an array or a sparse matrix as for
+        [`pseudojvp.linear_solve`][] (these two carry no tags).
+    - `vector`: b; a pytree like `operator.out_structure()`, the same for all shifts. For
         several b use `jax.vmap`.
     - `shifts`: real numbers of shape `(shifts,)`, in the units of A.
-    - `solver`: [`pseudojvp.CG`][] where A + s I is positive definite for each shift
+    - `solver`: [`pseudojvp.CG`][] if A + s I is positive definite for each shift
         (negative definite, if A is tagged `lineax.negative_semidefinite_tag`), or
-        [`pseudojvp.MINRES`][] where it may be indefinite; singular too, unless
-        `well_posed=True`. Without preconditioner, as the Krylov space of P (A + s I) is
-        another one for each shift. `stabilise_every` of `CG` counts from the check on.
-        Defaults to `CG()`.
+        [`pseudojvp.MINRES`][] if it may be indefinite, or also singular unless
+        `well_posed=True`. It may have no preconditioner, because the Krylov space of P
+        (A + s I) differs from shift to shift. `stabilise_every` of `CG` applies only
+        after the check. Defaults to `CG()`.
     - `throw`: whether a failed solve of any shift raises at run time, and in derivatives.
-        If `False`, `result` tells of each. Defaults to `True`.
+        If `False`, `result` reports each shift. Defaults to `True`.
 
-    **Returns:** a `lineax.Solution` whose `value` is as `operator.in_structure()` with an
-    axis of shifts in front of each leaf. `result` has one entry for each shift: a shift
-    that makes A + s I indefinite is a `breakdown` of `CG`, one that makes it singular the
-    same or what the solver says of such a system. `stats`: `num_steps` for each shift;
-    `num_products`, the columns that A was multiplied with for all shifts together;
-    `max_steps`; with `history` of the solver `residual_norms`, `(shifts, max_steps)`;
-    with `lanczos` the tridiagonal matrix of A itself, from b, of the shared run. `state`
-    is `None`.
+    **Returns:** a `lineax.Solution`. Its `value` is like `operator.in_structure()`, with
+    an axis of shifts in front of each leaf. `result` has one entry for each shift. With
+    `CG`, a shift that makes A + s I indefinite gives `breakdown`; a shift that makes it
+    singular gives `breakdown` or what the solver reports for such a system. `stats`:
+    `num_steps` for each shift; `num_products`, the columns that A was multiplied with for
+    all shifts together; `max_steps`; with `history` of the solver `residual_norms`,
+    `(shifts, max_steps)`; with `lanczos` the tridiagonal matrix of A itself, started from
+    b, of the shared run. `state` is `None`.
 
-    Cost: as many products as the shift takes that takes the most steps, and one for each
-    shift; memory for three vectors a shift (`MINRES`: four).
+    Cost: as many products as the slowest shift takes steps, and one for each shift;
+    memory for three vectors a shift (`MINRES`: four).
 
     **Derivatives:** with respect to A, b and the shifts, of every order. Their right-hand
-    sides differ from shift to shift, so that they do not share a Krylov space: each
-    application is one run for each shift (in one loop, a product with a block of columns
-    a step), one a JVP and one a VJP where `solver` takes A + s I for nonsingular, three
-    and three for `MINRES()`.
+    sides differ from shift to shift, so they do not share a Krylov space: each
+    application is one run for each shift (all in one loop, where a step multiplies A with
+    a block of columns). A JVP and a VJP take one application each if `solver` takes A + s
+    I to be nonsingular, three each for `MINRES()`.
 
-    **Raises:** `TypeError` or `ValueError` at trace time for another solver, one with a
-    preconditioner, `CG(well_posed=False)`, an operator that is not square or carries no
-    tag, shifts that are complex or not 1-D, a vector that does not match; a run-time
-    error as `throw` says.
+    **Raises:** `TypeError` or `ValueError` at trace time for another solver, a solver
+    with a preconditioner, `CG(well_posed=False)`, an operator that is not square or
+    carries no tag, shifts that are complex or not 1-D, or a vector that does not match; a
+    run-time error as `throw` says.
 
     **Sources:** Jegerlehner, *Krylov space solvers for shifted linear systems* (1996),
     section 3; van den Eshof & Sleijpen, *Accurate conjugate gradient methods for families

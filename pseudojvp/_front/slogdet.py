@@ -16,48 +16,51 @@ def slogdet(
 
         sign, logabsdet = pj.slogdet(A)        # det A = sign exp(logabsdet)
 
-    As `jnp.linalg.slogdet`, for any operator and solver with factors, and next to solves
-    at no second factorisation: `factorised.slogdet()` of [`pseudojvp.factorise`][].
+    Like `jnp.linalg.slogdet`, for any operator and any solver with factors. To share the
+    factorisation with solves, use `factorised.slogdet()` of [`pseudojvp.factorise`][].
 
-    Where A is not square or not of full rank (`QR()` of a tall or wide A, `SVD()`,
-    `PivotedQR()`, a singular `lineax.Diagonal()`), |det A| is the product of the singular
-    values that are not zero, the pseudo-determinant, and the sign is 1: for a tall A of
-    full rank half of log det AᴴA.
+    If A is not square or not of full rank (`QR()` of a tall or wide A, `SVD()`,
+    `PivotedQR()`, a singular `lineax.Diagonal()`), |det A| is the pseudo-determinant, the
+    product of the nonzero singular values, and the sign is 1. For a tall A of full rank,
+    logabsdet is half of log det AᴴA.
 
     **Arguments:**
 
     - `operator`: A; any `lineax.AbstractLinearOperator`, an array of shape
         `(rows, cols)`, or a sparse matrix.
-    - `solver`: one with factors: `LU()`, `Cholesky()`, `QR()`, `Triangular()`,
+    - `solver`: a solver with factors: `LU()`, `Cholesky()`, `QR()`, `Triangular()`,
         `Tridiagonal()`, `SparseLU()`, `SparseTriangular()`, `lineax.Diagonal()`,
         `PivotedQR()`, `SVD()` or `Woodbury()`, or an `AutoLinearSolver` that picks one of
         them. Defaults to `AutoLinearSolver(well_posed=True)`, for square A.
-    - `throw`: whether an error is raised at run time if the factors are NaN (an entry of
-        A is, `Cholesky()` got an indefinite A, or the vectors of an
-        [`pseudojvp.Eigh`][] are not orthonormal), and by a derivative where A is
-        singular. If `False`, value and derivative are NaN there. Defaults to `True`.
+    - `throw`: whether an error is raised at run time if the factors are NaN (A has a NaN,
+        `Cholesky()` got an indefinite A, or the vectors of an [`pseudojvp.Eigh`][] are
+        not orthonormal), and by a derivative if A is singular. If `False`, value and
+        derivative are NaN there. Defaults to `True`.
 
-    **Returns:** a named tuple `(sign, logabsdet)` of scalars: `sign` in the dtype of A, a
-    complex number of size one for a complex A, and `logabsdet` real; in single precision
-    for 16 bits. They are 1 and 0 for an empty A. If an exact zero is met in the factors
-    of a square A, they are 0 and −inf, which is no failure. Nor is a determinant that is
-    only rounding: `Factorised.result` tells whether A is singular to working precision.
+    **Returns:** a named tuple `(sign, logabsdet)` of scalars. `sign` has the dtype of A,
+    and is a complex number of modulus one for a complex A; `logabsdet` is real. Both are
+    in single precision if A has 16 bits. An empty A gives 1 and 0. An exact zero in the
+    factors of a square A gives 0 and −inf, which is not a failure. Neither is a
+    determinant that consists of rounding only: `Factorised.result` reports whether A is
+    singular to working precision.
 
     **Derivatives:** with respect to `operator`, forward and reverse, of every order,
 
         (log |det A|)′ = Re tr(A† A′),    sign′ = i sign Im tr(A⁻¹ A′),
 
-    for A of deficient rank along paths of constant rank; the sign 1 does not move then.
-    By `Triangular()`, `SparseTriangular()`, `Tridiagonal()` and `lineax.Diagonal()` they
-    are those of what is read: of the diagonal, or the three diagonals. There the
-    derivative of a singular A is infinite or NaN, and never raises. Those of a
-    [`pseudojvp.Eigh`][] are by its eigenvalues alone: its vectors stay orthonormal.
+    along paths of constant rank for A of deficient rank, whose sign 1 is constant. With
+    `Triangular()`, `SparseTriangular()`, `Tridiagonal()` and `lineax.Diagonal()` they are
+    derivatives with respect to the entries that are read: the diagonal, or the three
+    diagonals. There the derivative at a singular A is infinite or NaN, and never raises.
+    An [`pseudojvp.Eigh`][] is differentiated through its eigenvalues alone: its vectors
+    are taken to stay orthonormal.
 
-    Cost: of the value a factorisation, n³ for the sign by `SVD()` and `PivotedQR()`, of
-    which only a determinant needs one (an LU factorisation of the orthogonal factors).
-    The gradient takes one application of the factors to as many unit vectors as the short
-    side of A is long, however many tangents there are; O(n) for the diagonal ones. Of a
-    sparse A only the entries of A⁻ᴴ on its pattern are kept, n solves in chunks of 256.
+    Cost of the value: one factorisation. `SVD()` and `PivotedQR()` need n³ more for the
+    sign (an LU factorisation of the orthogonal factors). Cost of the gradient: one
+    application of the factors to as many unit vectors as the short side of A is long,
+    however many tangents there are; O(n) for the four solvers above that read only
+    diagonals. For a sparse A only the entries of A⁻ᴴ on its pattern are kept; they take n
+    solves, in chunks of 256.
 
     **Raises:** `TypeError` at trace time for a solver without factors (`CG()`,
     `Neumann()`, …), and as [`pseudojvp.factorise`][]; a run-time error as `throw` says.

@@ -49,51 +49,53 @@ def sparse_solve(
     throw: bool = True,
     adjoint: AbstractAdjoint = implicit,
 ) -> Inexact[Array, "n *k"]:
-    """Returns X with A X = B for a square sparse A.
+    """Returns the solution X of A X = B for a square sparse A.
 
-    A is taken for nonsingular, unless `solver` allows another rank; where it may be
-    singular, use `sparse_lstsq`. The adjoint solve is with Aᵀ by construction, also where
-    only `solver` is given.
+    A is taken to be nonsingular, unless `solver` allows another rank; if A may be
+    singular, use `sparse_lstsq`. Adjoint solves are with Aᵀ by construction, even if only
+    `solver` is given.
 
     **Arguments:**
 
     - `A`: `(n, n)`; a `BCOO` or `BCSR` of `jax.experimental.sparse`, a SciPy sparse
-        matrix, or a [`pseudojvp.SparseLinearOperator`][], which is sorted once where the
-        others are at each call.
+        matrix, or a [`pseudojvp.SparseLinearOperator`][]. The operator is sorted once,
+        when it is built; the others are sorted at each call.
     - `B`: `(n,)`, or `(n, k)` for k right-hand sides, which run in one loop, each until
-        it has converged. Of the dtype of A.
+        it has converged. In the dtype of A.
     - `solver`: any solver that [`pseudojvp.linear_solve`][] takes, or a function
         `solve(A, b)` that returns x, which becomes a [`pseudojvp.FunctionSolver`][].
-        Defaults to `None`, the choice of `AutoLinearSolver(well_posed=True)`: by the
-        pattern and the tags, as a dense matrix up to a million entries, zeros counted,
-        and by products with A and Aᵀ above, to a relative residual of 1e-10, in less than
-        double precision 1e-5. With `options`, always by products.
-    - `transpose_solver`: another solver for Aᵀ, in derivatives. Defaults to `None`,
-        `solver`.
-    - `rtol`, `atol`: `≥ 0`, the tolerances of the default solver where it is an iterative
-        one, and of the look at what a function returned: |b − A x| ≤ atol + rtol |b|, in
-        derivatives with `rtol` of their right-hand sides alone. A direct solver goes to
-        rounding. Default to `None`, those of the solver. A solver has its own.
+        Defaults to `None`, the choice of `AutoLinearSolver(well_posed=True)` by the
+        pattern and the tags: up to a million entries, counting zeros, it treats A as a
+        dense matrix; above that it iterates with products with A and Aᵀ, to a relative
+        residual of 1e-10 (1e-5 in less than double precision). With `options` it always
+        iterates.
+    - `transpose_solver`: another solver for Aᵀ, used in derivatives. Defaults to `None`,
+        the same as `solver`.
+    - `rtol`, `atol`: `≥ 0`; the tolerances of the default solver if it is iterative, and
+        of the check on what a function returned: |b − A x| ≤ atol + rtol |b|. Derivatives
+        use only `rtol`, relative to their own right-hand sides. A direct solver is
+        accurate to rounding. Default to `None`, those of the default solver. If you pass
+        a solver, set its own tolerances instead.
     - `options`: run-time options of the solver, such as `{"preconditioner": P}` or
-        `{"y0": first_guess}`. The adjoint solve gets Pᵀ. Defaults to none.
-    - `tags`: what is known of A, such as `lineax.symmetric_tag`, beside the tags of an
-        operator. Defaults to none.
+        `{"y0": first_guess}`. The adjoint solve uses Pᵀ. Defaults to none.
+    - `tags`: what is known about A, such as `lineax.symmetric_tag`, in addition to the
+        tags of an operator. Defaults to none.
     - `throw`: whether a solve that did not converge raises at run time, here and in
-        derivatives. If `False`, X is NaN where it failed. Defaults to `True`.
+        derivatives. If `False`, X is NaN where the solve failed. Defaults to `True`.
     - `adjoint`: how the solution is differentiated, as for
         [`pseudojvp.linear_solve`][]. Defaults to `ImplicitAdjoint()`.
 
-    **Returns:** X, of the shape of B.
+    **Returns:** X, with the shape of B.
 
     **Derivatives:** with respect to A and B, forward and reverse, of every order. The
-    cotangent of A has the pattern and the format of A: memory is proportional to its
-    stored entries. Cost: one solve for a JVP, one with Aᵀ for a VJP (three of each with
+    cotangent of A has the pattern and the format of A, so memory is proportional to its
+    stored entries. Cost: one solve for a JVP, one with Aᵀ for a VJP (three each with
     `MINRES()`, which allows a singular A).
 
-    **Raises:** `TypeError` for a dense A, or dtypes of A and B that differ; `ValueError`
-    for shapes that do not fit, for indices out of range, for `rtol` or `atol` beside a
-    solver, and what the solver raises for an operator that it cannot take; a run-time
-    error as `throw` says.
+    **Raises:** `TypeError` for a dense A, or different dtypes of A and B; `ValueError`
+    for shapes that do not match, indices out of range, `rtol` or `atol` together with a
+    solver, and for an operator that the solver cannot take; a run-time error as `throw`
+    says.
 
     **Sources:** Giles, *Collected matrix derivative results* (2008), section 2.3.1.
 
@@ -149,34 +151,34 @@ def sparse_lstsq(
 
         min ‖A X − B‖² + damp² ‖X‖²
 
-    X is the solution of minimum norm where there are several.
+    If there are several solutions, X is the one of minimum norm.
 
     **Arguments:**
 
     - `A`: `(m, n)`, as for [`pseudojvp.sparse_solve`][].
-    - `B`: `(m,)` or `(m, k)`, of the dtype of A.
+    - `B`: `(m,)` or `(m, k)`, in the dtype of A.
     - `solver`: any solver of rectangular operators that [`pseudojvp.linear_solve`][]
         takes, or a function `solve(A, b)` that returns A†b, which becomes a
-        [`pseudojvp.FunctionSolver`][]; it gets the operator [A; damp I] where `damp` is
-        given, and (b, zeros); and the transpose of that with one vector of the size of
-        x. Defaults to `None`, the choice of
-        `AutoLinearSolver(well_posed=False)` without `damp`, which has no use for
-        `options`; with it `LSMR(well_posed=True)`.
-    - `damp`: a real scalar in the units of A; differentiable. It takes [A; damp I] to
-        have full rank, so it must not be zero, nor lost in the rounding of A. Defaults to
-        `None`, none.
+        [`pseudojvp.FunctionSolver`][]. With `damp`, the function gets the operator [A;
+        damp I] and the pair (b, zeros), and also the transpose of that operator and one
+        vector of the size of x. Defaults to `None`: the choice of
+        `AutoLinearSolver(well_posed=False)` without `damp`, which takes no `options`;
+        `LSMR(well_posed=True)` with `damp`.
+    - `damp`: a real scalar in the units of A; differentiable. [A; damp I] must have full
+        rank, so `damp` must not be zero, nor so small that it is lost in the rounding of
+        A. Defaults to `None`, no damping.
     - `rtol`, `atol`, `options`, `tags`: as for `sparse_solve`.
-    - `throw`: as for `sparse_solve`; a `damp` of zero is a failure as well.
+    - `throw`: as for `sparse_solve`; a `damp` of zero is also a failure.
     - `adjoint`: as for `sparse_solve`.
 
     **Returns:** X, `(n,)` or `(n, k)`.
 
     **Derivatives:** with respect to A, B and `damp`, forward and reverse, of every order,
-    along constant rank; on the pattern of A as for `sparse_solve`. Cost: up to three
-    solves for a JVP or a VJP; one where `damp` is given.
+    along paths of constant rank; those of A have its pattern, as for `sparse_solve`.
+    Cost: up to three solves for a JVP or a VJP; one if `damp` is given.
 
-    **Raises:** as `sparse_solve`; `ValueError` for a `damp` that is no scalar or the
-    number zero, `TypeError` for a complex one.
+    **Raises:** as `sparse_solve`; `ValueError` for a `damp` that is not a scalar or is
+    the number zero, `TypeError` for a complex one.
 
     **Sources:** Fong & Saunders, *LSMR: an iterative algorithm for sparse least-squares
     problems*, SIAM J. Sci. Comput. 33 (2011); Golub & Pereyra, SIAM J. Numer. Anal. 10

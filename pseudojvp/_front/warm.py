@@ -28,9 +28,9 @@ from .linear_solve import check_system
 class WarmStart(eqx.Module):
     """The last solutions of a solve and of its adjoint solve, newest first.
 
-    Made by [`pseudojvp.warm_start`][], used by [`pseudojvp.warm_solve`][], and moved on
-    by [`pseudojvp.warm_value_and_grad`][]. A pytree of arrays of fixed shapes, for the
-    carry of `jax.lax.scan`. The last axis of each leaf counts the solutions.
+    Created by [`pseudojvp.warm_start`][], used by [`pseudojvp.warm_solve`][], and updated
+    by [`pseudojvp.warm_value_and_grad`][]. A pytree of arrays with fixed shapes, suited
+    to the carry of `jax.lax.scan`. The last axis of each leaf counts the solutions.
 
     **Example:**
 
@@ -49,9 +49,9 @@ class WarmStart(eqx.Module):
     def updated(self, cotangent: "WarmStart") -> "WarmStart":
         """Returns the state after the reverse pass, a constant.
 
-        `cotangent` is that of the state that went into `warm_solve`: it holds the adjoint
-        solution, in the place of the newest. One that is not finite, or zero where the
-        loss did not depend on the solution, counts for nothing in a guess.
+        `cotangent` is the cotangent of the state that went into `warm_solve`: the adjoint
+        solution is in the slot of the newest one. A slot that is not finite, or is zero
+        because the loss did not depend on the solution, has no effect on a guess.
         """
         newest = jtu.tree_map(lambda ct: ct[..., :1], cotangent.adjoints)
         return stop_gradient(
@@ -74,23 +74,25 @@ def warm_start(
     memory: int = 3,
     batch: int | tuple[int, ...] = (),
 ) -> WarmStart:
-    """Returns the state before the first step, of zeros.
+    """Returns the state before the first step, filled with zeros.
 
     **Arguments:**
 
-    - `operator`: A, square, of which only the structures of x and b are used; as for
-        [`pseudojvp.linear_solve`][].
+    - `operator`: A, square, as for [`pseudojvp.linear_solve`][]. Only the structures of x
+        and b are used.
     - `memory`: how many solutions are kept, at least 1. A first guess is their best
-        combination: along a smooth path of parameters its error falls as the size of the
-        step to the power `memory`. It costs as many products with A each solve. Defaults
+        combination: along a smooth path of parameters its error falls like the step size
+        to the power `memory`. It costs `memory` products with A in each solve. Defaults
         to `3`.
-    - `batch`: the leading axes of a state of many solves, to be mapped by `jax.vmap`.
+    - `batch`: the leading axes of a state for many solves, to be mapped by `jax.vmap`.
         Defaults to none.
 
-    Memory: `memory` vectors of x and as many of b.
+    **Returns:** a [`pseudojvp.WarmStart`][]: memory for `memory` vectors like x and as
+    many like b.
 
-    **Raises:** `TypeError` or `ValueError` for what is no operator, or a `memory` that is
-    no positive integer.
+    **Raises:** `TypeError` for an `operator` that is not one; `ValueError` for a `memory`
+    that is not a positive integer, or a `batch` that is not one or several nonnegative
+    integers.
 
     **Example:**
 
@@ -131,41 +133,42 @@ def warm_solve(
     options: dict[str, Any] | None = None,
     throw: bool = True,
 ) -> tuple[lx.Solution, WarmStart]:
-    """Returns the solution of A x = b, begun at earlier ones, and the state with it.
+    """Returns the solution of A x = b, started from earlier solutions, and the new state.
 
         solution, warm = pj.warm_solve(A, b, warm, pj.CG(rtol=1e-6))
 
-    The first guess is the combination of the solutions in `warm` that leaves the smallest
-    residual; that of the adjoint solve in reverse mode the one of the adjoint solutions
-    for its own right-hand side. A guess is never worse than zero, and changes nothing of
-    what is promised: the solver goes on to its tolerance, by b − A x itself, and the
-    result says if it fails. To get adjoint solutions into the state, differentiate by
-    [`pseudojvp.warm_value_and_grad`][].
+    The first guess is the combination of the solutions in `warm` with the smallest
+    residual. In reverse mode the adjoint solve starts likewise from the combination of
+    the adjoint solutions, for its own right-hand side. A guess is never worse than zero.
+    It does not change what is promised: the solver continues to its tolerance, measured
+    by b − A x itself, and the result says if it fails. To put adjoint solutions into the
+    state, differentiate with [`pseudojvp.warm_value_and_grad`][].
 
-    One state is for one solve a step. Many right-hand sides go through `jax.vmap`, with a
-    `batch` of states.
+    One state serves one solve in each step. For many right-hand sides use `jax.vmap` and
+    a `batch` of states.
 
     **Arguments:**
 
     - `operator`, `vector`, `options`, `throw`: as in [`pseudojvp.linear_solve`][]; A is
         square and nonsingular, and there is no option `y0`.
-    - `warm`: from [`pseudojvp.warm_start`][], or of the last step.
+    - `warm`: from [`pseudojvp.warm_start`][], or from the last step.
     - `solver`: an iterative solver for square nonsingular A: [`pseudojvp.CG`][],
         [`pseudojvp.GMRES`][], [`pseudojvp.BiCGStab`][], `MINRES(well_posed=True)`,
         `LSMR(well_posed=True)`.
 
     **Returns:** a `lineax.Solution` and a `WarmStart`, whose solutions are constants.
 
-    Cost: as `linear_solve`, with `memory` products with A more in the primal and in each
-    adjoint solve, all at once.
+    Cost: that of `linear_solve`, plus `memory` products with A in the primal and in each
+    adjoint solve, as one product with a block of columns.
 
     **Derivatives:** of the solution, with respect to `operator` and `vector`, as for
-    `linear_solve`; the state that goes in is a constant. Only adjoint solves begin at a
-    guess, those of higher derivatives too; tangents of forward mode begin at zero.
+    `linear_solve`; the incoming state is a constant. Only adjoint solves start from a
+    guess, including those of higher derivatives; tangents of forward mode start from
+    zero.
 
-    **Raises:** `TypeError` or `ValueError` at trace time for a solver of another kind, an
-    A that is not square or mixes real and complex leaves, a state of another structure,
-    and as `linear_solve`; a run-time error as `throw` says.
+    **Raises:** `TypeError` or `ValueError` at trace time for another kind of solver, an A
+    that is not square or mixes real and complex leaves, a state of another structure, and
+    as `linear_solve`; a run-time error as `throw` says.
 
     **Sources:** Fischer, *Projection techniques for iterative solution of Ax = b with
     successive right-hand sides*, Comput. Methods Appl. Mech. Engrg. 163 (1998), for the
@@ -266,7 +269,7 @@ def _check(operator, warm: Any, solver, options: dict[str, Any]) -> None:
 
 
 def warm_value_and_grad(function: Callable, *, has_aux: bool = False) -> Callable:
-    """Returns a function for value, gradient and the state of the next step.
+    """Returns a function that computes value, gradient and the state of the next step.
 
         def loss(parameters, warm):
             solution, warm = pj.warm_solve(A(parameters), b, warm, solver)
@@ -275,25 +278,26 @@ def warm_value_and_grad(function: Callable, *, has_aux: bool = False) -> Callabl
         step = pj.warm_value_and_grad(loss)
         value, gradient, warm = step(parameters, warm)
 
-    As `jax.value_and_grad(loss)`, whose reverse pass also hands out the adjoint
-    solutions: they are the cotangents of the state that goes in, and go into the one that
-    comes out. What comes out is a constant, so that nothing of one step is differentiated
-    in the next, and of the same structure, for `jax.lax.scan`.
+    Like `jax.value_and_grad(loss)`, whose reverse pass also returns the adjoint
+    solutions. They are the cotangents of the incoming state, and go into the outgoing
+    one. The outgoing state is a constant, so nothing of one step is differentiated in the
+    next. It has the structure of the incoming one, as `jax.lax.scan` needs.
 
     **Arguments:**
 
-    - `function`: takes parameters, whose floating-point arrays are differentiated, the
-        state, one [`pseudojvp.WarmStart`][] or a pytree of them, one a solve, and any
-        further arguments; returns a real scalar and the state from its `warm_solve`s.
-    - `has_aux`: whether it returns something else as a third. Defaults to `False`.
+    - `function`: takes three kinds of arguments: the parameters, whose floating-point
+        arrays are differentiated; the state, one [`pseudojvp.WarmStart`][] or a pytree
+        with one for each solve; any further arguments. Returns a real scalar and the
+        state from its `warm_solve`s.
+    - `has_aux`: whether `function` returns a third, auxiliary value. Defaults to `False`.
 
-    **Returns:** a function of the same arguments that returns the value, the gradient
-    with respect to the parameters, the state, and with `has_aux` the rest. It costs what
-    `jax.value_and_grad(loss)` costs.
+    **Returns:** a function of the same arguments. It returns the value, the gradient with
+    respect to the parameters, the state, and with `has_aux` the auxiliary value. It costs
+    what `jax.value_and_grad(loss)` costs.
 
     **Raises:** `TypeError` or `ValueError` for parameters without a floating-point array,
-    a state that is none, a function that does not return the above, or one whose state
-    is not of the structure and the shapes of the one that went in.
+    a state that is not a `WarmStart`, a function that does not return the above, or a
+    returned state whose structure or shapes differ from the incoming one.
 
     **Example:**
 
