@@ -56,36 +56,37 @@ class AbstractAdjoint(eqx.Module):
 
 
 class ImplicitAdjoint(AbstractAdjoint):
-    """Differentiates the solution, x = A†b, whatever solver computed it.
+    """Differentiates the solution x = A†b, whichever solver computed it.
 
         ẋ = A†(ḃ − Ȧ x) + …
 
-    The default. Tangents and cotangents come from further solves with the same solver and
-    factors, or with another one. A solver that stops at a tolerance gives the derivative
-    to that tolerance. A solver that is truncated (`CG(rtol=0, atol=0, max_steps=5)`) has
-    a derivative that is neither the exact one nor that of its iteration: x₅ stands for
-    A†b, and five steps with the right-hand side of the tangent for A† there. For the
-    derivative of the iteration see [`pseudojvp.UnrolledAdjoint`][].
+    The default. Tangents and cotangents come from further solves, with the same solver
+    and factors or with another solver. A solver that stops at a tolerance gives
+    derivatives to that tolerance. A truncated solver (`CG(rtol=0, atol=0, max_steps=5)`)
+    gives a derivative that is neither the exact one nor that of its iteration: the
+    formula uses x₅ for A†b, and five steps on the right-hand side of the tangent for A†.
+    To differentiate the iteration itself, use [`pseudojvp.UnrolledAdjoint`][].
 
     **Arguments:**
 
-    - `solver`: for tangents and cotangents of every order; any solver that
-        [`pseudojvp.linear_solve`][] takes, of A as the primal solver takes it. Its `atol`
-        and `norm` are not used: a cotangent has units of its own. Defaults to `None`,
-        that of the primal, whose factors are used again.
-    - `options`: those of `solver`, such as `{"preconditioner": P}`, without a first
-        guess. Defaults to `None`, none.
+    - `solver`: the solver for tangents and cotangents of every order; any that
+        [`pseudojvp.linear_solve`][] takes and that treats the shape and rank of A as the
+        primal solver does. Its `atol` and `norm` are not used, because a cotangent has
+        units of its own. Defaults to `None`: the primal solver, whose factors are reused.
+    - `options`: run-time options of `solver`, such as `{"preconditioner": P}`, without a
+        first guess. Defaults to `None`, none.
 
-    **Derivatives:** forward and reverse, of every order; to the accuracy of `solver`. One
-    application of it for a JVP and one for a VJP where A has full rank, up to three
-    otherwise. What `solver` sets up (factors) is set up once, with the primal, and used
-    by all derivatives. With another solver the rank of A is taken for full where the
-    primal solver takes it so. `stats` have no derivative: in reverse mode an error as the
-    program runs, in forward mode NaN for `residual_norms` and `lanczos`, zero for others.
+    **Derivatives:** forward and reverse, of every order, to the accuracy of `solver`. A
+    JVP takes one application of `solver` and a VJP one if A has full rank, up to three
+    each otherwise. Another `solver` does not change the formula: it takes A to have full
+    rank if the primal solver does. What `solver` sets up (factors) is set up once, with
+    the primal, and used by all derivatives. `stats` have no derivative: in reverse mode
+    asking for one is an error at run time; in forward mode it is NaN for `residual_norms`
+    and `lanczos`, and zero for the others.
 
-    **Raises:** `TypeError` for a solver that is none; `ValueError` for `options` without
-    a solver, for a first guess, and for a solver that enters a wide A from the other side
-    than the primal (`QR()` beside `PivotedQR()`).
+    **Raises:** `TypeError` for a `solver` that is not one; `ValueError` for `options`
+    without a solver, for a first guess, and for a solver that factorises a wide A from
+    the other side than the primal solver does (`QR()` beside `PivotedQR()`).
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3; `docs/
     adjoints.md`.
@@ -140,49 +141,50 @@ class ImplicitAdjoint(AbstractAdjoint):
 
 
 class UnrolledAdjoint(AbstractAdjoint):
-    """Differentiates the iteration: x is the iterate after the steps that are taken.
+    """Differentiates the iteration: x is the iterate after the steps actually taken.
 
     For a truncated iteration that is a layer or an algorithm of its own: its gradient is
-    right at every number of steps, and what enters the iteration has one too: A, b, the
-    preconditioner, the first guess `y0`, `scale` of [`pseudojvp.Neumann`][], what a
-    function as a preconditioner of [`pseudojvp.FlexibleCG`][] closes over, and any
-    number of a solver that learns. `stats["residual_norms"]` have their derivative as
-    well (with `history=True` of the solver).
+    right after every number of steps. Everything that enters the iteration has a
+    derivative: A, b, the preconditioner, the first guess `y0`, `scale` of
+    [`pseudojvp.Neumann`][], what a preconditioner function of [`pseudojvp.FlexibleCG`][]
+    closes over, and the numbers that a learned solver learns. So has
+    `stats["residual_norms"]` (with `history=True` of the solver).
 
     Solvers: [`pseudojvp.CG`][], [`pseudojvp.MINRES`][], [`pseudojvp.LSMR`][] and
     [`pseudojvp.FlexibleCG`][] with a fixed number of steps (`rtol=0, atol=0,
     max_steps=...`), [`pseudojvp.LearnedCG`][], and [`pseudojvp.Neumann`][] without
-    tolerance. Each runs as its recurrence alone, without the checks of b − A x in
-    between, and without the last step of `MINRES()`, which drops what is in the null
-    space of a singular A.
+    tolerance. Each runs its plain recurrence: without the intermediate checks of b − A x,
+    and without the last step of `MINRES()`, which removes the part of x in the null space
+    of a singular A.
 
-    No more steps are taken where the residual is no larger than its rounding, and the
-    derivative is that of the steps before, which `stats["num_steps"]` counts. It has then
-    converged to that of A†b, unless the Krylov space ended early (a b of few
-    eigenvectors, eigenvalues that coincide): a solve that is to converge takes
-    `ImplicitAdjoint()`. Iterations but Neumann's are not differentiable at a residual
-    that is zero from the start (b = 0): there the derivative is NaN.
+    The iteration stops early once the residual is no larger than its rounding, and the
+    derivative is that of the steps taken, which `stats["num_steps"]` counts. That
+    derivative has usually converged to the one of A†b. It has not if the Krylov space
+    ended early (b is a combination of few eigenvectors, or eigenvalues coincide); use
+    `ImplicitAdjoint()` for a solve that should converge. Except for Neumann's, the
+    iterations are not differentiable if the residual is zero from the start (b = 0): the
+    derivative is then NaN.
 
     **Arguments:**
 
     - `checkpoints`: how many times in the run the iterate is stored for the reverse pass,
-        at least one; the steps between two are taken again there. Memory for
-        `checkpoints` iterates and for all of `max_steps / checkpoints` steps (about √N is
-        best), for one more run in time. Defaults to `None`: all of each step is stored,
-        five to ten vectors.
+        at least one. The reverse pass repeats the steps between two checkpoints, so it
+        costs one more run. Memory: `checkpoints` iterates, and all steps of one interval,
+        `max_steps / checkpoints` of them (about √N is best for N steps). Defaults to
+        `None`: everything in each step is stored, five to ten vectors.
 
     **Derivatives:** forward and reverse, of every order, under `jax.vmap` and `jax.jit`.
-    A reverse pass takes a product with Aᴴ a step, and memory proportional to the number
-    of steps.
+    A reverse pass costs a product with Aᴴ for each step, and memory proportional to the
+    number of steps.
 
-    **Raises:** `ValueError` at trace time for a solver that has no steps (`LU`, `QR`, …),
-    one with a tolerance, `progress` or `lanczos`, `CG(well_posed=False)`, for a `state`
-    that is given, for `checkpoints` below one.
+    **Raises:** `ValueError` at trace time for a solver without steps (`LU`, `QR`, …), a
+    solver with a tolerance, `progress` or `lanczos`, `CG(well_posed=False)`, a given
+    `state`, or `checkpoints` below one.
 
     **Sources:** Griewank & Walther, *Evaluating Derivatives*, 2nd ed. (2008), chapters 3
     and 12, for the reverse pass and its checkpoints, here at one level; Christianson,
     *Reverse accumulation and attractive fixed points*, Optim. Methods Softw. 3 (1994),
-    for what becomes of it as the steps increase.
+    for its limit as the steps increase.
 
     **Example:**
 

@@ -49,10 +49,11 @@ implicit = ImplicitAdjoint()
 
 
 class Factorised(eqx.Module):
-    """A with its factors, or what an iterative solver keeps of it.
+    """A and its factors, or what an iterative solver keeps of A.
 
-    Made by [`pseudojvp.factorise`][], which see. A pytree: it goes through `jax.jit`,
-    `jax.vmap` and loops. Each method takes one vector, and a batch under `jax.vmap`.
+    Returned by [`pseudojvp.factorise`][], which describes cost and derivatives. A pytree:
+    it passes through `jax.jit`, `jax.vmap` and loops. Each method takes one vector; for a
+    batch use `jax.vmap`.
 
     **Example:**
 
@@ -149,12 +150,13 @@ class Factorised(eqx.Module):
 
     @property
     def result(self) -> lx.RESULTS:
-        """What the factors tell: `successful`, or why no solve with them can be.
+        """Whether the factors are usable: `successful`, or why no solve with them
+        succeeds.
 
-        A solver that looks at A in each solve (an iterative one, `SparseLU`, those of
-        lineax) has not done so yet, and says `successful`. `Woodbury` tells here that a
-        low-rank update is singular, or that all digits are lost (`stagnation`), and each
-        solve whether too many are.
+        A solver that examines A in each solve (an iterative one, `SparseLU`, those of
+        lineax) has not examined it yet, and reports `successful`. `Woodbury` reports here
+        that a low-rank update is singular, or that all digits are lost (`stagnation`);
+        each solve reports whether too many are.
         """
         told = self._told()
         if told is None:
@@ -167,13 +169,13 @@ class Factorised(eqx.Module):
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What the factors tell of A: `"rank"`, `"reciprocal_condition"`; or nothing."""
+        """What the factors say about A, such as `"rank"` and `"reciprocal_condition"`."""
         told = self._told()
         return {} if told is None else told[0].stats(told[1])
 
     @property
     def state(self) -> PyTree[Any]:
-        """That of the solver, of the one that an automatic solver picked."""
+        """The state of the solver, or of the solver that an automatic one picked."""
         return self._problem.state
 
     @property
@@ -189,44 +191,44 @@ class Factorised(eqx.Module):
     def solve(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
         """Returns x = A†b.
 
-        b as `operator.out_structure()`, x as `operator.in_structure()`.
+        b is like `operator.out_structure()`, x like `operator.in_structure()`.
         """
         return _solve(self, vector)
 
     def residual(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
-        """Returns (I − A A†)b, what is left of b by its best approximation A x.
+        """Returns (I − A A†)b, the residual of the best approximation A x to b.
 
-        As b. Exactly zero where A has independent rows by its shape and the solver's
-        assumption.
+        The result is like b. It is exactly zero if A has independent rows by its shape
+        and the solver's assumption.
         """
         return _residual(self, vector)
 
     def adjoint_solve(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
-        """Returns A†ᴴw, the pseudoinverse solution with the adjoint.
+        """Returns A†ᴴw, the pseudoinverse solution for the adjoint of A.
 
-        w as `operator.in_structure()`, the value as `operator.out_structure()`.
+        w is like `operator.in_structure()`, the result like `operator.out_structure()`.
         """
         return _adjoint_solve(self, vector)
 
     def gram_inverse(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
-        """Returns (AᴴA)†w, without AᴴA: the covariance of x for white noise in b.
+        """Returns (AᴴA)†w without forming AᴴA: the covariance of x for white noise in b.
 
-        w and the value as `operator.in_structure()`. For a wide A of full rank two
-        applications.
+        w and the result are like `operator.in_structure()`. A wide A of full rank takes
+        two applications.
         """
         return _gram_inverse(self, vector)
 
     def project(self, vector: PyTree[ArrayLike]) -> PyTree[Array]:
         """Returns A†A y, the orthogonal projection onto the row space of A.
 
-        y and the value as `operator.in_structure()`. It is y where A has independent
-        columns by its shape and the solver's assumption, and a solve looks whether it
-        has.
+        y and the result are like `operator.in_structure()`. The result is y if A has
+        independent columns by its shape and the solver's assumption; a solve then checks
+        that it has.
         """
         return _project(self, vector)
 
     def slogdet(self) -> Slogdet:
-        """Returns the sign of det A and log |det A|, as [`pseudojvp.slogdet`][]."""
+        """Returns the sign of det A and log |det A|, like [`pseudojvp.slogdet`][]."""
         return _slogdet(self)
 
     def blocks(

@@ -14,10 +14,10 @@ Otherwise, along paths of constant rank, with z = A'^H A†^H x,
     (r', x') = (3) + (0, (I − P) z) + M† M†(A'(I − P) w, 0),                    (4)
     p' = P(y' − s) + s + A†A'(y − p),   s = A'^H A†^H y.                        (5)
 
-Everything on the right is this primitive again, so derivatives of every order follow.
-Its transpose is itself, up to conjugation: JAX transposes without conjugating, and
-(M†)^T = conj(M†). `docs/maths.md` has the proofs; `rows.py` says how each
-solver applies (1) and (2).
+Everything on the right is this primitive again, so derivatives of every order follow. Its
+transpose is itself, up to conjugation: JAX transposes without conjugating, and (M†)^T =
+conj(M†). `docs/maths.md` has the proofs; `rows.py` says how each solver applies (1) and
+(2).
 
 **Example:**
 

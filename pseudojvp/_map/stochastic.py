@@ -29,57 +29,60 @@ from .truncated import check_full_rank, check_scale, is_square, one_scale
 
 
 class StochasticAdjoint(AbstractAdjoint):
-    """Differentiates the solution by a random series, right in expectation.
+    """Differentiates the solution with a random series whose expectation is exact.
 
-    x is what the solver gives. In reverse mode the cotangent of b is
+    The solver computes x. In reverse mode the cotangent of b is
 
         λ = Σ_{k=0}^{N} d_k / P(N ≥ k),   P(N ≥ k) = decayᵏ,   E λ = A⁻ᴴx̄,
 
-    with d_k the terms scale (I − scale Aᴴ)ᵏ x̄ of a Neumann series, or the moves of
-    conjugate gradients for A λ = x̄; the cotangent of A is −λ xᴴ, which is unbiased too.
-    N is drawn anew of each key. After the first term each takes one product with A, and
-    there are `expected_products` of them on average. `num_samples` such sums are
-    averaged, one after the other: variance and cost are those of one over and times
-    their number.
+    where d_k is the term scale (I − scale Aᴴ)ᵏ x̄ of a Neumann series, or step k of
+    conjugate gradients for A λ = x̄. The cotangent of A is −λ xᴴ, also unbiased. Each key
+    draws a new N. Each term after the first takes one product with A, `expected_products`
+    in all on average. The mean of `num_samples` such sums is returned; they are computed
+    one after the other, so the cost is `num_samples` times that of one and the variance
+    `num_samples` times smaller.
 
-    The variance is finite where q² < decay, q = ‖I − scale A‖ (an infinite one shows as
-    rare, very large gradients); a relative error of about 1 with one sample is usual. For
-    "cg" it is finite always, as there are no more than n moves; they vary more. Terms
-    beyond `max_terms` are left out, a bias of at most q^(max_terms + 1) of the whole.
+    For "neumann" the variance is finite if q² < decay, with q = ‖I − scale A‖; an
+    infinite variance shows as rare, very large gradients. A relative error of about 1
+    with one sample is usual. Leaving out the terms beyond `max_terms` causes a bias of at
+    most q^(max_terms + 1), relative to the whole. For "cg" the variance is always finite,
+    since there are at most n steps; but it is larger.
 
     **Arguments:**
 
-    - `key`: a key of `jax.random`, one for each solve and each step: the same key gives
-        the same N, and so errors that do not average out. Under `jax.vmap` of the solve
-        the keys are to be mapped too (`jax.random.split(key, batch)`), which is noticed;
-        columns of `sparse_solve` and `lstsq` have keys of their own. A key that is used
-        in two solves or steps is noticed under `jax.debug_key_reuse(True)`. Products
-        with an operator of `invert` share its key.
-    - `method`: `"neumann"`, for any A with q < 1; or `"cg"`, for A that is tagged
-        positive or negative definite, without `scale`. Defaults to `"neumann"`.
+    - `key`: a key of `jax.random`, a new one for each solve and each training step: the
+        same key gives the same N, so the errors do not average out. Under `jax.vmap` of
+        the solve, map the keys too (`jax.random.split(key, batch)`); an unmapped key is
+        an error. Columns of `sparse_solve` and `lstsq` get keys of their own.
+        `jax.debug_key_reuse(True)` notices a key that is used in two solves or steps. All
+        products with an operator of `invert` share its key.
+    - `method`: `"neumann"`, for any A with q < 1; or `"cg"`, for A tagged positive or
+        negative definite, which does not use `scale`. Defaults to `"neumann"`.
     - `scale`: a real scalar in the units of A⁻¹, not zero. Defaults to `1.0`.
-    - `decay`: in (0, 1): the chance of one more term after each. Defaults to `0.9`.
-    - `max_terms`: the last index there may be, at least 0. Defaults to `1000`.
+    - `decay`: the probability, in (0, 1), that another term follows. Defaults to `0.9`.
+    - `max_terms`: the largest index of a term, at least 0. Defaults to `1000`.
     - `num_samples`: how many sums are averaged, at least one. Defaults to `1`.
-    - `operators`: a function of a key that returns an operator of the structure of A, and
-        is A in expectation: a minibatch. Each term then has a fresh one, and no product
-        with A itself is taken in the derivative. Only with `"neumann"`; the variance is
-        that of the product of random matrices. Defaults to `None`, A.
+    - `operators`: a function from a key to an operator with the structure of A, equal to
+        A in expectation: a minibatch. Each term then uses a new one, and the derivative
+        takes no product with A itself. Only with `"neumann"`; the variance is that of a
+        product of random matrices. Defaults to `None`, A itself.
     - `num_rows`, `num_columns`: how many rows and columns of the cotangent of A are
-        drawn, with replacement, with chances ∝ |λ_i| and ∝ |x_j|; at least one. The
-        others are zero: a dense cotangent has at most num_rows × num_columns entries,
-        and is unbiased; that of a function of few arguments takes a product of a sparse
-        x with a sparse λ. That of b is whole. Default to `None`, all.
+        drawn, with replacement, with probabilities ∝ |λ_i| and ∝ |x_j|; at least one. The
+        other rows and columns are zero, so a dense cotangent has at most num_rows ×
+        num_columns entries; it stays unbiased. If A is a function of few arguments, their
+        cotangent takes a product of a sparse x with a sparse λ. The cotangent of b is
+        complete. Default to `None`, all.
 
-    **Derivatives:** of first order, forward and reverse; a second one is an error. Of A
-    and b; the key, `scale` and what `operators` closes over are constants. A term
-    that outgrows the first by 1/√eps, or a direction of the other curvature, is a
-    `breakdown`: the derivative is NaN, or an error under `throw=True`.
+    **Derivatives:** of first order, forward and reverse, with respect to A and b; a
+    second derivative is an error. The key, `scale` and what `operators` closes over are
+    constants. A term larger than the first by 1/√eps, or a direction of curvature of the
+    wrong sign, is a `breakdown`: the derivative is NaN, or an error under `throw=True`.
 
-    **Raises:** `TypeError` or `ValueError` for settings out of their range, for a key
-    that is none or several; at trace time for an A that is not square, beside a solver
-    that allows any rank, for `"cg"` of an A without a tag, for `operators` beside `"cg"`
-    or of another structure, for one key in a batch of solves, and of a second derivative.
+    **Raises:** `TypeError` or `ValueError` for settings outside their range, and for a
+    `key` that is not a key or is several; at trace time for an A that is not square, a
+    solver that allows any rank, `"cg"` with an A without a definiteness tag, `operators`
+    with `"cg"` or of another structure, one key in a batch of solves, and a second
+    derivative.
 
     **Sources:** Beatson & Adams, *Efficient optimization of loops and limits with
     randomized telescoping sums*, ICML (2019), section 3 (their RT estimator with Russian
@@ -144,7 +147,7 @@ class StochasticAdjoint(AbstractAdjoint):
 
     @property
     def expected_products(self) -> float:
-        """With A or fresh operators, in a JVP or a VJP, on average; of "cg" at most."""
+        """The mean number of products in a JVP or a VJP; for "cg" the largest."""
         following = math.fsum(self.decay**k for k in range(1, self.max_terms + 1))
         first = 1 if self.method == "cg" else 0
         return self.num_samples * (first + following)

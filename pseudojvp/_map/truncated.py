@@ -20,47 +20,48 @@ from .rows import nondifferentiable, Other, Problem
 
 
 class TruncatedAdjoint(AbstractAdjoint):
-    """Differentiates the solution by `num_terms + 1` terms of a Neumann series.
+    """Differentiates the solution with `num_terms + 1` terms of a Neumann series.
 
-    x is what the solver gives. Of its derivative, where A is square,
+    The solver computes x. For a square A its derivative is
 
         ẋ = N (ḃ − Ȧ x),   N = scale Σ_{k=0}^{num_terms} (I − scale A)^k ≈ A⁻¹.
 
     In reverse mode λ = Nᴴx̄ is the cotangent of b, and −λ xᴴ that of A: `num_terms`
-    products with Aᴴ in the place of a solve. With K = `num_terms`, q = ‖I − scale A‖ and
+    products with Aᴴ instead of a solve. With K = `num_terms`, q = ‖I − scale A‖ and
     2-norms,
 
         ‖λ − A⁻ᴴx̄‖ ≤ qᴷ⁺¹ ‖A⁻ᴴx̄‖,
 
-    and the cotangent of A has the same relative bound: λ − A⁻ᴴx̄ is −(I − scale Aᴴ)ᴷ⁺¹
-    times A⁻ᴴx̄. For A with eigenvalues in [μ, L] the best scale, 2 / (L + μ), has q =
-    (κ − 1) / (κ + 1); with κ = 1000 it takes 2300 terms to 1 %. For a short series the
-    gradient is that of a loss whose x moves along the well-conditioned directions alone.
+    and the cotangent of A has the same relative bound, because λ − A⁻ᴴx̄ is −(I − scale
+    Aᴴ)ᴷ⁺¹ A⁻ᴴx̄. If A is positive definite with eigenvalues in [μ, L], the best scale is
+    2 / (L + μ), with q = (κ − 1) / (κ + 1); for κ = 1000, 1 % takes 2300 terms. A short
+    series gives the gradient of a loss whose x moves only along the well-conditioned
+    directions.
 
-    Where A is tall or wide, of full rank, the series is that of the normal equations,
+    If A is tall or wide, of full rank, the series is that of the normal equations,
 
         N = scale Σ_k (I − scale AᴴA)^k Aᴴ ≈ A†,   0 < scale < 2 / ‖A‖²,
 
-    with N Nᴴ for (AᴴA)⁻¹, of two products a term, and q = max |1 − scale σ²| over the
-    singular values σ of A; the second term of the cotangent of A, r gᴴ with g = (AᴴA)⁻¹x̄,
-    is then off by at most 3 qᴷ⁺¹ ‖r‖ ‖g‖.
+    with N Nᴴ for (AᴴA)⁻¹. A term takes two products, and q = max |1 − scale σ²| over the
+    singular values σ of A. The second term of the cotangent of A, r gᴴ with g =
+    (AᴴA)⁻¹x̄, then has an error of at most 3 qᴷ⁺¹ ‖r‖ ‖g‖.
 
     **Arguments:**
 
-    - `num_terms`: K, the last index of the series, `≥ 0`, as of [`pseudojvp.Neumann`][].
-    - `scale`: a real scalar in the units of A⁻¹, for a tall or wide A of A⁻²; positive,
-        or negative for a negative definite A, never zero. It is not differentiated.
-        Defaults to `1.0`.
+    - `num_terms`: K, the last index of the series, `≥ 0`, as in [`pseudojvp.Neumann`][].
+    - `scale`: a real scalar in the units of A⁻¹, or of A⁻² if A is tall or wide;
+        positive, or negative for a negative definite A, never zero. It is not
+        differentiated. Defaults to `1.0`.
 
-    **Derivatives:** of first order, forward and reverse; a second one is an error. If the
-    last term is larger than the first, the series diverges, and the derivative is NaN, or
-    an error under `throw=True`.
+    **Derivatives:** of first order, forward and reverse; a second derivative is an error.
+    If the last term is larger than the first, the series diverges, and the derivative is
+    NaN, or an error under `throw=True`.
 
-    **Raises:** `TypeError` or `ValueError` for `num_terms` that is no integer of at least
-    zero, and for a `scale` that is not real, not a scalar, or known to be zero, NaN or
+    **Raises:** `TypeError` or `ValueError` for a `num_terms` that is not a nonnegative
+    integer, and for a `scale` that is not real, not a scalar, or known to be zero, NaN or
     Inf (a traced one makes the derivative NaN, or an error under `throw=True`);
-    `ValueError` at trace time beside a solver that allows any rank (`PivotedQR`, `SVD`,
-    `LSMR()`), and of a second derivative.
+    `ValueError` at trace time with a solver that allows any rank (`PivotedQR`, `SVD`,
+    `LSMR()`), and for a second derivative.
 
     **Sources:** Lorraine, Vicol & Duvenaud, *Optimizing millions of hyperparameters by
     implicit differentiation*, AISTATS (2020), theorem 1 and algorithm 3; Shaban, Cheng,

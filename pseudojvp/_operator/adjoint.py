@@ -8,12 +8,12 @@ from .._base.structure import Structure
 
 
 class _HermitianTag:
-    """Says that an operator is its own conjugate transpose, A = Aᴴ.
+    """States that an operator is its own conjugate transpose, A = Aᴴ.
 
-    A tag, as those of lineax are: pass it to `lineax.MatrixLinearOperator`,
-    `lineax.TaggedLinearOperator` and their like. Nobody checks that it is true. For a
-    real A it says what `lineax.symmetric_tag` says; for a complex one that tag says A =
-    Aᵀ. Sums, negatives and real multiples of operators with it have it as well.
+    A tag like those of lineax: pass it to `lineax.MatrixLinearOperator`,
+    `lineax.TaggedLinearOperator` and similar operators. It is not checked. For a real A
+    it means the same as `lineax.symmetric_tag`; for a complex A that tag means A = Aᵀ.
+    Sums, negatives and real multiples of operators with this tag have it as well.
 
     **Example:**
 

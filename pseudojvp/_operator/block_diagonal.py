@@ -26,13 +26,12 @@ from .structured import (
 
 
 class BlockDiagonal(AbstractStructured):
-    """The operator with given operators along its diagonal, as `scipy.linalg.block_diag`.
+    """The block diagonal operator of given operators, as `scipy.linalg.block_diag`.
 
-    It acts on flat vectors: those of the blocks, one after the other. Blocks of any
-    shape. The pseudoinverse is that of the blocks, and so
-    [`pseudojvp.AutoLinearSolver`][] factorises each of them alone. Equal blocks that
-    follow each other (of the same kind, shapes and tags) are one batch: one program for
-    all of them, whatever their number.
+    It acts on flat vectors: those of the blocks, one after the other. Blocks may have any
+    shape. The pseudoinverse is that of the blocks, so [`pseudojvp.AutoLinearSolver`][]
+    factorises each block alone. Consecutive blocks of the same kind, shapes and tags form
+    one batch: one program for all of them, whatever their number.
 
         A = pj.BlockDiagonal(stack, pj.Kronecker(B, C))  # stack: (count, rows, cols)
         x = pj.linear_solve(A, b).value
@@ -41,23 +40,23 @@ class BlockDiagonal(AbstractStructured):
 
     - `operators`: the blocks, at least one: each a `lineax.AbstractLinearOperator`, an
         array of shape `(rows, cols)`, an array of shape `(count, rows, cols)` for that
-        many blocks, or a sparse matrix. Arrays are promoted to the dtype of all;
-        operators have to be of it. Vectors of operators that are trees are flattened
-        leaf by leaf.
-    - `batched`: whether each operator stands for many: all its arrays have a leading
-        axis of one size, as `equinox.filter_vmap` makes them. Defaults to `False`.
+        many blocks, or a sparse matrix. Arrays are promoted to one common dtype;
+        operators must have it already. If an operator acts on pytrees, its vectors are
+        flattened leaf by leaf.
+    - `batched`: whether each operator stands for many: all its arrays have a leading axis
+        of one size, as `equinox.filter_vmap` creates them. Defaults to `False`.
 
-    Again a `BlockDiagonal`: its transpose and conjugate, `c * A`, `A + λ I`, and `A + B`
-    and `A @ B` of blocks that fit and were given in the same runs. A tag holds if it
-    does for all blocks. Trace and diagonal are those of square blocks.
+    These are again a `BlockDiagonal`: its transpose and conjugate, `c * A`, `A + λ I`,
+    and `A + B` and `A @ B` if the blocks match and were grouped in the same batches. A
+    tag holds if it holds for all blocks. Trace and diagonal need square blocks.
 
     Cost of A v: one product with each block.
 
-    **Derivatives:** with respect to the blocks and all that they are made of, of every
-    order.
+    **Derivatives:** with respect to the blocks and all arrays in them, of every order.
 
-    **Raises:** `TypeError` or `ValueError` for no block, one that is no operator,
-    operators of several dtypes, arrays of several sizes with `batched`.
+    **Raises:** `TypeError` or `ValueError` if there is no block, a block is not an
+    operator, operators differ in dtype, or, with `batched`, arrays differ in the leading
+    axis.
 
     **Example:**
 
@@ -90,7 +89,7 @@ class BlockDiagonal(AbstractStructured):
 
     @classmethod
     def of_runs(cls, runs: list[Run]) -> "BlockDiagonal":
-        """As they are: what is known to be one batch stays one."""
+        """Returns the operator of given batches, each kept as one batch."""
         operator = object.__new__(cls)
         object.__setattr__(operator, "runs", tuple(runs))
         return operator

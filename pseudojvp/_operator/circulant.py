@@ -28,22 +28,22 @@ from .tags import tags_of_multiple
 
 
 class Circulant(AbstractStructured):
-    """The circulant matrix A_ij = c_(i − j mod n) of a first column c.
+    """The circulant matrix A_ij = c_(i − j mod n) with the first column c.
 
-    As `scipy.linalg.circulant`. The Fourier transform diagonalises it: products, solves
-    and pseudoinverses take a few FFTs of n, O(n log n) flops, and n numbers of memory.
-    [`pseudojvp.AutoLinearSolver`][] solves it by its eigenvalues, the transform of c: an
-    eigenvalue of zero makes it singular for `well_posed=True`, and is left out of the
-    pseudoinverse otherwise, below `rcond` of the largest.
+    Like `scipy.linalg.circulant`. The Fourier transform diagonalises it: products, solves
+    and pseudoinverses take a few FFTs of length n, O(n log n) flops, and memory for n
+    numbers. [`pseudojvp.AutoLinearSolver`][] solves with its eigenvalues, the transform
+    of c. An eigenvalue of zero makes the matrix singular under `well_posed=True`;
+    otherwise the pseudoinverse leaves out eigenvalues up to `rcond` times the largest.
 
     **Arguments:**
 
     - `column`: c, of shape `(n,)`, real or complex. 16 bits become 32.
-    - `tags`: what is known of the matrix, as for `lineax.MatrixLinearOperator`. Defaults
-        to none. No solve by the eigenvalues needs a tag; `CG` and `MINRES` do.
+    - `tags`: what is known about the matrix, as for `lineax.MatrixLinearOperator`.
+        Defaults to none. The solve with eigenvalues needs no tag; `CG` and `MINRES` do.
 
-    Again a `Circulant`: its transpose and conjugate, multiples, `A + λ I`, and sums and
-    products of two. `eigenvalues()` are in the order of `jnp.fft.fft`.
+    These are again a `Circulant`: its transpose and conjugate, multiples, `A + λ I`, and
+    sums and products of two. `eigenvalues()` are in the order of `jnp.fft.fft`.
 
     **Derivatives:** with respect to `column`, of every order.
 
@@ -71,7 +71,7 @@ class Circulant(AbstractStructured):
         self.given_tags = completed(tags, self.column.dtype)
 
     def eigenvalues(self) -> Inexact[Array, " n"]:
-        """Returns the transform of the column: complex, one FFT."""
+        """Returns the Fourier transform of the column, complex; one FFT."""
         return jnp.fft.fft(self.column)
 
     @property
@@ -109,12 +109,12 @@ class Circulant(AbstractStructured):
         return self.column.size * self.column[0]
 
     def pseudoinverse(self, rcond: Real[ArrayLike, ""] | None = None) -> "Circulant":
-        """Returns A†, a circulant matrix: that of the inverted eigenvalues.
+        """Returns A†, the circulant matrix with the inverted eigenvalues.
 
         **Arguments:**
 
-        - `rcond`: eigenvalues that are at most `rcond` times the largest, in absolute
-            value, count as zero. Defaults to `None`, `eps * n`.
+        - `rcond`: eigenvalues at most `rcond` times the largest in absolute value count
+            as zero. Defaults to `None`, `eps * n`.
         """
         values = self.eigenvalues()
         sizes = jnp.abs(values)

@@ -34,30 +34,31 @@ def hessian_operator(
 ) -> lx.AbstractLinearOperator:
     """Returns ∇²f(x) + λI, the Hessian of a scalar function, as an operator.
 
-    A solve with it is an inverse-Hessian-vector product: of implicit differentiation, of
-    Newton's method, of influence functions. `MINRES()` takes any Hessian, `CG()` one that
-    is tagged positive definite, `LSMR()` needs no tag.
+    A solve with it is an inverse-Hessian-vector product, as in implicit differentiation,
+    Newton's method and influence functions. `MINRES()` takes any Hessian, `CG()` one that
+    is tagged positive definite; `LSMR()` needs no tag.
 
     **Arguments:**
 
-    - `fn`: f, from the parameters to a real scalar, twice differentiable. What it closes
-        over is a number of the operator too.
-    - `x`: the point, a pytree of real floating-point arrays; vectors are trees like it.
-    - `damping`: λ, a real scalar in the units of ∇²f. Defaults to `None`, for none.
-    - `tags`: what holds of ∇²f(x) + λI beside its symmetry, such as
-        `lineax.positive_semidefinite_tag` at a minimum. Nobody checks it: `CG` says
-        `breakdown` where it meets a direction of the other sign.
+    - `fn`: f, a function from the parameters to a real scalar, twice differentiable.
+        Arrays that it closes over are parts of the operator too.
+    - `x`: the point, a pytree of real floating-point arrays; the operator acts on pytrees
+        like x.
+    - `damping`: λ, a real scalar in the units of ∇²f. Defaults to `None`, none.
+    - `tags`: what holds for ∇²f(x) + λI besides symmetry, such as
+        `lineax.positive_semidefinite_tag` at a minimum. Tags are not checked: `CG`
+        reports `breakdown` if it meets a direction of the other sign. Defaults to
+        `lineax.symmetric_tag`.
 
-    **Returns:** an operator from the space of x to itself. Cost: a product takes a
-    gradient of f and its tangent, some four to six evaluations of f; no matrix is made,
-    unless a direct solver asks for it by as many products as there are parameters.
+    **Returns:** an operator from the space of x to itself. Cost of a product: the tangent
+    of a gradient of f, about four to six evaluations of f. No matrix is formed, unless a
+    direct solver asks for it; that takes as many products as there are parameters.
 
     **Derivatives:** with respect to `x`, `damping` and what `fn` closes over, of every
     order.
 
-    **Raises:** `TypeError` at trace time for a parameter that is no real floating-point
-    array or a function that is none, `ValueError` if f is no real scalar, or `damping`
-    none.
+    **Raises:** `TypeError` at trace time if a parameter is not a real floating-point
+    array or `fn` is not a function, `ValueError` if f or `damping` is not a real scalar.
 
     **Sources:** Pearlmutter, *Fast exact multiplication by the Hessian*, Neural
     Computation 6 (1994).
@@ -98,23 +99,23 @@ def gauss_newton_operator(
 ) -> lx.AbstractLinearOperator:
     """Returns JᵀHJ + λI, the Gauss–Newton matrix of loss(model(x)), as an operator.
 
-    J is the Jacobian of the model at x and H the Hessian of the loss at model(x). For a
-    loss that is convex it is positive semidefinite, whatever the model, and tagged so: it
-    is what takes the place of ∇²f where that is indefinite, as for networks. Of a
+    J is the Jacobian of the model at x, and H the Hessian of the loss at model(x). For a
+    convex loss the operator is positive semidefinite, whatever the model, and tagged so:
+    it replaces ∇²f where that is indefinite, as for networks. For the negative
     log-likelihood of an exponential family in its natural parameters (squares,
-    cross-entropy of logits) it is Fisher's matrix.
+    cross-entropy of logits) it is the Fisher information matrix.
 
     **Arguments:**
 
-    - `model`: from the parameters to a pytree of real arrays, the predictions.
-    - `loss`: from the predictions to a real scalar, convex.
-    - `x`: the point, a pytree of real floating-point arrays; vectors are trees like it.
+    - `model`: a function from the parameters to the predictions, a pytree of real arrays.
+    - `loss`: a function from the predictions to a real scalar, convex.
+    - `x`: the point, a pytree of real floating-point arrays; the operator acts on pytrees
+        like x.
     - `damping`: λ, a real scalar in the units of JᵀHJ, positive for `CG()`. Defaults to
-        `None`, for none; then the operator may be singular.
+        `None`, none; the operator may then be singular.
 
-    **Returns:** an operator from the space of x to itself. Cost: a product takes a
-    tangent and a cotangent of the model, some four evaluations of it, and little of the
-    loss.
+    **Returns:** an operator from the space of x to itself. Cost of a product: a tangent
+    and a cotangent of the model, about four evaluations of it, and little of the loss.
 
     **Derivatives:** with respect to `x`, `damping` and what `model` and `loss` close
     over, of every order.

@@ -18,29 +18,28 @@ class _Damped(eqx.Module):
 
 
 def damped(operator: Any, damp: Any) -> lx.FunctionLinearOperator:
-    """Returns the operator [A; λI], with the damped least-squares solutions of A:
+    """Returns the operator [A; λI], whose least-squares solutions are damped:
 
         [A; λI]† (b, 0) = argmin_x |A x − b|² + λ²|x|² = (A^H A + λ²I)^-1 A^H b.
 
-    As in `linear_solve(damped(A, damp), (b, zeros_like_x), LSMR())`: there LSMR runs as
-    its own damped form would, and since A and λ are both numbers of the operator,
-    derivatives with respect to either are those of any solve. For λ > 0 it has full rank,
-    so `LSMR(well_posed=True)` is faster in derivatives. Any solver of tall operators
-    takes it.
+    Use it as `linear_solve(damped(A, damp), (b, zeros_like_x), LSMR())`. LSMR on it takes
+    the same steps as its own damped form. A and λ are both parts of the operator, so both
+    have the derivatives of any solve. For λ > 0 the operator has full rank, so
+    `LSMR(well_posed=True)` is faster in derivatives. Any solver of tall operators works.
 
     **Arguments:**
 
-    - `operator`: A; a `lineax.AbstractLinearOperator`, or an array or sparse matrix as
+    - `operator`: A; a `lineax.AbstractLinearOperator`, or an array or a sparse matrix as
         for [`pseudojvp.linear_solve`][].
     - `damp`: λ, a real scalar in the units of A.
 
-    **Returns:** a `lineax.FunctionLinearOperator` from the space of x to pairs of a
-    vector in the space of b and one in that of x. Cost: one product with A.
+    **Returns:** a `lineax.FunctionLinearOperator` from the space of x to pairs: a vector
+    like b and one like x. Cost: one product with A.
 
     **Derivatives:** with respect to `operator` and `damp`, of every order.
 
-    **Raises:** `ValueError` if `damp` is no scalar, `TypeError` if it is complex or
-    `operator` is no operator.
+    **Raises:** `ValueError` if `damp` is not a scalar; `TypeError` if it is complex or
+    `operator` is not an operator.
 
     **Sources:** Paige & Saunders, *LSQR: an algorithm for sparse linear equations and
     sparse least squares*, ACM Trans. Math. Softw. 8 (1982), section 2.

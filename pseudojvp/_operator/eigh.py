@@ -26,10 +26,10 @@ from .tags import as_scalar, tags_of_multiple
 
 
 class Eigh(AbstractStructured):
-    """The Hermitian operator V diag(λ) Vᴴ + μ (I − V Vᴴ) of orthonormal columns V.
+    """The Hermitian operator V diag(λ) Vᴴ + μ (I − V Vᴴ), V with orthonormal columns.
 
-    As `jnp.linalg.eigh` gives λ and V. With fewer columns than rows it is of low rank,
-    plus `complement` times the identity on all that is orthogonal to them.
+    `jnp.linalg.eigh` returns λ and V. With fewer columns than rows the operator is of low
+    rank, plus `complement` times the identity on the orthogonal complement of V.
 
         A = pj.Eigh(*jnp.linalg.eigh(matrix))
         x = pj.linear_solve(A + 1e-3 * I, b).value
@@ -38,22 +38,26 @@ class Eigh(AbstractStructured):
     **Arguments:**
 
     - `values`: λ, real, of shape `(k,)`, in any order.
-    - `vectors`: V, of shape `(n, k)`, k ≤ n, real or complex, with orthonormal columns.
-        A solve fails as `RESULTS.breakdown` where Vᴴ V moves a unit vector by more than
-        about 1000 eps √k: each one up to k = 8, eight fixed vectors beyond.
+    - `vectors`: V, of shape `(n, k)`, k ≤ n, real or complex, with orthonormal columns. A
+        solve fails with `RESULTS.breakdown` if Vᴴ V moves a unit vector by more than
+        about 1000 eps √k. It checks every unit vector up to k = 8, and eight fixed
+        vectors beyond.
     - `complement`: μ, a real scalar in the units of λ. Defaults to zero.
 
-    Again an `Eigh`: its transpose and conjugate, real multiples, `A + c I` for real c,
-    and the sum and the product of two of the very same array of vectors. It is known to
-    be Hermitian, and to be definite if `tags` say so.
+    These are again an `Eigh`: its transpose and conjugate, real multiples, `A + c I` for
+    real c, and the sum and product of two that share the same array of vectors. It is
+    known to be Hermitian, and definite if `tags` say so.
 
     - `tags`: what else is known, `lineax.positive_semidefinite_tag` for instance.
+        Defaults to none.
 
-    Cost: 4nk flops for A v and for a solve; power, pseudoinverse and shift take k.
+    Cost: 4nk flops for A v and for a solve; k flops for a power, a pseudoinverse or a
+    shift.
 
-    **Derivatives:** with respect to all three, of every order. They are those of the
-    matrix V diag(λ) Vᴴ + μ (I − V Vᴴ), whichever way V moves; those of its determinant
-    by [`pseudojvp.slogdet`][] take V for orthonormal, and move with λ and μ alone.
+    **Derivatives:** with respect to `values`, `vectors` and `complement`, of every order.
+    They are those of the matrix V diag(λ) Vᴴ + μ (I − V Vᴴ) for any tangent of V. Only
+    its determinant by [`pseudojvp.slogdet`][] takes V to stay orthonormal, and is
+    differentiated with respect to λ and μ alone.
 
     **Raises:** `ValueError` for shapes that do not match, `TypeError` for complex values.
 
@@ -144,17 +148,17 @@ class Eigh(AbstractStructured):
     def power(
         self, exponent: Real[ArrayLike, ""], rcond: Real[ArrayLike, ""] | None = None
     ) -> "Eigh":
-        """Returns A^p = V diag(λ^p) Vᴴ + μ^p (I − V Vᴴ), of any real p.
+        """Returns A^p = V diag(λ^p) Vᴴ + μ^p (I − V Vᴴ), for any real p.
 
-        A negative power is one of the pseudoinverse: eigenvalues that are at most
-        `rcond` times the largest, in absolute value, stay zero. A fractional power of a
-        negative eigenvalue is NaN.
+        A negative power is a power of the pseudoinverse: eigenvalues at most `rcond`
+        times the largest, in absolute value, stay zero. A fractional power of a negative
+        eigenvalue is NaN.
 
         **Arguments:**
 
-        - `exponent`: p, a number, known or traced; a power that is no Python number
-            takes A for positive semidefinite in derivatives.
-        - `rcond`: defaults to `None`, `eps * n`.
+        - `exponent`: p, a number, known or traced; if it is not a Python number,
+            derivatives take A to be positive semidefinite.
+        - `rcond`: a number without unit. Defaults to `None`, `eps * n`.
 
         **Raises:** `ValueError` if `exponent` is no scalar.
         """
@@ -180,7 +184,7 @@ class Eigh(AbstractStructured):
         return Eigh(values, self.vectors, raised(self.complement, kept[-1]), tags)
 
     def pseudoinverse(self, rcond: Real[ArrayLike, ""] | None = None) -> "Eigh":
-        """Returns A†: `power(-1, rcond)`."""
+        """Returns A†, the same as `power(-1, rcond)`."""
         return self.power(-1, rcond)
 
     def __mul__(self, other: Any) -> lx.AbstractLinearOperator:

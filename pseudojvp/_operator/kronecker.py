@@ -32,13 +32,13 @@ from .structured import (
 
 
 class Kronecker(AbstractStructured):
-    """The Kronecker product A ⊗ B ⊗ … of operators, as `jnp.kron` of their matrices.
+    """The Kronecker product A ⊗ B ⊗ … of operators, like `jnp.kron` of their matrices.
 
-    It acts on flat vectors, of the product of the sizes: (A ⊗ B) vec(X) = vec(A X Bᵀ),
-    where vec takes X row by row (`X.reshape(-1)`). Factors of any shape. The
-    pseudoinverse is that of the factors, (A ⊗ B)† = A† ⊗ B†, and so
-    [`pseudojvp.AutoLinearSolver`][] factorises each of them alone: n³ + m³ flops for
-    factors of n and m, and nm (n + m) a solve, in the place of (nm)³ and (nm)².
+    It acts on flat vectors, whose size is the product of the sizes: (A ⊗ B) vec(X) =
+    vec(A X Bᵀ), where vec reads X row by row (`X.reshape(-1)`). Factors may have any
+    shape. The pseudoinverse is that of the factors, (A ⊗ B)† = A† ⊗ B†, so
+    [`pseudojvp.AutoLinearSolver`][] factorises each factor alone. For factors of size n
+    and m this takes n³ + m³ flops, and nm (n + m) a solve, instead of (nm)³ and (nm)².
 
         K = pj.Kronecker(A, B)
         x = pj.linear_solve(K, b).value
@@ -46,24 +46,24 @@ class Kronecker(AbstractStructured):
     **Arguments:**
 
     - `operators`: the factors, at least one: each a `lineax.AbstractLinearOperator`, an
-        array of shape `(rows, cols)` or a sparse matrix. Arrays are promoted to the
-        dtype of all; operators have to be of it. Vectors of operators that are trees
-        are flattened leaf by leaf.
+        array of shape `(rows, cols)` or a sparse matrix. Arrays are promoted to one
+        common dtype; operators must have it already. If an operator acts on pytrees, its
+        vectors are flattened leaf by leaf.
 
-    Again a `Kronecker`: its transpose and conjugate; `c * K` (the first factor takes c);
-    `K @ L` for factors that fit one by one; `K + L` where all factors but one are the
-    same arrays. `K + λ I` for Hermitian factors (tagged) is `K.damped(λ)`. A tag holds
-    if it does for all factors (definiteness: as the product of their signs). The trace
-    is the product of the traces, the diagonal the product of the diagonals, where the
-    factors are square.
+    These are again a `Kronecker`: its transpose and conjugate; `c * K` (c multiplies the
+    first factor); `K @ L` if the factors match one by one; `K + L` if all factors but one
+    are the same arrays. For Hermitian (tagged) factors `K + λ I` is `K.damped(λ)`. A tag
+    holds if it holds for all factors; definiteness follows from the product of their
+    signs. For square factors the trace is the product of their traces, and the diagonal
+    the Kronecker product of their diagonals.
 
-    Cost of K v: one product with each factor for each vector along its axis.
+    Cost of K v: for each factor, a product with every vector along its axis.
 
-    **Derivatives:** with respect to the factors and all that they are made of, of every
-    order. The tangent of a product takes one product with each factor.
+    **Derivatives:** with respect to the factors and all arrays in them, of every order.
+    The tangent of a product takes one product with each factor.
 
-    **Raises:** `TypeError` or `ValueError` for no factor, one that is no operator,
-    operators of several dtypes.
+    **Raises:** `TypeError` or `ValueError` if there is no factor, a factor is not an
+    operator, or operators differ in dtype.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 12.3;
     Langville & Stewart, J. Comput. Appl. Math. 167 (2004), for pseudoinverses.
@@ -132,7 +132,7 @@ class Kronecker(AbstractStructured):
         return jnp.diagonal(self.as_matrix())
 
     def trace(self) -> Inexact[Array, ""]:
-        """Returns the trace of a square product: that of the factors, multiplied."""
+        """Returns the trace of square factors: the product of their traces."""
         self.check_square("trace")
         if all(op.in_size() == op.out_size() for op in self.operators):
             traces = [jnp.sum(lx.diagonal(operator)) for operator in self.operators]
@@ -142,18 +142,18 @@ class Kronecker(AbstractStructured):
     def damped(self, damping: Any) -> "DampedKronecker":
         """Returns A ⊗ B ⊗ … + λ I, exactly, for Hermitian factors.
 
-        Solved by the eigenvalues of the factors: with A = Q diag(d) Qᴴ and
-        B = P diag(e) Pᴴ those of the sum are d_i e_j + λ, its eigenvectors Q ⊗ P. Cost:
-        one `eigh` of each factor, then two products with Q and with P a solve.
+        A solve uses the eigenvalues of the factors: with A = Q diag(d) Qᴴ and B = P
+        diag(e) Pᴴ the sum has the eigenvalues d_i e_j + λ and the eigenvectors Q ⊗ P.
+        Cost: one `eigh` of each factor, then two products with Q and with P a solve.
 
         **Arguments:**
 
         - `damping`: λ, a real scalar in the units of the product.
 
-        **Returns:** an operator of the same space; `+ λ I` and real multiples are such
-        again.
+        **Returns:** an operator on the same space. Adding `λ I` or taking a real multiple
+        gives such an operator again.
 
-        **Derivatives:** with respect to the factors and λ, of every order, also where
+        **Derivatives:** with respect to the factors and λ, of every order, even if
         eigenvalues coincide: the eigenvectors themselves are never differentiated.
 
         **Raises:** `ValueError` if a factor is not known to be Hermitian, or `damping`
@@ -165,26 +165,26 @@ class Kronecker(AbstractStructured):
         return DampedKronecker(self, real_scalar(damping, self, "damped(damping=...)"))
 
     def factored_damped(self, damping: Any, pi: Any = None) -> "Kronecker":
-        """Returns (A + π√λ I) ⊗ (B + √λ/π I), near A ⊗ B + λ I and again a product.
+        """Returns (A + π√λ I) ⊗ (B + √λ/π I): a Kronecker product near A ⊗ B + λ I.
 
-        π² is the quotient of the mean diagonal entries of A and of B, which makes the
-        bound of the difference in the trace norm the smallest. Of k factors, factor i
-        gets λ^(1/k) π_i, where π_i is its mean diagonal entry over the geometric mean of
-        all. The factors may be of any square kind, Hermitian or not; those that are
-        known to be positive semidefinite stay so.
+        π² is the mean diagonal entry of A over that of B; this minimises the bound on the
+        difference in the trace norm. For k factors, factor i gets λ^(1/k) π_i, where π_i
+        is its mean diagonal entry over the geometric mean of all. The factors may be of
+        any square kind, Hermitian or not; those known to be positive semidefinite stay
+        so.
 
         **Arguments:**
 
-        - `damping`: λ ≥ 0, a real scalar in the units of the product. A negative one
-            makes the operator NaN.
-        - `pi`: π of two factors, a positive real scalar; for more, pass them damped.
-            Another one makes the operator NaN. Defaults to `None`, as above; one where a
-            mean is not positive.
+        - `damping`: λ ≥ 0, a real scalar in the units of the product. A negative λ makes
+            the operator NaN.
+        - `pi`: π for two factors, a positive real scalar; otherwise the operator is NaN.
+            For more factors, pass damped factors instead. Defaults to `None`, as above; 1
+            if a mean is not positive.
 
         **Derivatives:** with respect to the factors and λ, through π as well.
 
-        **Raises:** `ValueError` if a factor is not square, `damping` or `pi` is no
-        scalar, or `pi` is given for another number of factors; `TypeError` if they are
+        **Raises:** `ValueError` if a factor is not square, `damping` or `pi` is not a
+        scalar, or `pi` is given and there are not two factors; `TypeError` if they are
         complex.
 
         **Sources:** Martens & Grosse, *Optimizing neural networks with Kronecker-factored

@@ -25,36 +25,37 @@ from .unit_diagonal import with_implied_ones
 
 
 class LowRankUpdate(lx.AbstractLinearOperator):
-    """The operator A + U C Vᴴ, of which only the parts are kept.
+    """The operator A + U C Vᴴ, of which only A, U, V and C are stored.
 
     It has the structure of A; U and V act on vectors as one flat array, with the leaves
     one after the other. [`pseudojvp.AutoLinearSolver`][] solves with it by
-    [`pseudojvp.Woodbury`][]: k + 1 solves with A in the place of one with a dense matrix.
+    [`pseudojvp.Woodbury`][]: k + 1 solves with A instead of one with a dense matrix.
 
-    It is known to be positive semidefinite where A is, V is left out, and C is left out
-    or tagged so: D + U Uᴴ by construction. Likewise for negative semidefinite, symmetric
-    (real) and `hermitian_tag`. For what else is known of the sum there is
+    It is known to be positive semidefinite if A is, V is left out, and C is left out or
+    tagged so: D + U Uᴴ by construction. The same holds for negative semidefinite,
+    symmetric (real) and `hermitian_tag`. To state anything else about the sum, use
     `lineax.TaggedLinearOperator`. Multiples (`2.0 * M`, `M / 2.0`, `-M`) are updates too.
 
     **Arguments:**
 
-    - `operator`: A, of shape `(rows, cols)`; any `lineax.AbstractLinearOperator`, an
-        array or a sparse matrix, as for [`pseudojvp.linear_solve`][]. Another update too.
+    - `operator`: A, of shape `(rows, cols)`; any `lineax.AbstractLinearOperator`, also
+        another update, or an array or a sparse matrix, as for
+        [`pseudojvp.linear_solve`][].
     - `U`: an array of shape `(rows, k)`.
-    - `V`: an array of shape `(cols, k)`. Defaults to `None`, which is U.
+    - `V`: an array of shape `(cols, k)`. Defaults to `None`, U.
     - `C`: an array of shape `(k, k)`, or an operator of that shape with its tags.
         Defaults to `None`, the identity.
 
-    U, V and C are real or complex if A is complex, and real if A is real.
+    U, V and C may be complex only if A is complex.
 
     Cost of M v: one product with A and 2 (rows + cols + k) k flops.
 
-    **Derivatives:** with respect to A, U, V and C, forward and reverse, of every order;
-    a derivative of M v is made of the parts, and never rows × cols.
+    **Derivatives:** with respect to A, U, V and C, forward and reverse, of every order; a
+    derivative of M v uses only the parts, and never forms a rows × cols matrix.
 
-    **Raises:** `TypeError` for an A or C that is no operator, or for complex parts beside
-    a real A; `ValueError` for shapes that do not match, or for an A that mixes real and
-    complex leaves.
+    **Raises:** `TypeError` for an A or C that is not an operator, or for complex parts
+    with a real A; `ValueError` for shapes that do not match, or for an A that mixes real
+    and complex leaves.
 
     **Sources:** Hager, *Updating the inverse of a matrix*, SIAM Review 31 (1989),
     equation (1).
@@ -151,7 +152,7 @@ class LowRankUpdate(lx.AbstractLinearOperator):
 
     @property
     def tags(self) -> frozenset[object]:
-        """`hermitian_tag` where the parts say so."""
+        """The tags, with `hermitian_tag` if the parts imply it."""
         same = self.V is None and is_hermitian(self.operator)
         holds = same and (self.C is None or is_hermitian(self.C))
         return frozenset({hermitian_tag}) if holds else frozenset()
@@ -163,21 +164,21 @@ class LowRankUpdate(lx.AbstractLinearOperator):
 
     @property
     def right(self) -> Inexact[Array, "cols k"]:
-        """V."""
+        """The array V, or U if V was left out."""
         return self.U if self.V is None else self.V
 
     def core(self) -> Inexact[Array, "k k"]:
-        """C as a matrix."""
+        """C as a matrix, `(k, k)`."""
         if self.C is None:
             return jnp.eye(self.rank, dtype=self.U.dtype)
         return matrix_of(self.C).astype(self.U.dtype)
 
     def times_core(self, columns: Inexact[Array, "rows k"]) -> Inexact[Array, "rows k"]:
-        """X C."""
+        """Returns X C."""
         return columns if self.C is None else matmul(columns, self.core())
 
     def band(self, offset: int) -> Inexact[Array, " length"]:
-        """The entries of U C Vᴴ with column − row = offset."""
+        """Returns the entries of U C Vᴴ with column − row = offset."""
         left, right = self.times_core(self.U), self.right.conj()
         length = min(len(left) + min(offset, 0), len(right) - max(offset, 0))
         left = left[max(-offset, 0) :][: max(length, 0)]

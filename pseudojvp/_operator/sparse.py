@@ -22,47 +22,49 @@ from .tags import as_scalar, tags_of_multiple
 
 
 class SparseLinearOperator(lx.AbstractLinearOperator):
-    """A sparse matrix: only its stored entries take memory, in derivatives as well.
+    """A sparse matrix; it and its derivatives store only its entries.
 
-    Where the entries are is sorted once, when the operator is built, by rows for A v and
-    by columns for A^T v. Build it outside of `jax.jit`, or there from indices that are
-    known while it traces: NumPy arrays, SciPy matrices, JAX arrays made outside. (Those
-    of a `BCOO` or `BCSR` made there from NumPy arrays are not.) From traced indices the
-    products are several times slower, and many columns at once ten times; what rests on
-    the pattern, such as seeing that it is triangular, is not done.
+    The indices are sorted once, when the operator is built: by rows for A v and by
+    columns for A^T v. Build it outside `jax.jit`, or inside from indices that are known
+    while JAX traces: NumPy arrays, SciPy matrices, JAX arrays made outside. (Indices of a
+    `BCOO` or `BCSR` that is made inside, even from NumPy arrays, are not known.) With
+    traced indices the products are several times slower, those with many columns at once
+    ten times; and nothing is derived from the pattern, such as that the matrix is
+    triangular.
 
     **Arguments:**
 
     - `matrix`: a `jax.experimental.sparse` `BCOO` or `BCSR`, a SciPy sparse matrix or
         array, a tuple `(data, row, col, shape)` with `data`, `row`, `col` of shape
         `(nse,)`, or a tuple `(data, sparsity)` with the `sparsity` of another operator,
-        which is not sorted again. Entries may be in any order; those in one place add
-        up. Integer data become the default floating dtype. An index equal to the
-        dimension marks padding in `BCOO` and `BCSR`, as it does in JAX.
-    - `tags`: what is known of the matrix, as for `lineax.MatrixLinearOperator`. Defaults
-        to none. That a square matrix is diagonal, tridiagonal or triangular is seen from
-        the indices, unless they are traced.
+        which is not sorted again. Entries may be in any order; entries with the same
+        indices add up. Integer data become the default floating dtype. In `BCOO` and
+        `BCSR` an index equal to the dimension marks padding, as in JAX.
+    - `tags`: what is known about the matrix, as for `lineax.MatrixLinearOperator`.
+        Defaults to none. Unless the indices are traced, a square matrix is recognised as
+        diagonal, tridiagonal or triangular from them.
 
     Multiples (`2.0 * A`, `A / 2.0`, `-A`) are sparse again and keep the tags that hold
-    for them, of definiteness where the sign of the number is known: not if it is traced.
+    for them. They keep definiteness only if the sign of the factor is known, that is, not
+    traced.
 
-    A triangular matrix with `lineax.unit_diagonal_tag` need not store its diagonal: the
-    ones that are missing are appended to the entries, unless the indices are traced.
+    A triangular matrix with `lineax.unit_diagonal_tag` need not store its diagonal:
+    missing ones are appended to the entries, unless the indices are traced.
 
     The fields are `data`, in the order given, and `sparsity`, with `row`, `col` and
     `shape`.
 
-    Cost of A v and A^T v: `nse` multiplications, for several vectors under `jax.vmap` as
-    one product with a matrix of columns.
+    Cost of A v and A^T v: `nse` multiplications. Several vectors under `jax.vmap` are one
+    product with a matrix of columns.
 
     **Derivatives:** with respect to `data` only, forward and reverse, of every order. The
     cotangent has the shape and the order of `data`; it is zero for padding.
 
-    **Raises:** `TypeError` for a `matrix` of another type, a dense one among them;
-    `ValueError` for shapes that do not match, for indices out of range, and for a tag
-    that the indices contradict: an entry outside of a diagonal, tridiagonal or
-    triangular matrix, or none on the unit diagonal of one that is not triangular. If the
-    indices are traced, those out of range make the operator NaN.
+    **Raises:** `TypeError` for a `matrix` of another type, such as a dense one;
+    `ValueError` for shapes that do not match, indices out of range, and a tag that the
+    indices contradict: an entry outside a diagonal, tridiagonal or triangular matrix, or
+    a unit diagonal tag on a matrix that is not triangular and lacks diagonal entries. If
+    the indices are traced, indices out of range make the operator NaN.
 
     **Example:**
 
@@ -146,7 +148,8 @@ class SparseLinearOperator(lx.AbstractLinearOperator):
         return SparseLinearOperator((data, self.sparsity), tags)
 
     def largest_entries(self) -> Real[Array, " cols"]:
-        """The largest absolute value of each column, those in one place apart."""
+        """Returns the largest absolute value in each column, without adding up entries
+        that have the same indices."""
         sizes = jnp.abs(self.data)
         zeros = jnp.zeros(self.sparsity.shape[1], sizes.dtype)
         return zeros.at[self.sparsity.col].max(sizes, mode="drop")

@@ -24,32 +24,32 @@ from .structured import (
 
 
 class Toeplitz(AbstractStructured):
-    """The Toeplitz matrix of a first column c and a first row r, constant on diagonals.
+    """The Toeplitz matrix with first column c and first row r, constant on its diagonals.
 
-    As `scipy.linalg.toeplitz`: A_ij is c_(i − j) on and below the diagonal and r_(j − i)
-    above, of shape `(len(c), len(r))`, square or not. A product takes three FFTs of about
-    m + n numbers: A is a corner of a circulant matrix.
+    Like `scipy.linalg.toeplitz`: A_ij is c_(i − j) on and below the diagonal and r_(j −
+    i) above, of shape `(len(c), len(r))`, square or not. A product takes three FFTs of
+    length about m + n, because A is a corner of a circulant matrix.
 
     [`pseudojvp.AutoLinearSolver`][] solves it as a dense matrix up to a million entries
-    (1000 × 1000), by Cholesky or LU, with an estimate of the condition number. Above, it
-    iterates with products, and never makes A: `CG` if A is tagged definite, with the
-    inverse of `circulant()` as a preconditioner, `MINRES` if it is Hermitian, `BiCGStab`
-    with that preconditioner if it is square, `LSMR` otherwise or where the rank may be
-    deficient, to a relative residual of 1e-10: for an ill-conditioned A name a solver
-    with a smaller `rtol`, or `LU()`. Levinson's recursion, O(n²) in n steps one after the
-    other, is not used: for indefinite or general A it is unstable wherever a leading
-    block is near singular.
+    (1000 × 1000), by Cholesky or LU, with an estimate of the condition number. Above that
+    it iterates with products and never forms A: `CG` if A is tagged definite, `MINRES` if
+    it is Hermitian, `BiCGStab` if it is square, `LSMR` otherwise or if the rank may be
+    deficient. `CG` and `BiCGStab` use the inverse of `circulant()` as a preconditioner.
+    The relative residual is 1e-10; for an ill-conditioned A name a solver with a smaller
+    `rtol`, or `LU()`. Levinson's recursion (O(n²), in n sequential steps) is not used:
+    for indefinite or general A it is unstable whenever a leading block is nearly
+    singular.
 
     **Arguments:**
 
     - `column`: c, of shape `(m,)`, real or complex. 16 bits become 32.
-    - `row`: r, of shape `(n,)`; r_0 is not used. Defaults to `None`, the conjugate of c.
-    - `tags`: what is known of the matrix, as for `lineax.MatrixLinearOperator`. A real
+    - `row`: r, of shape `(n,)`; r_0 is ignored. Defaults to `None`, the conjugate of c.
+    - `tags`: what is known about the matrix, as for `lineax.MatrixLinearOperator`. A real
         one without `row` is known to be symmetric. Defaults to none.
 
-    Again a `Toeplitz`: its transpose and conjugate, multiples, sums of two of one shape
-    (or with a [`Circulant`][pseudojvp.Circulant]), and `A + λ I` of a square one.
-    Products are composed, as of any operators.
+    These are again a `Toeplitz`: its transpose and conjugate, multiples, the sum of two
+    with one shape (or with a [`Circulant`][pseudojvp.Circulant]), and `A + λ I` if A is
+    square. Products with other operators are compositions, as for any operator.
 
     **Derivatives:** with respect to `column` and `row`, of every order.
 
@@ -126,10 +126,10 @@ class Toeplitz(AbstractStructured):
         return self.column.size * self.column[0]
 
     def circulant(self) -> Circulant:
-        """Returns the circulant matrix nearest to a square A, in the Frobenius norm.
+        """Returns the circulant matrix nearest to a square A in the Frobenius norm.
 
         c_k = ((n − k) a_k + k a_(k − n)) / n. For Hermitian A its eigenvalues lie between
-        the smallest and the largest of A, so that it is definite if A is.
+        the smallest and the largest of A, so it is definite if A is.
 
             options = {"preconditioner": A.circulant().pseudoinverse()}
 
