@@ -128,42 +128,41 @@ def amg(
     smoothing_steps: int = 2,
     **options: Any,
 ) -> AMGPreconditioner:
-    """Returns one V-cycle of algebraic multigrid for a sparse A, on PyAMG's hierarchy.
+    """Returns one V-cycle of algebraic multigrid for a sparse A, with PyAMG's hierarchy.
 
     PyAMG (`pip install "pseudojvp[amg]"`) builds the coarser matrices on the host; the
-    cycle runs in JAX: before and after each coarse correction the same Chebyshev
-    polynomial in D^-1 A, D = diag(A), and a dense pseudoinverse on the coarsest level.
-    For a symmetric A it is symmetric, and for a positive definite A positive definite,
-    because no eigenvalue of D^-1 A is above the bound that is taken, the largest row sum
-    of its absolute values.
+    cycle runs in JAX. It smooths before and after each coarse correction with the same
+    Chebyshev polynomial in D^-1 A, D = diag(A), and applies a dense pseudoinverse on the
+    coarsest level. The preconditioner is symmetric if A is, and positive definite if A
+    is. The polynomial uses the largest row sum of |D^-1 A| as its bound, and no
+    eigenvalue of D^-1 A is above it.
 
-    For discretised elliptic equations and graph Laplacians: iterations hardly grow with
-    n. Other A than symmetric or Hermitian ones need `symmetry="nonsymmetric"`, and may
-    gain nothing.
+    Use it for discretised elliptic equations and graph Laplacians: the number of
+    iterations hardly grows with n. An A that is neither symmetric nor Hermitian needs
+    `symmetry="nonsymmetric"`, and may gain nothing.
 
-    Cost: PyAMG's set-up, O(n); `2 * smoothing_steps` products with A an application, some
-    one and a half times that with all levels. Of each level four products are compiled,
-    some seconds in all for a program of two solves.
+    Cost: PyAMG's set-up, O(n). An application takes `2 * smoothing_steps` products with
+    A, about one and a half times that with all levels. Four products are compiled for
+    each level, which takes some seconds in all for a program of two solves.
 
     **Arguments:**
 
-    - `operator`: A, square, with numbers that are known (no tracers); a
+    - `operator`: A, square, with known numbers (no tracers); a
         [`pseudojvp.SparseLinearOperator`][], `BCOO`, `BCSR`, SciPy sparse matrix or
         `(data, row, col, shape)`.
-    - `method`: which of PyAMG's `smoothed_aggregation_solver` and `ruge_stuben_solver`
-        builds the hierarchy. Defaults to the former.
+    - `method`: the PyAMG function that builds the hierarchy, `"smoothed_aggregation"` or
+        `"ruge_stuben"`. Defaults to the former.
     - `smoothing_steps`: products with A in each smoothing, at least 1. Defaults to `2`.
     - `options`: further arguments of that function: `strength`, `B` (candidates for the
         near null space), `max_levels`, …
 
-    **Returns:** a lineax operator. If A is tagged positive semidefinite or symmetric, so
-    is this.
+    **Returns:** a lineax operator, tagged positive semidefinite or symmetric if A is.
 
     **Derivatives:** none; a preconditioner is a constant.
 
     **Raises:** `ImportError` without PyAMG; `TypeError` if `operator` is not sparse;
     `ValueError` if it is not square, its numbers are traced, a diagonal entry is zero, or
-    for another `method`.
+    `method` is unknown.
 
     **Sources:** Vaněk, Mandel & Brezina, *Algebraic multigrid by smoothed aggregation for
     second and fourth order elliptic problems*, Computing 56 (1996); Ruge & Stüben,

@@ -36,20 +36,20 @@ class BlockDiagonalPreconditioner(AbstractPreconditioner):
 
 
 def block_jacobi(operator: Any, block_size: int) -> lx.AbstractLinearOperator:
-    """Returns the inverses of the diagonal blocks of A, as a block diagonal operator.
+    """Returns the inverses of the diagonal blocks of A as a block diagonal operator.
 
-    The unknowns, in the order of the flattened vector, are cut into runs of `block_size`;
-    the last may be shorter. A block that is singular (or, for positive semidefinite A,
-    not definite to working precision) is replaced by its diagonal, as in
-    [`pseudojvp.jacobi`][].
+    The unknowns, in the order of the flattened vector, are divided into blocks of
+    `block_size`; the last block may be shorter. A singular block (for positive
+    semidefinite A, one that is not definite to working precision) is replaced by its
+    diagonal, as in [`pseudojvp.jacobi`][].
 
     Cost: the blocks of A (the whole matrix, unless A is a
-    [`pseudojvp.SparseLinearOperator`][]), n / k inverses of size k in one batched call;
-    then n k multiplications an application. Memory: n k.
+    [`pseudojvp.SparseLinearOperator`][]) and n / k inverses of size k in one batched
+    call; then n k multiplications an application. Memory: n k.
 
     **Arguments:**
 
-    - `operator`: A, square; what [`pseudojvp.linear_solve`][] takes.
+    - `operator`: A, square; anything that [`pseudojvp.linear_solve`][] takes.
     - `block_size`: k, at least 1.
 
     **Returns:** a lineax operator; positive definite and tagged so if A is tagged
@@ -57,8 +57,8 @@ def block_jacobi(operator: Any, block_size: int) -> lx.AbstractLinearOperator:
 
     **Derivatives:** none; a preconditioner is a constant.
 
-    **Raises:** `ValueError` if A is not square or `block_size < 1`, `TypeError` if that
-    is no integer.
+    **Raises:** `ValueError` if A is not square or `block_size < 1`, `TypeError` if
+    `block_size` is not an integer.
 
     **Sources:** Saad, *Iterative Methods for Sparse Linear Systems*, 2nd ed. (2003),
     section 12.2.

@@ -59,18 +59,19 @@ def chebyshev(
     lower: ArrayLike | None = None,
     upper: ArrayLike | None = None,
 ) -> lx.AbstractLinearOperator:
-    """Returns a Chebyshev polynomial in A that is near A^-1 on [lower, upper].
+    """Returns a Chebyshev polynomial in A that approximates A^-1 on [lower, upper].
 
         P = p(A),   1 − λ p(λ) = T_m((θ − λ) / δ) / T_m(θ / δ),   m = degree + 1,
 
-    where θ and δ are the middle and half the length of the interval, and T_m is the
-    Chebyshev polynomial. p is positive on (0, upper], so P is positive definite if no
-    eigenvalue of A is above `upper`, also where `lower` is not a bound of the spectrum.
+    where θ is the middle of the interval, δ half its length, and T_m the Chebyshev
+    polynomial. p is positive on (0, upper]. So P is positive definite if no eigenvalue of
+    A is above `upper`, even if some are below `lower`.
 
-    It needs no entries of A, no triangular solves and no inner products, so it suits
-    GPUs, and matrix-free A. Iterations fall by a factor of about m with the default
-    `lower`; each takes m products with A in the place of one, so the number of products
-    is about that without it, and all other costs of the solver fall by m.
+    It needs no entries of A, no triangular solves and no inner products, so it suits GPUs
+    and matrix-free A. With the default `lower` the number of iterations falls by a factor
+    of about m. Each iteration takes m products with A instead of one, so the number of
+    products is about the same as without P, and all other costs of the solver fall by a
+    factor of m.
 
     Cost: ten products with A if `upper` is not given; then `degree` products an
     application.
@@ -78,21 +79,22 @@ def chebyshev(
     **Arguments:**
 
     - `operator`: A, positive semidefinite and tagged so; only its products are used.
-    - `degree`: that of p, at least 0. Defaults to `4`.
-    - `lower`: a scalar between 0 and `upper`, in the units of A. Defaults to
-        `upper / (m + 1)²`: an interval that reaches further down gains little.
-    - `upper`: a bound of the largest eigenvalue, a scalar in the units of A. Defaults to
-        an estimate: the largest Ritz value of ten Lanczos steps plus the norm of their
-        residual, times 1.01. That has been above the largest eigenvalue wherever it was
-        tried, but is no proof: pass a bound (the largest row sum of |A|) if you have one.
+    - `degree`: the degree of p, at least 0. Defaults to `4`.
+    - `lower`: a scalar between 0 and `upper`, in the units of A. Defaults to `None`,
+        `upper / (m + 1)²`; a smaller value gains little.
+    - `upper`: a bound on the largest eigenvalue, a scalar in the units of A. Defaults to
+        `None`, an estimate: the largest Ritz value of ten Lanczos steps plus the norm of
+        their residual, times 1.01. In all our tests this was above the largest
+        eigenvalue, but that is not proved: pass a bound (the largest row sum of |A|) if
+        you have one.
 
-    **Returns:** a lineax operator, positive definite (if `upper` is a bound) and tagged
-    so.
+    **Returns:** a lineax operator, tagged positive definite (which it is if `upper` is a
+    bound).
 
     **Derivatives:** none; a preconditioner is a constant.
 
-    **Raises:** `ValueError` if A is not square, not tagged, `degree < 0`, or bounds known
-    while JAX traces are not `0 < lower < upper`.
+    **Raises:** `ValueError` if A is not square or not tagged, if `degree < 0`, or if
+    bounds known while JAX traces do not satisfy `0 < lower < upper`.
 
     **Sources:** Saad, *Iterative Methods for Sparse Linear Systems*, 2nd ed. (2003),
     section 12.3.2; Zhou, Saad, Tiago & Chelikowsky, *Self-consistent-field calculations

@@ -14,29 +14,30 @@ from .._operator.adjoint import adjoint
 
 
 def factorised_inverse(G: Any, epsilon: Any = 0.0) -> lx.AbstractLinearOperator:
-    """Returns the preconditioner P = G Gᴴ + diag(ε), for a G that is known.
+    """Returns the preconditioner P = G Gᴴ + diag(ε) for a known G.
 
-    An approximate inverse is applied, not solved with: P v takes a product with Gᴴ and
-    one with G. Whatever the entries of G are, P is positive semidefinite, and definite
-    for ε > 0. They may come from a network, as [`pseudojvp.PreconditionerNetwork`][], or
+    P is an approximate inverse that is applied, not solved with: P v takes a product with
+    Gᴴ and one with G. Whatever the entries of G, P is positive semidefinite, and definite
+    for ε > 0. G may come from a network, as in [`pseudojvp.PreconditionerNetwork`][], or
     from a sparse approximate inverse.
 
-    Cost: none to make; an application is a product with G, one with Gᴴ and 2 n flops.
+    Cost: nothing to create; an application takes a product with G, one with Gᴴ and 2 n
+    flops.
 
     **Arguments:**
 
-    - `G`: a square operator or matrix, as [`pseudojvp.linear_solve`][] takes. P is near
-        A⁻¹ where G is near the factor of A⁻¹ = G Gᴴ.
-    - `epsilon`: ε `≥ 0`, a real scalar, or a vector of the structure of G. Defaults to
-        `0.0`.
+    - `G`: a square operator or matrix, as [`pseudojvp.linear_solve`][] takes. P
+        approximates A⁻¹ if G approximates the factor in A⁻¹ = G Gᴴ.
+    - `epsilon`: ε `≥ 0`, a real scalar, or a vector with the structure of vectors of G.
+        Defaults to `0.0`.
 
     **Returns:** a lineax operator, tagged `lineax.positive_semidefinite_tag`.
 
-    **Derivatives:** those of products with P in G and ε: a loss such as
-    [`pseudojvp.condition_number`][] can be minimised. In a solve P is a constant.
+    **Derivatives:** products with P are differentiable with respect to G and ε, so a loss
+    such as [`pseudojvp.condition_number`][] can be minimised. In a solve P is a constant.
 
-    **Raises:** `ValueError` if G is not square, for an ε of another structure or complex,
-    and for a negative one where that is known; where it is traced, P is NaN.
+    **Raises:** `ValueError` if G is not square, if ε has another structure or is complex,
+    and if ε is known to be negative; a negative traced ε makes P NaN.
 
     **Sources:** Kolotilina & Yeremin, *Factorized sparse approximate inverse
     preconditionings I*, SIAM J. Matrix Anal. Appl. 14 (1993); Yang et al., *Learning

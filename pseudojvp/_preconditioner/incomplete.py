@@ -58,26 +58,27 @@ def incomplete_cholesky(
         P = (L D L^H)^-1,   L D L^H = A on the pattern of A, and L zero outside of it,
 
     with a unit lower triangular L and D > 0. Only entries on and below the diagonal are
-    read. Where a pivot is not positive, A + α diag(Σ_j |a_ij|) takes the place of A, with
-    the first α in 0, 0.001, 0.004, … for which all are. For M-matrices (discretised
-    Laplacians among them) α is zero. On these, iterations fall by a factor of three.
+    read. If a pivot is not positive, A + α diag(Σ_j |a_ij|) is factorised instead, with
+    the first α of 0, 0.001, 0.004, … that makes all pivots positive. For M-matrices (such
+    as discretised Laplacians) α is zero. On these, the number of iterations falls by a
+    factor of three.
 
-    Cost: an analysis of the pattern by NumPy while JAX traces. Then the exact
-    factorisation, and each half of an application, in as many steps as the longest chain
-    of entries that wait for one another (some 2 to 6 times the width of a grid of
-    unknowns); all entries of a step are taken at once. See `sweeps` for less. Memory:
-    that of A.
+    Cost: NumPy analyses the pattern while JAX traces. The factorisation is computed
+    exactly, in as many steps as the longest chain of entries that depend on one another
+    (about 2 to 6 times the width of a grid of unknowns). So is each half of an
+    application, unless `sweeps` is given. All entries of a step are computed at once.
+    Memory: that of A.
 
     **Arguments:**
 
     - `operator`: A, Hermitian; a [`pseudojvp.SparseLinearOperator`][], `BCOO`, `BCSR`,
-        SciPy sparse matrix or `(data, row, col, shape)`. Data may be traced by JAX, the
-        indices may not.
-    - `sweeps`: how to apply L^-1. Defaults to `None`: exactly, in steps. An integer, at
-        least 0: by the series Σ_k (I − L)^k of `sweeps + 1` terms, so that many products
-        with L in the place of the steps; P is positive definite nevertheless. On a
-        316 × 316 grid of unknowns, `sweeps=3` took 13 % more iterations of CG than
-        `None` and less than a third of its time (two CPU cores).
+        SciPy sparse matrix or `(data, row, col, shape)`. JAX may trace the data, but not
+        the indices.
+    - `sweeps`: how to apply L^-1. Defaults to `None`: exactly, in steps. With an integer,
+        at least 0: by the series Σ_k (I − L)^k of `sweeps + 1` terms, that is, by
+        `sweeps` products with L instead of the steps; P is still positive definite. On a
+        316 × 316 grid of unknowns, `sweeps=3` took 13 % more iterations of CG than `None`
+        and less than a third of its time (two CPU cores).
 
     **Returns:** a lineax operator, positive definite and tagged so. Its attribute `shift`
     is α.
@@ -93,7 +94,8 @@ def incomplete_cholesky(
     linear systems*, Math. Comp. 34 (1980), for the shift; Anderson & Saad, *Solving
     sparse triangular linear systems on parallel computers*, Int. J. High Speed Comput. 1
     (1989), for the steps; Chow & Patel, *Fine-grained parallel incomplete LU
-    factorization*, SIAM J. Sci. Comput. 37 (2015), for entries in the place of rows.
+    factorization*, SIAM J. Sci. Comput. 37 (2015), for computing entry by entry instead
+    of row by row.
 
     **Example:**
 
@@ -134,23 +136,23 @@ def incomplete_lu(
 
         P = (L D U)^-1,   L D U = A on the pattern of A, and L and U zero outside of it,
 
-    with L unit lower and U unit upper triangular, without pivoting. Where a pivot is zero
-    to working precision, A + α diag(±Σ_j |a_ij|), with the signs of the diagonal of A,
-    takes the place of A, with the first α in 0, 0.001, 0.004, … for which none is. For
-    M-matrices (upwind convection-diffusion among them) α is zero.
+    with L unit lower and U unit upper triangular, without pivoting. If a pivot is zero to
+    working precision, A + α diag(±Σ_j |a_ij|), with the signs of the diagonal of A, is
+    factorised instead, with the first α of 0, 0.001, 0.004, … that avoids such pivots.
+    For M-matrices (such as upwind convection-diffusion) α is zero.
 
-    Cost: as for [`pseudojvp.incomplete_cholesky`][].
+    Cost: that of [`pseudojvp.incomplete_cholesky`][].
 
     **Arguments:**
 
     - `operator`: A, square; a [`pseudojvp.SparseLinearOperator`][], `BCOO`, `BCSR`, SciPy
-        sparse matrix or `(data, row, col, shape)`. Data may be traced by JAX, the indices
-        may not.
+        sparse matrix or `(data, row, col, shape)`. JAX may trace the data, but not the
+        indices.
     - `sweeps`: how to apply L^-1 and U^-1, as for [`pseudojvp.incomplete_cholesky`][].
         Defaults to `None`.
 
-    **Returns:** a lineax operator. Its attribute `shift` is α. It carries no tag, also
-    where A is symmetric: use [`pseudojvp.incomplete_cholesky`][] there.
+    **Returns:** a lineax operator. Its attribute `shift` is α. It carries no tag, even if
+    A is symmetric: use [`pseudojvp.incomplete_cholesky`][] for such an A.
 
     **Derivatives:** none; a preconditioner is a constant.
 

@@ -12,18 +12,18 @@ def jacobi(operator: Any, *, absolute: bool = False) -> lx.AbstractLinearOperato
 
         P = diag(A)^-1
 
-    An unknown whose diagonal entry is zero is left alone: its entry of P is 1. If A is
-    tagged positive semidefinite, or with `absolute=True`, P is diag(|a_ii|)^-1, positive
-    definite and tagged so.
+    Where a diagonal entry of A is zero, the entry of P is 1. If A is tagged positive
+    semidefinite, or with `absolute=True`, P is diag(|a_ii|)^-1, positive definite and
+    tagged so.
 
-    Cost: the diagonal of A (the whole matrix, n products, if A is known by its products
-    alone); then n multiplications an application.
+    Cost: the diagonal of A (n products, for the whole matrix, if A is known only through
+    products); then n multiplications an application.
 
     **Arguments:**
 
-    - `operator`: A, square; what [`pseudojvp.linear_solve`][] takes.
-    - `absolute`: whether to take absolute values, which makes P positive definite also
-        for an indefinite A, as MINRES needs. Defaults to `False`.
+    - `operator`: A, square; anything that [`pseudojvp.linear_solve`][] takes.
+    - `absolute`: whether to take absolute values. P is then positive definite even for an
+        indefinite A, as MINRES needs. Defaults to `False`.
 
     **Returns:** a lineax operator.
 

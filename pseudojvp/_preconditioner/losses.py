@@ -14,30 +14,32 @@ from .._operator import as_operator
 
 
 def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:
-    """Returns the condition number of P A, λ_max / λ_min: that of L^H A L with P = L L^H.
+    """Returns the condition number of P A, λ_max / λ_min.
 
-    Steps of CG grow with its square root. Infinite for an A or P that is not definite,
-    and where an eigenvalue is lost to rounding; NaN for a P that has no Cholesky factor.
+    This is the condition number of L^H A L with P = L L^H. The number of CG steps grows
+    with its square root. It is infinite if A or P is not definite, or if an eigenvalue is
+    lost to rounding; NaN if P has no Cholesky factor.
 
-    Cost: dense. A and P as matrices, n products each where they are known by products
-    alone, a Cholesky factorisation, two products of matrices and all eigenvalues: some
-    15 n³ flops; a gradient twice that. Memory: a few n × n matrices.
+    Cost: dense. It takes A and P as matrices (n products each if they are known only
+    through products), a Cholesky factorisation, two products of matrices and all
+    eigenvalues: about 15 n³ flops; a gradient costs twice that. Memory: a few n × n
+    matrices.
 
     **Arguments:**
 
     - `A`: positive semidefinite or negative semidefinite, and tagged so; real or complex;
-        what [`pseudojvp.linear_solve`][] takes.
+        anything that [`pseudojvp.linear_solve`][] takes.
     - `P`: a positive definite operator near A^-1, and tagged so. Defaults to `None`, the
         identity.
 
     **Returns:** a real scalar, at least one up to rounding.
 
-    **Derivatives:** in A and P. Where the largest or smallest eigenvalue is multiple it
-    has none, and that of one of its eigenvectors is taken; of an infinite one it is not
-    finite either.
+    **Derivatives:** with respect to A and P. If the largest or smallest eigenvalue is
+    multiple, no derivative exists, and that of one of its eigenvectors is returned. The
+    derivative of an infinite condition number is not finite.
 
-    **Raises:** `ValueError` for operators of different or non-square structure, or
-    without these tags.
+    **Raises:** `ValueError` for operators that are not square, differ in structure, or
+    lack these tags.
 
     **Example:**
 
@@ -75,18 +77,18 @@ def kaporin_number(A: Any, P: Any = None) -> Real[Array, ""]:
 
         ln K = n ln(tr(P A) / n) − ln det(P A),
 
-    zero for P = A^-1 and multiples of it. Every eigenvalue counts, and it is smooth,
-    other than the ratio of the extreme ones. (ln K + 2 |ln ε|) / ln 2 steps of CG make
-    the residual, in the norm of P, ε times smaller.
+    It is zero if P is a multiple of A^-1. Unlike the ratio of the extreme eigenvalues it
+    depends on every eigenvalue, and is smooth. After (ln K + 2 |ln ε|) / ln 2 steps of CG
+    the residual, in the norm of P, is at most ε times the first one.
 
-    Cost: dense. A and P as matrices and two Cholesky factorisations, 2 n³ / 3 flops; a
-    gradient some five times that. NaN where one of them is not definite.
+    Cost: dense. It takes A and P as matrices and two Cholesky factorisations, 2 n³ / 3
+    flops; a gradient costs about five times that. NaN if A or P is not definite.
 
     **Arguments, Raises:** as [`pseudojvp.condition_number`][].
 
     **Returns:** a real scalar, at least zero up to rounding.
 
-    **Derivatives:** in A and P, of every order.
+    **Derivatives:** with respect to A and P, of every order.
 
     **Sources:** Kaporin, *New convergence results and preconditioning strategies for the
     conjugate gradient method*, Numer. Linear Algebra Appl. 1 (1994), section 2.
@@ -124,27 +126,27 @@ def inverse_residual(
 
         the mean of |z − P A z|² over random z with E z z^H = I.
 
-    z has entries ±1. With E = I − P A, the variance is at most 2 ‖E^H E‖² in the
-    Frobenius norm, over `num_probes`.
+    z has entries ±1. With E = I − P A the variance is at most 2 ‖E^H E‖² / `num_probes`,
+    in the Frobenius norm.
 
-    Cost: a product with A and one with P a probe; a gradient three times that. It needs
-    no tag, and A and P may be of any symmetry. Every singular value of E counts as any
-    other, so that eigenvalues of A near zero, of which CG has most of its steps, weigh
+    Cost: for each probe a product with A and one with P; a gradient costs three times
+    that. A and P need no tags and may have any symmetry. All singular values of E have
+    equal weight, so eigenvalues of A near zero, which cause most steps of CG, count
     little.
 
     **Arguments:**
 
-    - `A`: a square operator, what [`pseudojvp.linear_solve`][] takes.
+    - `A`: a square operator, anything that [`pseudojvp.linear_solve`][] takes.
     - `P`: an operator near A^-1, of the same structure.
-    - `key`: a key of `jax.random`. A new one for each estimate.
+    - `key`: a key of `jax.random`, a new one for each estimate.
     - `num_probes`: a positive Python integer. Defaults to `8`.
 
     **Returns:** a real scalar, `≥ 0`.
 
-    **Derivatives:** in A and P, of the estimate: unbiased as well.
+    **Derivatives:** with respect to A and P, of the estimate; they are unbiased as well.
 
-    **Raises:** `TypeError` and `ValueError` for a bad `num_probes`, `ValueError` for
-    operators of different or non-square structure.
+    **Raises:** `TypeError` or `ValueError` for a `num_probes` that is not a positive
+    integer; `ValueError` for operators that are not square or differ in structure.
 
     **Sources:** Hutchinson, *A stochastic estimator of the trace of the influence matrix
     for Laplacian smoothing splines*, Comm. Statist. Simulation Comput. 19 (1990).

@@ -15,43 +15,43 @@ from .jacobi import inverse_entries
 
 
 class PreconditionerNetwork(eqx.Module):
-    """A small network that makes a preconditioner of a sparse matrix: `network(A)`.
+    """A small network that computes a preconditioner of a sparse matrix: `network(A)`.
 
         P = S (G Gᵀ + ε I) S,    S = diag(|a_ii|)^-½,    g_ij = c δ_ij + d ã_ij + f_ij
 
-    with G on the pattern of A, ã the entries of S A S off the diagonal, and f a network
-    on the stored entries. In `depth` rounds, each of them sends a message along its row,
-    a perceptron of its number and of what its row and column have gathered so far, and
-    each row adds up its messages. The same weights serve every entry, so that a network
-    trained on small systems makes preconditioners of large ones of that kind.
+    G has the pattern of A, ã are the off-diagonal entries of S A S, and f is the output
+    of a network on the stored entries. In each of `depth` rounds, each entry sends a
+    message along its row: a perceptron of its value and of what its row and column have
+    gathered so far. Each row adds up its messages. All entries share the same weights, so
+    a network trained on small systems also works for large systems of the same kind.
 
-    P is positive definite whatever the weights are, and that of −A is that of A. In the
-    beginning f is zero and P a polynomial of second degree in S A S, the same for every
-    matrix. Train by [`pseudojvp.kaporin_number`][], [`pseudojvp.inverse_residual`][] or
-    the residual of a few steps of [`pseudojvp.LearnedCG`][]:
-    [Learned solvers][learned-solvers] has it with Optax.
+    P is positive definite whatever the weights, and A and −A have the same P. Initially f
+    is zero, and P is a polynomial of second degree in S A S, the same for every matrix.
+    Train with [`pseudojvp.kaporin_number`][], [`pseudojvp.inverse_residual`][] or the
+    residual of a few steps of [`pseudojvp.LearnedCG`][];
+    [Learned solvers][learned-solvers] shows how, with Optax.
 
-    Cost of `network(A)`: `2 depth + 1` perceptrons for each stored entry, some
-    8 depth width² flops; of an application two products with G.
+    Cost of `network(A)`: `2 depth + 1` perceptrons for each stored entry, about 8 depth
+    width² flops. An application takes two products with G.
 
-    **Fields:** the arrays are the weights, in the default dtype of floats. They are cast
-    to that of A.
+    **Fields:** the arrays are the weights, in the default floating dtype. They are cast
+    to the dtype of A.
 
     **Arguments:**
 
-    - `width`: of every hidden layer, positive. Defaults to `12`.
-    - `depth`: rounds of messages, `≥ 0`. What a row gathers comes from entries that are
+    - `width`: the width of every hidden layer, positive. Defaults to `12`.
+    - `depth`: the number of rounds of messages, `≥ 0`. A row gathers from entries up to
         `depth` steps away. Defaults to `2`.
-    - `key`, by name: a key of `jax.random`, for the weights.
+    - `key`, by name: a key of `jax.random` for the initial weights.
 
-    **`network(A)`** takes a real `SparseLinearOperator`, a BCOO, a BCSR or a SciPy sparse
-    matrix, square, and returns what [`pseudojvp.factorised_inverse`][] does. It works
-    under `jax.jit`, `jax.vmap` and with traced indices, and is differentiable in weights
-    and entries.
+    **`network(A)`** takes a real, square `SparseLinearOperator`, BCOO, BCSR or SciPy
+    sparse matrix, and returns what [`pseudojvp.factorised_inverse`][] returns. It works
+    under `jax.jit`, under `jax.vmap` and with traced indices, and is differentiable with
+    respect to weights and entries.
 
-    **Raises:** `TypeError` for a matrix that is not sparse, or sizes that are no
-    integers; `ValueError` for one that is complex or not square, and for sizes below
-    those above.
+    **Raises:** `TypeError` for a matrix that is not sparse, or sizes that are not
+    integers; `ValueError` for a matrix that is complex or not square, and for sizes out
+    of range.
 
     **Sources:** Yang et al., *Learning sparse approximate inverse preconditioners for
     conjugate gradient solvers on GPUs*, NeurIPS (2025).

@@ -38,25 +38,25 @@ def nystrom(
 ) -> lx.AbstractLinearOperator:
     """Returns the randomised Nyström preconditioner of A + shift I.
 
-    From A U_0 for a random orthonormal U_0 of `rank` columns comes U diag(λ) U^H near A,
-    and with μ = `shift` and λ_r the smallest of λ
+    A U_0, for a random orthonormal U_0 of `rank` columns, gives an approximation U
+    diag(λ) U^H of A. With μ = `shift` and λ_r the smallest of λ,
 
         P = (λ_r + μ) U diag(λ + μ)^-1 U^H + I − U U^H.
 
-    For A with eigenvalues that fall off quickly (kernels, Gram matrices, Hessians of
-    overparametrised models): where `rank` is some two to four times the effective
-    dimension trace(A (A + μ I)^-1), the condition number of P (A + μ I) is a small
-    constant, whatever that of A is. It does little where the spectrum does not fall off,
-    as that of a discretised Laplacian.
+    Use it for A whose eigenvalues decay quickly (kernels, Gram matrices, Hessians of
+    overparametrised models). If `rank` is about two to four times the effective dimension
+    trace(A (A + μ I)^-1), the condition number of P (A + μ I) is a small constant,
+    whatever that of A is. It does little if the spectrum does not decay, as for a
+    discretised Laplacian.
 
-    Cost: `rank` products with A, all at once, and a QR factorisation and an SVD of
-    n × rank; then 4 n rank flops an application. Memory: n × rank.
+    Cost: `rank` products with A, all at once, and a QR factorisation and an SVD of an n ×
+    rank matrix; then 4 n rank flops an application. Memory: n × rank.
 
     **Arguments:**
 
-    - `operator`: A, positive semidefinite and tagged so, *without* the shift; only its
+    - `operator`: A *without* the shift, positive semidefinite and tagged so; only its
         products are used.
-    - `rank`: columns of U, at least 1; at most n are used.
+    - `rank`: the number of columns of U, at least 1; at most n are used.
     - `key`: a JAX random key.
     - `shift`: μ ≥ 0, a scalar in the units of A. Defaults to `0.0`.
 

@@ -14,15 +14,17 @@ from .operator import constant_square_operator
 def woodbury(
     preconditioner: Any, U: Any, V: Any = None, C: Any = None
 ) -> lx.AbstractLinearOperator:
-    """Returns a preconditioner of A + U C Vᴴ from P, one of A:
+    """Returns a preconditioner of A + U C Vᴴ from a preconditioner P of A:
 
         (P⁻¹ + U C Vᴴ)⁻¹ = P − P U (I + C Vᴴ P U)⁻¹ C Vᴴ P.
 
-    P may be any: `amg(A)` or `incomplete_cholesky(A)` of the sparse part of a sum,
-    `jacobi(D)` of D + U Uᴴ, `invert(A)` of an A with a direct solver, for the inverse.
+    P may be any preconditioner: `amg(A)` or `incomplete_cholesky(A)` of the sparse part
+    of a sum, or `jacobi(D)` for D + U Uᴴ. With `invert(A)` and a direct solver the result
+    is the exact inverse.
 
     Cost: k products with P, k more with its adjoint if V is given, and 2 k³ flops; then a
-    product with P and 4 n k flops an application. Memory: n × k, twice if V is given.
+    product with P and 4 n k flops an application. Memory: n × k, twice that if V is
+    given.
 
     **Arguments:**
 
