@@ -42,57 +42,57 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     """Picks a solver from the shape and the tags of the operator.
 
     - `well_posed=True`: `lineax.Diagonal(well_posed=True)`, [`pseudojvp.Tridiagonal`][],
-        [`pseudojvp.Triangular`][], [`pseudojvp.Cholesky`][] (tagged positive or negative
-        definite) or else [`pseudojvp.LU`][]. A non-square operator is an error.
-    - `well_posed=None`: [`pseudojvp.QR`][] if not square, else as for `True`, except
-        that a diagonal operator may be singular.
+        [`pseudojvp.Triangular`][], [`pseudojvp.Cholesky`][] (if tagged positive or
+        negative definite), or else [`pseudojvp.LU`][]. A non-square operator is an error.
+    - `well_posed=None`: [`pseudojvp.QR`][] if not square, else as for `True`, except that
+        a diagonal operator may be singular.
     - `well_posed=False`: `lineax.Diagonal` if diagonal, else [`pseudojvp.PivotedQR`][].
         Any shape, any rank.
 
-    A square [`pseudojvp.LowRankUpdate`][] gets [`pseudojvp.Woodbury`][], with the solver
-    of what is updated picked in the same way, unless `well_posed=False` or the update has
-    as many columns as unknowns.
+    A square [`pseudojvp.LowRankUpdate`][] gets [`pseudojvp.Woodbury`][], with a solver
+    for the updated operator picked in the same way, unless `well_posed=False` or the
+    update has as many columns as unknowns.
 
-    A sparse operator that is triangular gets [`pseudojvp.SparseTriangular`][] in the
-    place of `Triangular`. One of more than a million entries, zeros counted, is never
-    made dense: unless diagonal, tridiagonal or triangular, it gets an iterative solver
-    with its default tolerances.
+    A triangular sparse operator gets [`pseudojvp.SparseTriangular`][] instead of
+    `Triangular`. A sparse operator of more than a million entries, counting zeros, is
+    never made dense: unless it is diagonal, tridiagonal or triangular, it gets an
+    iterative solver with its default tolerances.
 
     - `well_posed=True`: [`pseudojvp.CG`][] if tagged definite, [`pseudojvp.MINRES`][] if
         symmetric or Hermitian, else [`pseudojvp.BiCGStab`][].
     - `well_posed=None`: [`pseudojvp.LSMR`][] if not square, else as for `True`; both take
-        the operator for one of full rank.
+        the operator to have full rank.
     - `well_posed=False`: `MINRES` if symmetric or Hermitian, else `LSMR`.
 
     A [`pseudojvp.Kronecker`][], [`pseudojvp.BlockDiagonal`][], [`pseudojvp.Eigh`][] or
-    [`pseudojvp.Circulant`][] is solved by its parts: each of them as above, or by its
-    eigenvalues, of which those of zero are left out unless `well_posed=True`. The
-    statistics are those of the whole. Tall parts beside wide ones never have full rank:
-    they are an error for `True`, and no assumption otherwise. A
+    [`pseudojvp.Circulant`][] is solved by its parts: each part as above, or by its
+    eigenvalues, leaving out those of zero unless `well_posed=True`. The statistics are
+    those of the whole operator. Tall parts beside wide ones never have full rank: this is
+    an error for `True`, and full rank is not assumed otherwise. A
     [`pseudojvp.Toeplitz`][] of up to a million entries is solved as a dense matrix, a
-    larger one as a sparse matrix of its size, with a circulant preconditioner.
+    larger one like a sparse matrix of its size, with a circulant preconditioner.
 
-    For dense operators the choice is that of `lineax.AutoLinearSolver`, but for pivoted
-    QR in the place of the SVD; unlike there, the statistics of the chosen solver
-    (`stats["rank"]`, `stats["reciprocal_condition"]`) are passed on, and derivatives take
+    For dense operators the choice is that of `lineax.AutoLinearSolver`, with pivoted QR
+    instead of the SVD. Unlike there, the statistics of the chosen solver
+    (`stats["rank"]`, `stats["reciprocal_condition"]`) are passed on, and derivatives use
     the rules of the chosen solver.
 
     **Arguments:**
 
     - `well_posed`: `True`, `False` or `None`, as above; no default.
-    - `rcond`: a number without unit, for what may be singular: diagonal entries,
-        eigenvalues and singular values that are at most about `rcond` times the largest
-        count as zero. Of a structured operator it holds for each part alone. Defaults to
-        `None`: `eps` times the larger dimension. Not for `well_posed=True`.
+    - `rcond`: a number without unit, for operators that may be singular: diagonal
+        entries, eigenvalues and singular values at most about `rcond` times the largest
+        count as zero. For a structured operator it applies to each part alone. Defaults
+        to `None`: `eps` times the larger dimension. Not for `well_posed=True`.
 
-    - `blocks`: that of `QR` or `PivotedQR`, where one of them is picked. Defaults to
+    - `blocks`: the `blocks` of `QR` or `PivotedQR`, if one of them is picked. Defaults to
         `None`.
 
-    Takes no `options`: for a preconditioner, name the solver. Cost: that of the solver
-    picked; to pick it takes no numbers, only shapes and tags as JAX traces.
+    Takes no `options`: to pass a preconditioner, name the solver. Cost: that of the
+    solver picked. Picking it uses only shapes and tags, while JAX traces.
 
-    **Raises:** `ValueError` for any other value, a non-square operator under
-    `well_posed=True`, or an option.
+    **Raises:** `ValueError` for any other `well_posed`, for a non-square operator under
+    `well_posed=True`, or for an option.
 
     **Example:**
 
@@ -131,7 +131,7 @@ class AutoLinearSolver(lx.AbstractLinearSolver[AutoState]):
     def select_solver(
         self, operator: lx.AbstractLinearOperator
     ) -> lx.AbstractLinearSolver:
-        """Returns the solver that `operator` will be handed to."""
+        """Returns the solver that will be used for `operator`."""
         return default_solver(
             operator, self.well_posed, rcond=self.rcond, blocks=self.blocks
         )

@@ -55,45 +55,46 @@ class FunctionState(eqx.Module):
 
 
 class FunctionSolver(lx.AbstractLinearSolver[FunctionState]):
-    """Solves by a function of yours, `solve(A, b) -> x`, and looks at what it returns.
+    """Solves with your function, `solve(A, b) -> x`, and checks what it returns.
 
     The function need not be differentiable: derivatives are those of the solution, of
-    every order, and solve with A and Aᵀ by the same function. It may call into another
-    library by `jax.pure_callback`, whose `vmap_method` is then what several right-hand
-    sides take.
+    every order, and call the same function with A and Aᵀ. It may call another library
+    through `jax.pure_callback`, whose `vmap_method` then decides how several right-hand
+    sides run.
 
     The result is `successful` if
 
         |b − A x| ≤ atol + rtol |b|,
 
-    for least squares also if |Aᴴr| ≤ rtol ‖A‖ |r|, where r = b − A x and ‖A‖ is an
-    estimate from below, or if Aᴴr is the rounding of r; otherwise `stagnation`, or
-    `singular` if x is not finite. Where the solution of minimum norm is meant (a wide A,
-    or `well_posed=False`), the function is called once more, with Aᵀ and the conjugate of
-    x, to tell by the same `rtol` whether x is in the row space of A. The condition number
-    of A is not looked at. For b = 0 the solution is zero.
+    For least squares it also needs |Aᴴr| ≤ rtol ‖A‖ |r|, where r = b − A x and ‖A‖ is an
+    estimate from below, or an Aᴴr that is only the rounding of r. Otherwise the result is
+    `stagnation`, or `singular` if x is not finite. If the minimum-norm solution is
+    required (a wide A, or `well_posed=False`), the function is called once more, with Aᵀ
+    and the conjugate of x, to check with the same `rtol` that x is in the row space of A.
+    The condition number of A is not checked. For b = 0 the solution is zero.
 
     `stats["residual_norm"]` is |b − A x|. Takes no `options`.
 
     **Arguments:**
 
-    - `solve`: takes a `lineax.AbstractLinearOperator` A and a vector b of its
-        `out_structure()`, and returns x of its `in_structure()`: arrays that JAX can
-        trace. A is the operator of the call or its transpose; of a sparse one it is a
+    - `solve`: takes a `lineax.AbstractLinearOperator` A and a vector b like its
+        `out_structure()`, and returns x like its `in_structure()`, in arrays that JAX can
+        trace. A is the operator of the call or its transpose; a sparse one is a
         [`pseudojvp.SparseLinearOperator`][] with `A.data`, `A.sparsity.row` and
-        `A.sparsity.col`. What it closes over is a constant.
-    - `rtol`: `≥ 0`, relative tolerance of the look at b − A x. Defaults to `None`, the
+        `A.sparsity.col`. What the function closes over is a constant.
+    - `rtol`: `≥ 0`, relative tolerance of the check on b − A x. Defaults to `None`, the
         square root of eps: 1.5e-8, or 3.5e-4 in float32.
-    - `atol`: `≥ 0`, absolute tolerance, in the units of b; of derivatives it is zero.
-        Defaults to `0.0`.
-    - `well_posed`: whether A may be taken to have full rank. If `False`, `solve` has to
-        return A†b for A of any rank. Defaults to `True`.
+    - `atol`: `≥ 0`, absolute tolerance, in the units of b; zero in derivatives. Defaults
+        to `0.0`.
+    - `well_posed`: whether A is taken to have full rank. If `False`, `solve` must return
+        A†b for A of any rank. Defaults to `True`.
 
-    Cost: one call of `solve` and one product with A for a square A of full rank; up to
-    two calls and four products for others.
+    Cost: one call of `solve` and one product with A if A is square and of full rank; up
+    to two calls and four products otherwise.
 
-    **Raises:** `TypeError` if `solve` is no function, `ValueError` at trace time if what
-    it returns is not of the structure of x, for an option or a negative tolerance.
+    **Raises:** `TypeError` if `solve` is not a function; `ValueError` at trace time if
+    its result does not have the structure of x, for an option, or for a negative
+    tolerance.
 
     **Example:**
 
@@ -172,7 +173,7 @@ class FunctionSolver(lx.AbstractLinearSolver[FunctionState]):
         return met
 
     def for_derivative(self) -> "FunctionSolver":
-        """That of tangents and cotangents, whose units are not those of b."""
+        """The solver for tangents and cotangents, whose units are not those of b."""
         return dataclasses.replace(self, atol=0.0)
 
     def transpose(self, state: FunctionState, options: dict[str, Any]):

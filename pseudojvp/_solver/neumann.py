@@ -34,35 +34,35 @@ class _Sum(eqx.Module):
 
 
 class Neumann(lx.AbstractLinearSolver[NeumannState]):
-    """Returns `num_terms + 1` terms of the Neumann series, by products with A alone:
+    """Returns `num_terms + 1` terms of the Neumann series, using only products with A:
 
         x = scale Σ_{k=0}^{num_terms} (I − scale P A)^k P b
 
-    An approximate inverse: `num_terms=0` gives `scale * P b`, and each further term takes
-    one product with A. It converges if every eigenvalue of `scale * P A` lies within 1 of
-    1, or is zero with b consistent: for P = I to A^-1 b, or to A†b for a singular
-    Hermitian A with b in its range; for P = A^H and `0 < scale < 2 / ‖A‖²` (Landweber's
-    iteration) to A†b for any A of any shape and any b.
+    This is an approximate inverse: `num_terms=0` gives `scale * P b`, and each further
+    term takes one product with A. The series converges if every eigenvalue of `scale * P
+    A` is within 1 of 1, or is zero with b consistent. For P = I the limit is A^-1 b, or
+    A†b for a singular Hermitian A with b in its range. For P = A^H and `0 < scale < 2 /
+    ‖A‖²` (Landweber's iteration) it is A†b for A of any shape and any b.
 
-    Without tolerances the truncation is what was asked for, and `successful` means that
-    the terms did not grow. With `rtol` or `atol` it stops as soon as the estimated rest
-    of the series (a geometric one, with the ratio of the last two terms) is within
-    `atol + rtol * |x|` in every entry, and reports `max_steps_reached` if it never was.
-    The loop ends early, with `RESULTS.breakdown`, when a term is not finite or its norm
-    is 1/√eps times that of the first (half of the digits are gone); also with
-    `breakdown` if the last term is larger than the first and no tolerance was met.
+    Without tolerances the truncated series is the answer, and `successful` means that the
+    terms did not grow. With `rtol` or `atol` the loop stops once the estimated remainder
+    of the series (geometric, with the ratio of the last two terms) is at most `atol +
+    rtol |x|` in every entry; if it never is, the result is `max_steps_reached`. The loop
+    ends early, with `RESULTS.breakdown`, if a term is not finite or its norm is 1/√eps
+    times that of the first (half of the digits are lost). The result is also `breakdown`
+    if the last term is larger than the first and no tolerance was met.
     `stats["num_steps"]` is the index k of the last term computed, `stats["max_steps"]` is
     `num_terms`.
 
-    Derivatives are those of A†b with the series in the place of A† throughout: with
-    respect to b exactly the series and its adjoint, with respect to A up to the
-    truncation error. A may be singular: the row-space projection of y is
-    y − (I − scale P A)^(num_terms+1) y, and for Hermitian A with P = I the Gram inverse
-    is scale² Σ (k + 1) (I − scale A)^k. With respect to A a JVP costs four more series
-    and a VJP three, one less each in that Hermitian case; with respect to b one. Not
-    differentiated: `scale`, P, but under [`pseudojvp.UnrolledAdjoint`][].
+    Derivatives are those of A†b with the series instead of A† throughout: with respect to
+    b they are exactly the series and its adjoint, with respect to A they are right up to
+    the truncation error. A may be singular: the row-space projection of y is y − (I −
+    scale P A)^(num_terms+1) y, and for Hermitian A with P = I the Gram inverse is scale²
+    Σ (k + 1) (I − scale A)^k. With respect to A a JVP costs four more series and a VJP
+    three (three and two in that Hermitian case); with respect to b each costs one.
+    `scale` and P are differentiated only under [`pseudojvp.UnrolledAdjoint`][].
 
-    `options`: `preconditioner`, wins over the field of that name.
+    `options`: `preconditioner`, which overrides the field of that name.
 
     **Arguments:**
 
@@ -71,7 +71,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     - `preconditioner`: P, a `lineax.AbstractLinearOperator` from the space of b to that
         of x. Its adjoint is used in the adjoint solve. Defaults to `None`, the identity.
     - `rtol`, `atol`: `≥ 0`; relative and absolute tolerance. Default to `None`: no
-        stopping rule. If one is given the other is zero.
+        stopping rule. If only one is given, the other is zero.
 
     **Raises:** `ValueError` at trace time for a non-square operator without
     preconditioner, a preconditioner of another shape, `num_terms < 0`, a negative
@@ -138,7 +138,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     def row_space_projection(
         self, state: NeumannState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS]:
-        """A†A y by the closed form y − (I − scale P A)^(num_terms+1) y of N A y."""
+        """Returns A†A y by the closed form y − (I − scale P A)^(num_terms+1) y."""
         if self.has_tolerance:
             image = state.operator.mv(vector)
             projection, result, _ = self.compute(state, image, options)
@@ -154,7 +154,8 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         return tree_sub(vector, power), result
 
     def has_gram_series(self, state: NeumannState, options: dict[str, Any]) -> bool:
-        """Whether A is Hermitian and P the identity, so that N^2 has its own series."""
+        """Whether A is Hermitian and P the identity, so that the square of the series is
+        one series."""
         operator = state.operator
         hermitian = (
             lx.is_positive_semidefinite(operator)
@@ -167,7 +168,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
     def gram_inverse(
         self, state: NeumannState, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], PyTree[Array], lx.RESULTS]:
-        """(A†w, (A^H A)†w) in one series; only where `has_gram_series`."""
+        """Returns (A†w, (A^H A)†w) from one series; only if `has_gram_series`."""
         final = self._run(state, vector, options, weighted=True)
         assert final.weighted is not None
         result = self._result(final)
@@ -193,7 +194,7 @@ class Neumann(lx.AbstractLinearSolver[NeumannState]):
         return self._scaled(vector)
 
     def error_mv(self, state, options, vector):
-        """(I − scale P A) y."""
+        """Returns (I − scale P A) y."""
         step = self.precondition(state, options, state.operator.mv(vector))
         return tree_sub(vector, step)
 

@@ -40,37 +40,38 @@ class NormalState(eqx.Module):
 
 
 class Normal(lx.AbstractLinearSolver[NormalState]):
-    """Solves systems of any shape through an inner solver of the normal equations.
+    """Solves systems of any shape by the normal equations, with an inner solver.
 
         tall or square:  A^H A x = A^H b        wide:  A A^H u = b,  x = A^H u
 
     An inner solver for definite systems ([`pseudojvp.Cholesky`][], [`pseudojvp.CG`][])
-    serves A of full rank; one for semidefinite systems ([`pseudojvp.SVD`][], `CG(...,
+    serves A of full rank. One for semidefinite systems ([`pseudojvp.SVD`][], `CG(...,
     well_posed=False)`) serves any A and gives A†b. The condition number of A is squared:
     expect an error of eps κ². For a matrix-free A only `mv` and its transpose are called;
     for a dense inner solver the Gram matrix is formed once. Against over- and underflow A
-    is divided by a power of two first, a matrix-free one only if it is of extreme size
-    (beyond 2^±256, or 2^±32 in single precision): an `atol` of the inner solver is in the
-    units of that system.
+    is first divided by a power of two, a matrix-free A only if its size is extreme
+    (beyond 2^±256, or 2^±32 in single precision). An `atol` of the inner solver is in the
+    units of the scaled system.
 
-    Cost: one product with a matrix-free A, for its size, and one inner solve; for A of
-    full rank one more a JVP and one more a VJP. With an inner solver that allows a
-    singular Gram matrix, two more each if A is tall or square and three if it is wide.
+    Cost: one inner solve, and for a matrix-free A one product, for its size. If A has
+    full rank, one more inner solve for a JVP and one more for a VJP. With an inner solver
+    that allows a singular Gram matrix, two more each if A is tall or square and three
+    each if it is wide.
 
     `options`:
 
     - `preconditioner`: M near A†, a `lineax.AbstractLinearOperator` from the space of b
         to that of x. The inner solver gets M M^H (tall) or M^H M (wide).
     - `y0`: first guess of x. The inner solver gets y0 (tall) or M^H y0 (wide; zero
-        without M). Primal solve only.
+        without M). Used by the primal solve only.
 
-    A dense inner solver takes neither. Any other option is passed on to an inner solver
-    that is not lineax's, which decides.
+    A dense inner solver accepts neither. Any other option is passed to the inner solver,
+    which decides about it, unless it is one of lineax's.
 
     **Arguments:**
 
     - `inner_solver`: any `lineax.AbstractLinearSolver` for systems tagged positive
-        semidefinite; no default. One of lineax's becomes its counterpart here.
+        semidefinite; no default. A lineax solver is replaced by its counterpart here.
 
     **Raises:** `TypeError` if `inner_solver` is not a solver, `ValueError` at trace time
     for an unknown option.

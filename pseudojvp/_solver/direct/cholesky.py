@@ -13,15 +13,14 @@ from .base import AbstractDirectSolver, check_tagged, DirectState
 class Cholesky(AbstractDirectSolver):
     """Solves definite systems by a Cholesky factorisation.
 
-    A must be tagged positive or negative semidefinite; a singular A is told, as is an
-    indefinite one. `stats["reciprocal_condition"]` is an estimate of the reciprocal
-    condition number of A with its columns scaled; if it is at most `eps * n`, A is
-    singular to working precision and the result is `RESULTS.singular`. Use
-    [`pseudojvp.PivotedQR`][] there.
+    A must be tagged positive or negative semidefinite; a singular or indefinite A is
+    reported. `stats["reciprocal_condition"]` estimates the reciprocal condition number of
+    A with scaled columns. If it is at most `eps * n`, A is singular to working precision
+    and the result is `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] for such an A.
 
-    Takes no `options`. Real and complex. Cost: one factorisation, n³/3 flops, and the
-    estimate, one application of the factor to eight columns; then one application a
-    solve, one more for a JVP and one more for a VJP.
+    Takes no `options`. Real and complex. Cost: one factorisation, n³/3 flops, and for the
+    estimate one application of the factor to eight columns; then one application a solve,
+    one more for a JVP and one more for a VJP.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without the tag,
     or an option.

@@ -26,14 +26,14 @@ _LARGEST_ERROR = 1e4  # backward, in multiples of eps
 class LU(AbstractDirectSolver):
     """Solves square nonsingular systems by an LU factorisation with partial pivoting.
 
-    As `lineax.LU()`, with an estimate of the reciprocal condition number of A with its
-    columns scaled, in `stats["reciprocal_condition"]`. If it is at most `eps * n`, A is
-    singular to working precision and the result is `RESULTS.singular`; so it is if the
-    factors have a backward error above 1e4 eps, as partial pivoting has for a few
-    contrived matrices. Use [`pseudojvp.PivotedQR`][] there.
+    Like `lineax.LU()`, with an estimate of the reciprocal condition number of A with
+    scaled columns, in `stats["reciprocal_condition"]`. The result is `RESULTS.singular`
+    if that is at most `eps * n` (A is singular to working precision), or if the factors
+    have a backward error above 1e4 eps, as partial pivoting has for a few contrived
+    matrices. Use [`pseudojvp.PivotedQR`][] in both cases.
 
-    Takes no `options`. Real and complex. Cost: one factorisation, 2n³/3 flops, and the
-    estimate, one application of the factors to eight columns; then one application a
+    Takes no `options`. Real and complex. Cost: one factorisation, 2n³/3 flops, and for
+    the estimate one application of the factors to eight columns; then one application a
     solve, one more for a JVP and one more for a VJP.
 
     **Raises:** `ValueError` at trace time for a non-square operator or an option.

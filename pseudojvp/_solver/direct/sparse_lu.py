@@ -28,29 +28,30 @@ class SparseLUState(eqx.Module):
 class SparseLU(lx.AbstractLinearSolver[SparseLUState]):
     """Solves sparse square nonsingular systems by a sparse LU factorisation, SuperLU.
 
-    A must be a [`pseudojvp.SparseLinearOperator`][]. The ordering of least degree on the
-    pattern of A + Aᵀ keeps the fill low, and a pivot is at least a tenth of its column.
-    Good for any sparse A whose factors stay sparse: PDEs in two dimensions up to some 10⁵
-    unknowns, circuits, networks. In three dimensions precondition an iteration instead.
+    A must be a [`pseudojvp.SparseLinearOperator`][]. A minimum degree ordering on the
+    pattern of A + Aᵀ keeps the fill low, and a pivot is at least a tenth of the largest
+    entry in its column. Good for any sparse A whose factors stay sparse: PDEs in two
+    dimensions up to about 10⁵ unknowns, circuits, networks. In three dimensions use a
+    preconditioned iteration instead.
 
-    SuperLU is SciPy's and runs on the host, on any platform, in double precision: in
-    single precision the solution is rounded. Rows and columns of A are scaled first, by
-    powers of two, and an estimate of the reciprocal condition number of the scaled A is
-    `stats["reciprocal_condition"]`. At most `eps * n` means that A is singular to working
-    precision, and the result is `RESULTS.singular`; so it is if A is singular for any
-    entries on its pattern. Each solution is looked at: if an entry of b − A x (rows
-    scaled) is above 10 eps times the largest of |A| |x| + |b|, a step of iterative
-    refinement follows; above 10 eps n times that, the solution is NaN, and the result
-    `RESULTS.singular`.
+    SuperLU is SciPy's. It runs on the host, whatever the platform, in double precision;
+    in single precision the solution is rounded. Rows and columns of A are first scaled by
+    powers of two, and `stats["reciprocal_condition"]` estimates the reciprocal condition
+    number of the scaled A. The result is `RESULTS.singular` if that is at most `eps * n`
+    (A is singular to working precision), or if A is singular for any entries on its
+    pattern. Each solution is checked. If an entry of b − A x (rows scaled) exceeds 10 eps
+    times the largest of |A| |x| + |b|, a step of iterative refinement follows. If it
+    exceeds 10 eps n times that, the solution is NaN and the result `RESULTS.singular`.
 
-    The state is A itself. The host keeps the factors of the last matrix, and of those
-    before it up to 512 MiB together, and finds them again by the entries of A: a solve
-    and its adjoint share one factorisation, and a second solve with the same A has none.
-    The factors of the last matrix take their memory until there is another one.
+    The state is A itself. The host keeps the factors of the last matrix, and those of
+    earlier ones up to 512 MiB together, and looks them up by the entries of A. So a solve
+    and its adjoint share one factorisation, and a second solve with the same A needs
+    none. The factors of the last matrix occupy memory until the next matrix.
 
     Takes no `options`. Real and complex. Cost: one factorisation and a solve with eight
-    columns, for primal, JVP and VJP together. Several right-hand sides under `jax.vmap`
-    are columns of one solve; several matrices are factorised one after the other.
+    columns, shared by primal, JVP and VJP; then one solve for each of them. Several
+    right-hand sides under `jax.vmap` are columns of one solve; several matrices are
+    factorised one after the other.
 
     **Raises:** `ValueError` at trace time for an operator that is not sparse or not
     square, or an option.

@@ -17,25 +17,25 @@ from .base import AbstractDirectSolver, check_tagged, DirectState, slogdet_of_di
 class SparseTriangular(AbstractDirectSolver, AbstractByParts[DirectState]):
     """Solves sparse triangular systems by substitution, without a dense matrix.
 
-    A must be a [`pseudojvp.SparseLinearOperator`][], seen to be triangular from its
-    indices or tagged so. `stats["reciprocal_condition"]` is an estimate of the reciprocal
-    condition number of A with its columns scaled; if it is at most `eps * n`, A is
-    singular to working precision and the result is `RESULTS.singular`: a zero or a
-    missing entry on the diagonal is. With `lineax.unit_diagonal_tag` the diagonal is
-    taken as ones, stored or not, and has no derivative.
+    A must be a [`pseudojvp.SparseLinearOperator`][] that is triangular by its indices or
+    tagged so. `stats["reciprocal_condition"]` estimates the reciprocal condition number
+    of A with scaled columns. If it is at most `eps * n`, A is singular to working
+    precision and the result is `RESULTS.singular`; a zero or missing entry on the
+    diagonal has that effect. With `lineax.unit_diagonal_tag` the diagonal is taken as
+    ones, stored or not, and has no derivative.
 
-    Rows that do not depend on each other are solved for at once. Which these are is
-    found when the operator is built, if its indices are known there; otherwise the
-    solve sweeps over all rows until the solution stands still, which is exact after as
-    many sweeps as there are dependent rows in a chain.
+    Rows that do not depend on each other are solved for at once. These groups (levels)
+    are found when the operator is built, if its indices are known then. Otherwise the
+    solve sweeps over all rows until the solution no longer changes, which is exact after
+    as many sweeps as there are levels.
 
-    Takes no `options`. Real and complex. Cost: one product with A a solve, in one step
-    for each level of dependent rows; with traced indices one product for each level. The
-    estimate is one solve with eight columns. One more solve for a JVP and one more for a
-    VJP; several right-hand sides under `jax.vmap` are columns of one.
+    Takes no `options`. Real and complex. Cost of a solve: one product with A, in one step
+    for each level; with traced indices one product for each level. The estimate is one
+    solve with eight columns. A JVP takes one more solve, a VJP one more; several
+    right-hand sides under `jax.vmap` are columns of one solve.
 
-    **Raises:** `ValueError` at trace time for a non-square operator, one that is not
-    triangular or not sparse, or an option.
+    **Raises:** `ValueError` at trace time for an operator that is not square, not
+    triangular or not sparse, or for an option.
 
     **Sources:** Anderson & Saad, *Solving sparse triangular linear systems on parallel
     computers*, Int. J. High Speed Computing 1 (1989), for the levels; Gudmundsson,

@@ -15,12 +15,12 @@ class Triangular(AbstractDirectSolver, AbstractByParts[DirectState]):
 
     A must be tagged lower or upper triangular. With `lineax.unit_diagonal_tag` the
     diagonal is taken as ones, whatever is stored there. `stats["reciprocal_condition"]`
-    is an estimate of the reciprocal condition number of A with its columns scaled; if it
-    is at most `eps * n`, A is singular to working precision and the result is
-    `RESULTS.singular`. Use [`pseudojvp.PivotedQR`][] there.
+    estimates the reciprocal condition number of A with scaled columns. If it is at most
+    `eps * n`, A is singular to working precision and the result is `RESULTS.singular`.
+    Use [`pseudojvp.PivotedQR`][] for such an A.
 
-    Takes no `options`. Real and complex. Cost: n² flops a solve; the estimate, one solve
-    with eight columns; one more solve for a JVP and one more for a VJP.
+    Takes no `options`. Real and complex. Cost: n² flops a solve; for the estimate one
+    solve with eight columns; one more solve for a JVP and one more for a VJP.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without the tag,
     or an option.

@@ -14,14 +14,14 @@ from .base import AbstractDirectSolver, bands_of, check_tagged, DirectState
 class Tridiagonal(AbstractDirectSolver, AbstractByParts[DirectState]):
     """Solves tridiagonal systems by Gaussian elimination with partial pivoting.
 
-    A must be tagged tridiagonal. `stats["reciprocal_condition"]` is an estimate of the
-    reciprocal condition number of A with its columns scaled; if it is at most `eps * n`,
-    A is singular to working precision and the result is `RESULTS.singular`. Use
-    [`pseudojvp.PivotedQR`][] there.
+    A must be tagged tridiagonal. `stats["reciprocal_condition"]` estimates the reciprocal
+    condition number of A with scaled columns. If it is at most `eps * n`, A is singular
+    to working precision and the result is `RESULTS.singular`. Use
+    [`pseudojvp.PivotedQR`][] for such an A.
 
-    Takes no `options`. Real and complex. Cost: O(n) a solve and for the estimate, one
-    solve with eight columns; one more solve for a JVP and one more for a VJP. No matrix
-    is formed for a `lineax.TridiagonalLinearOperator`.
+    Takes no `options`. Real and complex. Cost: O(n) a solve; for the estimate one solve
+    with eight columns; one more solve for a JVP and one more for a VJP. No matrix is
+    formed for a `lineax.TridiagonalLinearOperator`.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without the tag,
     or an option.

@@ -40,29 +40,30 @@ class _Iterate(eqx.Module):
 class BiCGStab(AbstractKrylovSolver):
     """Solves square nonsingular systems by stabilised biconjugate gradients.
 
-    Two products with A and two with the preconditioner P a step, and two more of each in
-    a run of one cycle, besides one of A for its size; memory for six vectors. P stands on
-    the right, A P y = b and x = P y. It is `successful` if b − A x, computed as such, has
+    Cost: two products with A and two with the preconditioner P a step; two more of each
+    in a run of one cycle, and one of A for its size; memory for six vectors. P is applied
+    on the right, A P y = b and x = P y. The result is `successful` if b − A x, computed
+    explicitly, satisfies
 
         |b − A x| ≤ atol + rtol |b|.
 
-    The residual that is updated is replaced by b − A x before it counts. After a
-    breakdown of the recurrence (a division by zero, up to rounding) another cycle begins
-    from there; if two in a row did not halve the residual, the result is `breakdown`, or
-    `stagnation` if none broke down. Breakdowns are told relative to the vectors at hand,
-    so that float32 and negative definite A are no exceptions, as they are for
-    `lineax.BiCGStab` (0.1.1). With both tolerances zero it runs `max_steps` steps, and
-    that truncation is what was asked for.
+    The updated residual is replaced by b − A x before it counts. After a breakdown of the
+    recurrence (a division by zero, up to rounding) a new cycle starts from there. If two
+    cycles in a row did not halve the residual, the result is `breakdown`, or `stagnation`
+    if neither broke down. Breakdowns are detected relative to the current vectors, so
+    float32 and negative definite A need no special care, unlike in `lineax.BiCGStab`
+    (0.1.1). With both tolerances zero it runs `max_steps` steps and counts as successful.
 
-    Derivatives take A for nonsingular: one run a JVP, one a VJP, the latter with A^H and
-    P^H. For skew-symmetric A, or one with eigenvalues all around zero, use
+    Derivatives take A to be nonsingular: one run for a JVP, one for a VJP, the latter
+    with A^H and P^H. For skew-symmetric A, or A with eigenvalues all around zero, use
     [`pseudojvp.GMRES`][].
 
     `options` (not differentiated):
 
-    - `preconditioner`: P, a `lineax.AbstractLinearOperator` near A^-1; it wins over the
+    - `preconditioner`: P, a `lineax.AbstractLinearOperator` near A^-1; it overrides the
         field of that name.
-    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Primal only.
+    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Used by the
+        primal solve only.
 
     `stats`: `num_steps`, `max_steps`, and with `history` also `residual_norms`.
 
@@ -70,11 +71,12 @@ class BiCGStab(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
-    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
-        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
-        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
-        Euclidean norms above. Derivatives are always judged by those.
-    - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
+    - `norm`: a function from a vector to a scalar. If given, `norm` of b − A x, each
+        entry divided by `atol + rtol |entry of b|`, must be at most one: lineax's rule
+        for the residual, whose default is `lineax.internal.max_norm`. Defaults to `None`,
+        the Euclidean norms above. Derivatives always use the Euclidean norms.
+    - `max_steps`: the largest number of steps. Defaults to `None`, ten times the size of
+        x.
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 

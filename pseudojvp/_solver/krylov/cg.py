@@ -62,67 +62,70 @@ class _Singular(eqx.Module):
 class CG(AbstractKrylovSolver):
     """Solves positive or negative definite systems by conjugate gradients.
 
-    Real symmetric or complex Hermitian; `operator` carries
-    `lineax.positive_semidefinite_tag` or `lineax.negative_semidefinite_tag`. Only
-    `operator.mv` is called: once for the size of A, once an iteration, once more every
-    `stabilise_every`, and at the end. It is `successful` if
-    b − A x, computed as such, has
+    A is real symmetric or complex Hermitian, and carries
+    `lineax.positive_semidefinite_tag` or `lineax.negative_semidefinite_tag`. Cost: a
+    solve calls only `operator.mv`: once for the size of A, once an iteration, once more
+    every `stabilise_every` iterations, and at the end. The result is `successful` if b −
+    A x, computed explicitly, satisfies
 
         |b − A x| ≤ atol + rtol |b|,
 
-    or if the residual that is updated has, and b − A x is at most ten times that, or the
-    rounding of A x. Otherwise the result says so: `max_steps_reached` (or `singular`, as
-    in lineax, if `max_steps` is `None`), `breakdown` if no direction is left but of
-    non-positive curvature, so that the operator is not definite. With both tolerances
-    zero it runs `max_steps` iterations, and that truncation is what was asked for; its
-    derivative is then as many iterations for A⁻¹, neither the exact one nor that of the
+    or if the updated residual satisfies it, and b − A x is at most ten times that, or at
+    most the rounding of A x. Otherwise the result is `max_steps_reached` (or `singular`,
+    as in lineax, if `max_steps` is `None`), or `breakdown` if only directions of
+    non-positive curvature are left, so the operator is not definite. With both tolerances
+    zero it runs `max_steps` iterations and counts as successful. Its derivative then uses
+    as many iterations for A⁻¹: it is neither the exact derivative nor that of the
     iterate, for which there is [`pseudojvp.UnrolledAdjoint`][].
 
-    If A is singular and b lies in its range, the solution without preconditioner and
-    first guess is the minimum-norm one, A†b. Derivatives however take A for nonsingular
-    (one inner solve a JVP, one a VJP) unless `well_posed=False`, which returns A†b for
-    *every* b and differentiates it along paths of constant rank. An application of A† is
-    then three runs, the first and the last of which project b and x onto the range, and a
-    derivative with respect to A takes three applications. Singular values below 1000 eps
-    times the largest count as zero, and the error is eps κ². Its residual is that of the
-    part of b within the range, and may always be 10 eps |b|. That mode takes neither
-    preconditioner nor `y0`, with which CG would end in another solution.
+    If A is singular and b is in its range, the solution without preconditioner and first
+    guess is the minimum-norm one, A†b. Derivatives, however, take A to be nonsingular
+    (one inner solve for a JVP, one for a VJP). `well_posed=False` returns A†b for *every*
+    b and differentiates it along paths of constant rank. An application of A† then takes
+    three runs, of which the first and last project b and x onto the range; a derivative
+    with respect to A takes three applications. Singular values below 1000 eps times the
+    largest count as zero, and the error is eps κ². The residual is that of the part of b
+    in the range, and may always be 10 eps |b|. This mode accepts neither preconditioner
+    nor `y0`, since CG would then reach another solution.
 
     `options` (not differentiated, as the solution does not depend on them):
 
-    - `preconditioner`: a positive definite `lineax.AbstractLinearOperator` near A^-1;
-        it wins over the field of that name.
+    - `preconditioner`: a positive definite `lineax.AbstractLinearOperator` near A^-1; it
+        overrides the field of that name.
     - `y0`: first guess of x, a vector of the structure of x. Defaults to zeros. Used by
         the primal solve only.
 
-    `stats["num_steps"]` counts iterations, `stats["max_steps"]` is the field, with
+    `stats["num_steps"]` counts iterations, and `stats["max_steps"]` is the field. With
     `history` there is `stats["residual_norms"]`, with `lanczos` `stats["lanczos"]`.
 
     **Arguments:**
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
-    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
-        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
-        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
-        Euclidean norms above. Derivatives are always judged by those.
-    - `stabilise_every`: the residual is recomputed as b − A x this often (iterations)
+    - `norm`: a function from a vector to a scalar. If given, `norm` of b − A x, each
+        entry divided by `atol + rtol |entry of b|`, must be at most one: lineax's rule
+        for the residual, whose default is `lineax.internal.max_norm`. Defaults to `None`,
+        the Euclidean norms above. Derivatives always use the Euclidean norms.
+    - `stabilise_every`: after this many iterations the residual is recomputed as b − A x,
         against drift; `None` for never. Defaults to `50` (lineax: 10).
-    - `max_steps`: the most iterations; defaults to `None`, ten times the size of x.
+    - `max_steps`: the largest number of iterations. Defaults to `None`, ten times the
+        size of x.
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
-    - `well_posed`: whether A may be taken for nonsingular. Defaults to `True`.
-    - `derivative_rtol`: as for [`pseudojvp.MINRES`][]: the tolerance of tangent and
-        adjoint solves, in Euclidean norms and relative to their own right-hand sides.
+    - `well_posed`: whether A is taken to be nonsingular. Defaults to `True`.
+    - `derivative_rtol`: the tolerance of tangent and adjoint solves, in Euclidean norms
+        and relative to their own right-hand sides, as for [`pseudojvp.MINRES`][].
+        Defaults to `None`, `rtol` alone.
     - `history`: whether to keep the norm of the residual after each iteration, as
-        `stats["residual_norms"]` of shape `(max_steps,)`, NaN at the end; with
-        `well_posed=False` those of the run between the projections. Defaults to `False`.
-    - `progress`: print a line every so many iterations. Defaults to `0`, never.
+        `stats["residual_norms"]` of shape `(max_steps,)`, NaN after the last one; with
+        `well_posed=False`, that of the run between the projections. Defaults to `False`.
+    - `progress`: prints a line after every `progress` iterations. Defaults to `0`, never.
     - `lanczos`: whether to keep the tridiagonal matrix T = VᴴA V of the Lanczos process
-        that CG is, as `stats["lanczos"]`: `"alphas"` of shape `(max_steps,)`, its
-        diagonal, and `"betas"` of shape `(max_steps - 1,)`, what is beside it. Entries
-        beyond the steps taken, or beyond the first cycle, are NaN. V begins with b (with
-        `y0`, b − A y0) over its length; behind a preconditioner P = L Lᴴ, T is of LᴴA L
-        and Lᴴb. It has no derivative. Defaults to `False`, at no cost.
+        behind CG, as `stats["lanczos"]`: its diagonal `"alphas"`, of shape
+        `(max_steps,)`, and its off-diagonal `"betas"`, of shape `(max_steps - 1,)`.
+        Entries beyond the steps taken, or beyond the first cycle, are NaN. The first
+        column of V is b (with `y0`, b − A y0) over its length. With a preconditioner P =
+        L Lᴴ, T belongs to LᴴA L and Lᴴb. It has no derivative. Defaults to `False`. Costs
+        nothing extra.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without a
     definiteness tag, a preconditioner that is not declared positive definite or of

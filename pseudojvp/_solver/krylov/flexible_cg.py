@@ -43,34 +43,34 @@ class _Iterate(eqx.Module):
 class FlexibleCG(AbstractKrylovSolver):
     """Solves definite systems by conjugate gradients with any preconditioner.
 
-    The preconditioner P may be any function from a vector to a vector, and another one in
-    each step: nonlinear, a network, an iteration that stops at a tolerance. A step takes
-    P of the residual, makes it conjugate to the last `memory` directions,
+    The preconditioner P may be any function from a vector to a vector, even a different
+    one in each step: nonlinear, a network, an iteration that stops at a tolerance. A step
+    makes P of the residual conjugate to the last `memory` directions,
 
         d = P r − Σ_k <A d_k, P r> / <d_k, A d_k> d_k,    x + <d, r> / <d, A d> d,
 
-    and so never moves away from the solution in the norm of A, whatever P is. A is real
-    symmetric or complex Hermitian, positive or negative definite, and carries the tag of
-    it. One product with A and one call of P a step, a product more every
-    `stabilise_every` steps, at the beginning and at the end, and one for the size of A;
-    memory for 2 `memory` vectors, 8 `memory` n flops a step.
+    so no step increases the error in the norm of A, whatever P is. A is real symmetric or
+    complex Hermitian, positive or negative definite, and tagged so. Cost: one product
+    with A and one call of P a step; one more product every `stabilise_every` steps, at
+    the beginning and at the end, and one for the size of A; memory for 2 `memory`
+    vectors, and 8 `memory` n flops a step.
 
-    It is `successful` if b − A x, computed as such, has
+    The result is `successful` if b − A x, computed explicitly, satisfies
 
         |b − A x| ≤ atol + rtol |b|,
 
     or under the same rule for rounding as [`pseudojvp.CG`][], whatever P returns.
-    Otherwise the result says so: `max_steps_reached`, or `breakdown` if no direction of
-    positive curvature is left, so that A is not definite, or P gives zero or NaN.
+    Otherwise it is `max_steps_reached`, or `breakdown` if no direction of positive
+    curvature is left: A is not definite, or P returns zero or NaN.
 
-    Derivatives are those of the solution, of every order, in A and b: one run a JVP, one
-    a VJP, with the same P. P does not enter: the derivative with respect to a number
-    within it, or that it closes over, is zero, but under
+    Derivatives are those of the solution, of every order, with respect to A and b: one
+    run for a JVP, one for a VJP, with the same P. The derivative with respect to a number
+    within P, or that P closes over, is zero, except under
     [`pseudojvp.UnrolledAdjoint`][].
 
     `options` (not differentiated):
 
-    - `preconditioner`: P, a function or a `lineax.AbstractLinearOperator`; it wins over
+    - `preconditioner`: P, a function or a `lineax.AbstractLinearOperator`; it overrides
         the field of that name.
     - `y0`: first guess of x, a vector of the structure of x. Defaults to zeros. Used by
         the primal solve only.
@@ -82,13 +82,14 @@ class FlexibleCG(AbstractKrylovSolver):
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
     - `norm`: as for [`pseudojvp.CG`][]. Defaults to `None`, Euclidean norms.
-    - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
+    - `max_steps`: the largest number of steps. Defaults to `None`, ten times the size of
+        x.
     - `preconditioner`, by name: P, near A^-1 up to a factor: a function that JAX can
-        trace, such as an `equinox.Module`, or a linear operator. It is called with a
-        residual b − A x over its Euclidean length, in the structure and dtypes of b, and
-        returns a vector of the same structure. Defaults to `None`, the identity.
-    - `memory`: to how many of the last directions a new one is made conjugate, positive
-        (m_max of Notay). One is enough for a P that is nearly linear. Defaults to `50`.
+        trace, such as an `equinox.Module`, or a linear operator. It is called with b − A
+        x divided by its Euclidean length, in the structure and dtypes of b, and returns a
+        vector of the same structure. Defaults to `None`, the identity.
+    - `memory`: the number of previous directions to which a new one is made conjugate,
+        positive (m_max of Notay). One is enough for a nearly linear P. Defaults to `50`.
     - `stabilise_every`: as for [`pseudojvp.CG`][]. Defaults to `50`.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 

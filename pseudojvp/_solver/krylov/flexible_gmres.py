@@ -19,34 +19,36 @@ _Preconditioner = lx.AbstractLinearOperator | PreconditioningFunction | None
 class FlexibleGMRES(AbstractKrylovSolver):
     """Solves square nonsingular systems by GMRES(restart) with any preconditioner.
 
-    The preconditioner P may be any function from a vector to a vector, and another one in
-    each step: nonlinear, a network, an iteration that stops at a tolerance. As
-    [`pseudojvp.GMRES`][], but that x moves along z_j = P v_j themselves, which are kept
-    (each over a power of two near its size, so that P is near A^-1 up to a factor):
+    The preconditioner P may be any function from a vector to a vector, even a different
+    one in each step: nonlinear, a network, an iteration that stops at a tolerance. The
+    method is that of [`pseudojvp.GMRES`][], except that x moves along the vectors z_j = P
+    v_j themselves, which are stored (each divided by a power of two near its size, so P
+    need only be near A^-1 up to a factor):
 
         A Z = V' H,    x + Z y,    y = argmin |β e_1 − H y|.
 
-    One product with A and one call of P a step, and one more product a cycle of at most
-    `restart` steps, besides two at the beginning; memory for `2 restart + 1` vectors. It
-    is `successful` if b − A x, computed as such, has
+    Cost: one product with A and one call of P a step, one more product for each cycle of
+    at most `restart` steps, and two at the beginning; memory for `2 restart + 1` vectors.
+    The result is `successful` if b − A x, computed explicitly, satisfies
 
         |b − A x| ≤ atol + rtol |b|,
 
-    whatever P returns. The result is `stagnation` or `max_steps_reached` as for `GMRES`,
-    `singular` for a P that gives NaN.
+    whatever P returns. It is `stagnation` or `max_steps_reached` as for `GMRES`, and
+    `singular` if P returns NaN.
 
-    Derivatives are those of the solution, of every order, in A and b, for nonsingular A:
-    one run a JVP, with P, and one a VJP, which solves with A^H. For that
-    `adjoint_preconditioner` is taken; without one a linear operator P is transposed, and
-    a function is left out, so that the run takes the steps of GMRES without
-    preconditioner. No preconditioner enters the derivative: that with respect to a number
-    within one, or that it closes over, is zero.
+    Derivatives are those of the solution, of every order, with respect to A and b, for
+    nonsingular A. A JVP takes one run, with P; a VJP takes one run with A^H and
+    `adjoint_preconditioner`. Without an `adjoint_preconditioner`, a linear operator P is
+    transposed, and a function P is left out: that run takes the steps of GMRES without
+    preconditioner. The derivative with respect to a number within a preconditioner, or
+    that one closes over, is zero.
 
     `options` (not differentiated):
 
-    - `preconditioner`: P, a function or a `lineax.AbstractLinearOperator`; it wins over
+    - `preconditioner`: P, a function or a `lineax.AbstractLinearOperator`; it overrides
         the field of that name.
-    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Primal only.
+    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Used by the
+        primal solve only.
 
     `stats`: `num_steps`, `max_steps`, and with `history` also `residual_norms`.
 

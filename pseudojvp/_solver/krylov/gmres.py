@@ -60,29 +60,30 @@ class Iterate(eqx.Module):
 class GMRES(AbstractKrylovSolver):
     """Solves square nonsingular systems by generalised minimal residuals, GMRES(restart).
 
-    One product with A and one with the preconditioner P a step, and one more of each a
-    cycle of at most `restart` steps, besides two of A at the beginning; memory for
-    `restart + 1` vectors. P stands on the right, A P y = b and x = P y, so that the
-    residual that is minimised is that of x. It is `successful` if b − A x, computed as
-    such, has
+    Cost: one product with A and one with the preconditioner P a step, one more of each
+    for each cycle of at most `restart` steps, and two of A at the beginning; memory for
+    `restart + 1` vectors. P is applied on the right, A P y = b and x = P y, so the
+    minimised residual is that of x. The result is `successful` if b − A x, computed
+    explicitly, satisfies
 
         |b − A x| ≤ atol + rtol |b|.
 
-    Each cycle begins from b − A x. The result is `stagnation` if `stagnation_iters`
-    cycles in a row made it smaller by less than a hundredth (a longer `restart` or a
-    preconditioner may help; A may be singular), or `max_steps_reached`. Unlike
-    `lineax.GMRES`, which counts cycles and looks at the residual after a preconditioner
-    on the left, it counts steps. With both tolerances zero it runs `max_steps` steps, and
-    that truncation is what was asked for.
+    Each cycle starts from b − A x. The result is `stagnation` if `stagnation_iters`
+    cycles in a row each reduced the residual by less than one percent (a longer `restart`
+    or a preconditioner may help; A may be singular), or `max_steps_reached`. Unlike
+    `lineax.GMRES`, which counts cycles and checks the residual behind a left
+    preconditioner, it counts steps. With both tolerances zero it runs `max_steps` steps
+    and counts as successful.
 
-    Derivatives take A for nonsingular: one run a JVP, one a VJP, the latter with A^H and
-    P^H.
+    Derivatives take A to be nonsingular: one run for a JVP, one for a VJP, the latter
+    with A^H and P^H.
 
     `options` (not differentiated):
 
-    - `preconditioner`: P, a `lineax.AbstractLinearOperator` near A^-1; it wins over the
+    - `preconditioner`: P, a `lineax.AbstractLinearOperator` near A^-1; it overrides the
         field of that name.
-    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Primal only.
+    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Used by the
+        primal solve only.
 
     `stats`: `num_steps`, `max_steps`, and with `history` also `residual_norms`.
 
@@ -90,14 +91,15 @@ class GMRES(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
-    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
-        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
-        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
-        Euclidean norms above. Derivatives are always judged by those.
-    - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
-    - `restart`: the most steps of a cycle, positive. Defaults to `20`.
-    - `stagnation_iters`: after how many cycles in a row without progress it gives up,
-        positive. Defaults to `3`.
+    - `norm`: a function from a vector to a scalar. If given, `norm` of b − A x, each
+        entry divided by `atol + rtol |entry of b|`, must be at most one: lineax's rule
+        for the residual, whose default is `lineax.internal.max_norm`. Defaults to `None`,
+        the Euclidean norms above. Derivatives always use the Euclidean norms.
+    - `max_steps`: the largest number of steps. Defaults to `None`, ten times the size of
+        x.
+    - `restart`: the largest number of steps in a cycle, positive. Defaults to `20`.
+    - `stagnation_iters`: the solver gives up after this many cycles in a row without
+        progress, positive. Defaults to `3`.
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 
@@ -109,7 +111,7 @@ class GMRES(AbstractKrylovSolver):
     solving nonsymmetric linear systems*, SIAM J. Sci. Stat. Comput. 7 (1986), section 3;
     Saad, *Iterative Methods for Sparse Linear Systems* (2003), algorithm 9.5 (P on the
     right); Ayachour, *A fast implementation for GMRES method*, J. Comput. Appl. Math. 159
-    (2003), for the triangular part of the Hessenberg matrix in the place of rotations.
+    (2003), for using the triangular part of the Hessenberg matrix instead of rotations.
 
     **Example:**
 

@@ -23,61 +23,62 @@ from .iteration import (
 
 
 class LearnedCG(AbstractKrylovSolver):
-    """Takes `num_steps` steps of conjugate gradients, with two numbers a step to learn.
+    """Takes `num_steps` steps of conjugate gradients, with two learnable numbers a step.
 
     With the factor φ_k and the shift σ_k of step k, z = P r and γ = <z, r>,
 
         x ← x + φ_k γ / <p, A p> p,    r ← r − φ_k γ / <p, A p> A p,
         p ← z + (γ_new / γ + σ_k) p.
 
-    At φ = 1 and σ = 0, where it begins, it is [`pseudojvp.CG`][] to rounding. Both
-    numbers have no unit: what is learned holds for any multiple of A and of b.
+    Initially φ = 1 and σ = 0, which is [`pseudojvp.CG`][] to rounding. Both numbers are
+    without unit: what is learned holds for any multiple of A and of b.
 
-    *What there is to gain.* Nothing in the A-norm of the error, of which CG makes the
-    smallest of its Krylov space. The residual may gain: its smallest is that of
-    [`pseudojvp.MINRES`][]. On the systems that they were learned for the numbers come
-    near it, without a vector more; on others they may be worse than CG. For Poisson's
-    equation of 16 x 16 unknowns and random b, 8 steps leave 0.060 of |b|, CG 0.107,
-    MINRES 0.060.
+    *What there is to gain.* Nothing in the A-norm of the error, which CG minimises over
+    its Krylov space. The residual may gain: [`pseudojvp.MINRES`][] minimises it. On the
+    systems they were trained on, learned numbers come close to that minimum without
+    storing another vector; on others they may be worse than CG. For Poisson's equation
+    with 16 x 16 unknowns and random b, 8 steps leave 0.060 of |b|, CG 0.107, MINRES
+    0.060.
 
-    *What a solve tells.* Whatever the numbers are, a solve is `successful` only if
-    b − A x, computed as such, has
+    *What a solve reports.* Whatever the numbers, a solve is `successful` only if b − A x,
+    computed explicitly, satisfies
 
         |b − A x| ≤ atol + rtol |b|,
 
-    also if both tolerances are zero. Otherwise `result` is `max_steps_reached`, or
-    `breakdown` after a direction of no positive curvature, which is not taken, or
-    `singular` where the residual is not finite. Solve with `throw=False` to have the x of
-    so few steps, as a first guess (`y0`) for instance.
+    even if both tolerances are zero. Otherwise `result` is `max_steps_reached`,
+    `breakdown` if a direction has no positive curvature (that step is not taken), or
+    `singular` if the residual is not finite. Solve with `throw=False` to get the x of so
+    few steps, for example as a first guess (`y0`).
 
-    *Derivatives in A and b* are those of the solution. `CG` solves for tangents and
-    cotangents, to `derivative_rtol`, so that they do not depend on the numbers: one run a
-    JVP, one a VJP. After a solve that is not `successful`, those in A are off as x is.
+    *Derivatives with respect to A and b* are those of the solution. `CG` solves for
+    tangents and cotangents, to `derivative_rtol`, so they do not depend on the learned
+    numbers: one run for a JVP, one for a VJP. After a solve that is not `successful`,
+    derivatives with respect to A have an error like that of x.
 
-    *To learn the numbers*, differentiate the steps themselves, in reverse or forward mode
-    and with respect to numbers, A, b, P and y0:
+    *To learn the numbers*, differentiate the steps themselves, in reverse or forward
+    mode, with respect to the numbers, A, b, P and y0:
 
         x, result, stats = solver.compute(solver.init(operator, {}), vector, {})
 
-    `factors` and `shifts` are the leaves to train; [Learned solvers][learned-solvers] has it
-    with Optax. Reverse mode keeps four vectors a step. Through `linear_solve` they are
-    constants, and a tangent of them is an error, but with
+    `factors` and `shifts` are the leaves to train; [Learned solvers][learned-solvers]
+    shows how, with Optax. Reverse mode stores four vectors a step. Through `linear_solve`
+    these leaves are constants, and a tangent of them is an error, except with
     `adjoint=UnrolledAdjoint()`.
 
     Cost: `num_steps` products with A and with P, one for the size of A, one for b − A x,
     one more with `y0`. A is real symmetric or complex Hermitian, positive or negative
-    definite, and carries the tag of it.
+    definite, and tagged so.
 
     `options`: `preconditioner` and `y0`, as for [`pseudojvp.CG`][].
 
     `stats`: `num_steps`, `max_steps` (the same), and with `history` `residual_norms`.
 
-    **Fields:** `factors` and `shifts`, arrays of shape `(num_steps,)`, ones and zeros of
-    the default dtype of floats.
+    **Fields:** `factors` and `shifts`, arrays of shape `(num_steps,)` in the default
+    floating dtype, initially ones and zeros.
 
     **Arguments:**
 
-    - `num_steps`: how many, positive.
+    - `num_steps`: the number of steps, positive.
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
     - `norm`: as for [`pseudojvp.CG`][]. Defaults to `None`, Euclidean norms.
@@ -86,17 +87,17 @@ class LearnedCG(AbstractKrylovSolver):
     - `derivative_rtol`: relative tolerance of tangent and adjoint solves, in Euclidean
         norms. Defaults to `None`, that of `CG`.
     - `history`: whether to keep |r| after each step. Defaults to `False`.
-    - `progress`: print a line every so many steps. Defaults to `0`, never.
+    - `progress`: prints a line after every `progress` steps. Defaults to `0`, never.
 
-    **Raises:** `TypeError` for a `num_steps` that is no integer; `ValueError` for one
-    below one, and at trace time for a non-square operator, one without a definiteness
-    tag, a preconditioner that is not declared positive definite or of another shape, an
-    unknown option or a negative tolerance.
+    **Raises:** `TypeError` for a `num_steps` that is not an integer; `ValueError` for a
+    `num_steps` below one, and at trace time for a non-square operator, one without a
+    definiteness tag, a preconditioner that is not declared positive definite or has
+    another shape, an unknown option or a negative tolerance.
 
     **Sources:** Hestenes & Stiefel, *Methods of conjugate gradients for solving linear
-    systems*, J. Res. NBS 49 (1952), (3:1), whose iteration is unrolled; Gregor & LeCun,
-    *Learning fast approximations of sparse coding*, ICML (2010), for numbers of an
-    unrolled iteration that are learned.
+    systems*, J. Res. NBS 49 (1952), (3:1), the iteration that is unrolled; Gregor &
+    LeCun, *Learning fast approximations of sparse coding*, ICML (2010), for learning the
+    numbers of an unrolled iteration.
 
     **Example:**
 
@@ -215,7 +216,7 @@ class LearnedCG(AbstractKrylovSolver):
         return system.solution(x), result, stats
 
     def for_derivative(self) -> CG:
-        """Conjugate gradients to a tolerance, which owe the learned numbers nothing."""
+        """Returns CG to a tolerance, which does not use the learned numbers."""
         return CG(
             self.derivative_rtol,
             preconditioner=self.preconditioner,

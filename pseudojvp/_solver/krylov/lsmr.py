@@ -96,39 +96,39 @@ class _Iterate(eqx.Module):
 class LSMR(AbstractKrylovSolver):
     """Returns A†b for any A, of any shape and rank, by products with A and A^H (LSMR).
 
-    MINRES on the normal equations A^H A x = A^H b, through the Golub-Kahan
-    bidiagonalisation, which does not square A. One product with A and one with A^H a
-    step, and two more each in a run of one cycle, besides one with A for its size: the
-    residual that LSMR updates is replaced by r = b − A x before it counts, and the run
-    begins another cycle if that is not small enough. It is `successful` if
+    This is MINRES on the normal equations A^H A x = A^H b, through the Golub-Kahan
+    bidiagonalisation, which does not form A^H A. Cost: one product with A and one with
+    A^H a step, two more of each in a run of one cycle, and one with A for its size. The
+    updated residual is replaced by r = b − A x before it counts, and another cycle starts
+    if r is not small enough. The result is `successful` if
 
         |r| ≤ atol + rtol |b|,  or  |A^H r| ≤ rtol |A| |r|  (least squares),
 
-    or if A^H r is no more than the rounding of r and at most rtol |A| |b|; |A| is an
-    estimate from below. The error of x is up to κ rtol |x| by the first, up to κ² rtol
-    (|b| / |A|) by the others. With both tolerances zero it runs `max_steps` steps, and
-    that truncation is what was asked for (see [`pseudojvp.UnrolledAdjoint`][] for its
-    derivative).
+    or if A^H r is no larger than the rounding of r and at most rtol |A| |b|; |A| is an
+    estimate from below. The error of x is up to κ rtol |x| by the first condition, up to
+    κ² rtol (|b| / |A|) by the others. With both tolerances zero it runs `max_steps` steps
+    and counts as successful (for the derivative of that, see
+    [`pseudojvp.UnrolledAdjoint`][]).
 
-    - `well_posed=False`, the default, serves any rank. Derivatives take up to three
+    - `well_posed=False`, the default, allows any rank. Derivatives take up to three
         applications, each of one or two runs. No preconditioner and no `y0`.
-    - `well_posed=True` takes the rank to be full, so that derivatives take one
-        application, and a preconditioner N on the shorter side, of dimension min(m, n),
-        is allowed: a right one for tall and square A (A N has the better condition), a
-        left one for wide A (N A has). Then x is A†b as well, and where A has dependent
-        columns (rows) after all it is *some* least-squares solution (`stagnation` unless
-        consistent). Square or wide A have to meet the first inequality.
+    - `well_posed=True` takes A to have full rank, so derivatives take one application. It
+        allows a preconditioner N on the shorter side, of dimension min(m, n): on the
+        right for tall and square A (A N has the better condition), on the left for wide A
+        (N A has). x is then A†b as well. If A has dependent columns (rows) after all, x
+        is *some* least-squares solution (`stagnation` unless consistent). Square and wide
+        A must satisfy the first inequality.
 
-    For damped least squares, with derivatives in A, b and the damping, solve with the
-    operator of [`pseudojvp.damped`][].
+    For damped least squares, with derivatives with respect to A, b and the damping, use
+    the operator of [`pseudojvp.damped`][].
 
     `options` (not differentiated):
 
-    - `preconditioner`: N, a `lineax.AbstractLinearOperator` near (A^H A)^-1/2 or
-        (A A^H)^-1/2, for square A near A^-1; it wins over the field of that name. N^H is
-        used beside N, and the adjoint solve has its adjoint.
-    - `y0`: first guess of x, for tall or square A; the structure of x. Defaults to zeros.
-        Primal only.
+    - `preconditioner`: N, a `lineax.AbstractLinearOperator` near (A^H A)^-1/2 or (A
+        A^H)^-1/2, for square A near A^-1; it overrides the field of that name. Products
+        with N^H are needed too; the adjoint solve uses the adjoint of N.
+    - `y0`: first guess of x, for tall or square A, with the structure of x. Defaults to
+        zeros. Used by the primal solve only.
 
     `stats`: `num_steps`, `max_steps`, and with `history` also `residual_norms`.
 
@@ -136,22 +136,22 @@ class LSMR(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
-    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
-        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
-        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
-        Euclidean norms above. Derivatives are always judged by those. The second
-        inequality is always Euclidean.
-    - `max_steps`: the most steps; defaults to `None`, ten times max(m, n).
-    - `conlim`: `≥ 0`; the result is `conlim` where the condition number, as far as the
-        run has come to know it, is above that before the tolerance is met. Defaults to
-        `None`, no limit (lineax: 1e8).
+    - `norm`: a function from a vector to a scalar. If given, `norm` of b − A x, each
+        entry divided by `atol + rtol |entry of b|`, must be at most one: lineax's rule
+        for the residual, whose default is `lineax.internal.max_norm`. Defaults to `None`,
+        the Euclidean norms above. Derivatives, and the second inequality, always use the
+        Euclidean norms.
+    - `max_steps`: the largest number of steps. Defaults to `None`, ten times max(m, n).
+    - `conlim`: `≥ 0`; the result is `conlim` if the estimate of the condition number
+        exceeds it before the tolerance is met. Defaults to `None`, no limit (lineax:
+        1e8).
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
-    - `well_posed`: see above. Defaults to `False`.
+    - `well_posed`: whether A is taken to have full rank, as above. Defaults to `False`.
     - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
 
-    **Raises:** `ValueError` at trace time for a preconditioner of another shape or one
-    with `well_posed=False`, for `y0` likewise or of a wide A, an unknown option, a
-    negative tolerance.
+    **Raises:** `ValueError` at trace time for a preconditioner of another shape, for a
+    preconditioner or `y0` with `well_posed=False`, for `y0` with a wide A, an unknown
+    option, or a negative tolerance.
 
     **Sources:** Fong & Saunders, *LSMR: an iterative algorithm for sparse least-squares
     problems*, SIAM J. Sci. Comput. 33 (2011), sections 2.8, 5 and 6.

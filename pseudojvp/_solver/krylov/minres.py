@@ -98,23 +98,24 @@ class MINRES(AbstractKrylovSolver):
     """Solves real symmetric or complex Hermitian systems by minimal residuals.
 
     A may be indefinite and singular. It carries `lineax.symmetric_tag` if it is real,
-    `pseudojvp.hermitian_tag` if it is complex, or a tag of definiteness. One product
-    with A a step, and two more in a run of one cycle: the residual that MINRES updates is
-    replaced by b − A x before it counts, and the run begins another cycle if that is not
-    small enough. For shifts, pass `A - sigma * lineax.IdentityLinearOperator(...)`.
+    `pseudojvp.hermitian_tag` if it is complex, or a definiteness tag. Cost: one product
+    with A a step, and two more in a run of one cycle. The updated residual is replaced by
+    b − A x before it counts, and another cycle starts if that is not small enough. For
+    shifts, pass `A - sigma * lineax.IdentityLinearOperator(...)`.
 
-    - `well_posed=False`, the default, returns A†b for every A and b. It is `successful`
-        if, with r = b − A x,
+    - `well_posed=False`, the default, returns A†b for every A and b. The result is
+        `successful` if, with r = b − A x,
 
             |r| ≤ atol + rtol |b|,  or  |A r| ≤ 10 rtol |A| |r|  (least squares),
 
         where |A| is an estimate from below, or if A r is the rounding of r and at most
-        rtol |A| |b|. An inconsistent system has r in the null space, and of x what lies
-        there is a multiple of r, which is dropped: that takes two products more, for
-        another check. Derivatives are those along
-        constant rank: one run a application, three applications a JVP and a VJP. It takes
-        neither preconditioner nor `y0`, which would leave a part in the null space.
-    - `well_posed=True` takes A for nonsingular: only the first inequality counts, and
+        rtol |A| |b|. If the system is inconsistent, r is in the null space, and the part
+        of x in the null space is a multiple of r. It is removed, at the cost of two more
+        products for another check. Derivatives are those along paths of constant rank: an
+        application takes one run, a JVP and a VJP three applications each. This mode
+        accepts neither preconditioner nor `y0`, since they would leave a part of x in the
+        null space.
+    - `well_posed=True` takes A to be nonsingular: only the first inequality counts, and
         derivatives take one run each. If A is singular after all, a consistent system
         gets A†b (without preconditioner and `y0`) but wrong derivatives, an inconsistent
         one `stagnation`.
@@ -122,8 +123,9 @@ class MINRES(AbstractKrylovSolver):
     `options` (not differentiated):
 
     - `preconditioner`: a positive definite `lineax.AbstractLinearOperator` near |A|^-1;
-        it wins over the field of that name.
-    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Primal only.
+        it overrides the field of that name.
+    - `y0`: first guess of x, with the structure of x. Defaults to zeros. Used by the
+        primal solve only.
 
     `stats`: `num_steps`, `max_steps`, with `history` also `residual_norms`, and with
     `lanczos` also `lanczos`.
@@ -132,26 +134,28 @@ class MINRES(AbstractKrylovSolver):
 
     - `rtol`: `≥ 0`, relative tolerance. Defaults to `None`, 1e-10 (1e-5 in float32).
     - `atol`: `≥ 0`, absolute tolerance, in the units of b. Defaults to `0.0`.
-    - `norm`: from a vector to a scalar. If given, `norm` of b − A x, each entry divided
-        by `atol + rtol |entry of b|`, has to be at most one: the rule of lineax for the
-        residual, with `lineax.internal.max_norm`, its default. Defaults to `None`, the
-        Euclidean norms above. Derivatives are always judged by those.
-    - `max_steps`: the most steps; defaults to `None`, ten times the size of x.
+    - `norm`: a function from a vector to a scalar. If given, `norm` of b − A x, each
+        entry divided by `atol + rtol |entry of b|`, must be at most one: lineax's rule
+        for the residual, whose default is `lineax.internal.max_norm`. Defaults to `None`,
+        the Euclidean norms above. Derivatives always use the Euclidean norms.
+    - `max_steps`: the largest number of steps. Defaults to `None`, ten times the size of
+        x.
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
-    - `well_posed`: see above. Defaults to `False`.
+    - `well_posed`: whether A is taken to be nonsingular, as above. Defaults to `False`.
     - `derivative_rtol`: the tolerance of tangent and adjoint solves, relative to their
-        own right-hand sides; `atol` does not apply to them. The smaller of it and `rtol`
-        counts. Defaults to `None`, `rtol` alone.
+        own right-hand sides; they do not use `atol`. The smaller of it and `rtol`
+        applies. Defaults to `None`, `rtol` alone.
     - `history`: whether to keep the norm of the residual after each step, as
-        `stats["residual_norms"]` of shape `(max_steps,)`, NaN at the end. Defaults to
-        `False`.
-    - `progress`: print a line every so many steps. Defaults to `0`, never.
+        `stats["residual_norms"]` of shape `(max_steps,)`, NaN after the last one.
+        Defaults to `False`.
+    - `progress`: prints a line after every `progress` steps. Defaults to `0`, never.
     - `lanczos`: whether to keep the tridiagonal matrix T = VᴴA V of the Lanczos process
-        that MINRES runs, as `stats["lanczos"]`: `"alphas"` of shape `(max_steps,)`, its
-        diagonal, and `"betas"` of shape `(max_steps - 1,)`, what is beside it. Entries
-        beyond the steps taken, or beyond the first cycle, are NaN. V begins with b (with
-        `y0`, b − A y0) over its length; behind a preconditioner P = L Lᴴ, T is of LᴴA L
-        and Lᴴb. It has no derivative. Defaults to `False`, at no cost.
+        behind MINRES, as `stats["lanczos"]`: its diagonal `"alphas"`, of shape
+        `(max_steps,)`, and its off-diagonal `"betas"`, of shape `(max_steps - 1,)`.
+        Entries beyond the steps taken, or beyond the first cycle, are NaN. The first
+        column of V is b (with `y0`, b − A y0) over its length. With a preconditioner P =
+        L Lᴴ, T belongs to LᴴA L and Lᴴb. It has no derivative. Defaults to `False`. Costs
+        nothing extra.
 
     **Raises:** `ValueError` at trace time for a non-square operator, one without a tag, a
     preconditioner that is not declared positive definite or of another shape, an unknown

@@ -35,59 +35,63 @@ from .state import WoodburyState
 
 
 class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
-    """Solves with a low-rank update by solves with what is updated.
+    """Solves with a low-rank update, by solves with the operator that it updates.
 
         (A + U C Vᴴ)⁻¹ b = y − A⁻¹U (I + C Vᴴ A⁻¹U)⁻¹ C Vᴴ y,   y = A⁻¹b
 
     for a [`pseudojvp.LowRankUpdate`][] of a square nonsingular A; C may be singular. The
-    formula loses digits where A or the capacitance matrix I + C Vᴴ A⁻¹U is
-    ill-conditioned and the sum is not. So the residual of the sum itself is looked at
-    each time: where it is above rounding the solution is refined with the same factors,
-    for as long as a step halves the residual. The result is then
+    formula loses digits if A or the capacitance matrix I + C Vᴴ A⁻¹U is ill-conditioned
+    and the sum is not. So the residual of the sum itself is checked in each solve. If it
+    is above rounding, the solution is refined with the same factors, as long as a step
+    halves the residual. The result is then
 
-    - `breakdown` if A without its update cannot be solved with: it is singular, and the
-        sum need not be;
-    - `stagnation` if an entry of the residual stays above 1e4 eps times that of
-        |A| |x| + |U| |C| |V|ᴴ |x| + |b|, whatever the units of the rows: the formula has
-        lost the digits, and the sum need not be ill-conditioned. So it is if refinement
-        cannot tell the condition of the sum, or, where that is below 1e4 eps, if one
-        more step moves the solution by more than a tenth;
+    - `breakdown` if A without its update cannot be solved with: A is singular, although
+        the sum may not be;
+    - `stagnation` if an entry of the residual stays above 1e4 eps times that of |A| |x| +
+        |U| |C| |V|ᴴ |x| + |b|, whatever the units of the rows: the formula has lost the
+        digits, although the sum may be well-conditioned. Also if refinement cannot
+        estimate the condition number of the sum, or, if the reciprocal condition number
+        is below 1e4 eps, if one more step moves the solution by more than a tenth;
     - `singular` if the sum is singular to working precision: an estimate of its
-        reciprocal condition number, with the columns scaled, is at most `eps * n`. Its
-        solves are refined where their residuals ask for it.
+        reciprocal condition number, with scaled columns, is at most `eps * n`. The solves
+        of this estimate are refined if their residuals require it.
 
-    Of an A whose entries are not at hand (a function, a structured operator) an estimate
-    of the 2-norm of each row times |x| stands for |A| |x|, of eight products.
+    If the entries of A are not available (a function, a structured operator), |A| |x| is
+    replaced by an estimate of the 2-norm of each row times |x|, from eight products.
 
-    For the first two use `LU()` or another solver of the sum. If A is solved with by
-    iterations the sum is solved for to their tolerance, |b − M x| ≤ atol + rtol |b|, and
-    not estimated. If they have none (`rtol=atol=0`), nothing is refined.
+    After `breakdown` or `stagnation` use `LU()` or another solver for the sum. If A is
+    solved by an iterative method, the sum is solved to the tolerance of that method, |b −
+    M x| ≤ atol + rtol |b|, and its condition is not estimated. Without a tolerance
+    (`rtol=atol=0`) nothing is refined.
 
-    Real and complex, of any structure of vectors that A has. Cost: k solves with A at
-    once, and for the estimate eight, then a solve, O(n k) and a product with M, as much
-    for each step of refinement (of the estimate, eight times that); the same again for a
-    JVP and for a VJP. Memory: n × k. Never n × n, in derivatives either, unless the
-    solver of A is dense.
+    Real and complex, for any structure of vectors that A has. Cost: k solves with A at
+    once, and eight for the estimate. Then for each right-hand side a solve with A, O(n k)
+    flops and a product with M, and the same for each step of refinement (eight times
+    that, in the estimate). A JVP and a VJP each cost the same again. Memory: n × k, never
+    n × n, even in derivatives, unless the solver of A is dense.
 
-    `stats`: `"reciprocal_condition"` of the sum (a direct solver of A), NaN where lost
-    digits hide it,
-    `"capacitance_reciprocal_condition"` of I + C Vᴴ A⁻¹U, `"num_refinements"`, and with
-    an iterative solver of A `"num_steps"`, of all solves for this b.
+    `stats`: `"reciprocal_condition"` of the sum (with a direct solver of A), NaN if lost
+    digits hide it; `"capacitance_reciprocal_condition"` of I + C Vᴴ A⁻¹U;
+    `"num_refinements"`; and with an iterative solver of A `"num_steps"`, of all solves
+    for this b.
 
-    `slogdet` is det A det(I + C Vᴴ A⁻¹U), where the solver of A has one, with derivatives
-    through the parts: k solves more for the value, 2k + 16 of an A that is not diagonal,
-    and k for a gradient. The value is NaN where the parts lose more digits than eps^0.6
-    leaves, of a sum that has them. So are derivatives where a first loses more than
-    eps^½ leaves, or a second than eps^⅜, by an estimate in the units of each row.
+    `slogdet` uses det A det(I + C Vᴴ A⁻¹U), if the solver of A has a determinant, with
+    derivatives through the parts: k more solves for the value (2k + 16 if A is not
+    diagonal), and k for a gradient. The value is NaN if its error may exceed eps^0.6
+    because of digits that the parts lose and the sum would not. Likewise a first
+    derivative is NaN if its error may exceed eps^½, and a second one eps^⅜, by an
+    estimate in the units of each row.
 
-    `options` are those of `solver`, but for `y0`: a preconditioner is one of A.
+    `options` are those of `solver`, without `y0`: a preconditioner is one for A.
 
     **Arguments:**
 
-    - `solver`: of A, factorising or iterative. Defaults to `AutoLinearSolver(True)`.
+    - `solver`: the solver for A, factorising or iterative. Defaults to
+        `AutoLinearSolver(True)`.
 
-    **Raises:** `TypeError` if `solver` is no solver; `ValueError` at trace time for an
-    operator that is no update, or not square, or an option that `solver` does not take.
+    **Raises:** `TypeError` if `solver` is not a solver; `ValueError` at trace time for an
+    operator that is not an update or not square, or an option that `solver` does not
+    take.
 
     **Sources:** Hager, *Updating the inverse of a matrix*, SIAM Review 31 (1989),
     equation (2); Yip, *A note on the stability of solving a rank-p modification of a
@@ -197,7 +201,8 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
         return in_structure.unravel(final.solution), result, stats
 
     def result(self, state: WoodburyState) -> lx.RESULTS:
-        """Of an A that is solved with by iterations only whether they gave numbers."""
+        """Whether the parts are usable; if A is solved by iterations, only whether
+        finite."""
         results = lx.RESULTS
         finite = all_finite((state.solved, state.weights))
         told = results.where(finite, results.successful, _hidden(state))
@@ -265,7 +270,7 @@ class Woodbury(AbstractTelling[WoodburyState], AbstractByParts[WoodburyState]):
     def slogdet_by_parts(
         self, operator: lx.AbstractLinearOperator, state: WoodburyState, factorised: Any
     ) -> Slogdet:
-        """det A det(I + C Vᴴ A⁻¹U)."""
+        """Returns det A det(I + C Vᴴ A⁻¹U)."""
         update: Any = untagged(operator)
         update = _solvable(update)
         part = factorised(update.operator, self.solver, state.inner, throw=False)

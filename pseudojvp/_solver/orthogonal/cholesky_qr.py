@@ -76,24 +76,24 @@ class CholeskyQR(AbstractFactorisation[CholeskyQRState]):
     as [`pseudojvp.QR`][], up to a condition number of 10⁷ in double precision.
 
     R of A = Q R is the Cholesky factor of A^H A, and Q is never formed. Rounding in A^H A
-    makes the error of x = R⁻¹ R⁻ᴴ A^H b some eps κ² instead of eps κ; each step of
-    refinement with the same R multiplies it by eps κ² again, κ being the condition number
-    of A with its columns (its rows, if A is wide) scaled to norm one. There are as many
-    steps as that takes: none for κ up to 2.5, one up to 1e5, two up to 1e6, five at 1e7
-    (single precision: one up to 200, two up to 500).
+    makes the error of x = R⁻¹ R⁻ᴴ A^H b about eps κ² instead of eps κ, where κ is the
+    condition number of A with columns (rows, if A is wide) scaled to norm one. Each step
+    of refinement with the same R multiplies the error by another eps κ². The solver takes
+    as many steps as needed: none for κ up to 2.5, one up to 1e5, two up to 1e6, five at
+    1e7 (single precision: one up to 200, two up to 500).
 
-    `stats["reciprocal_condition"]` is an estimate of 1/κ, from the products of A with the
-    vectors that R shrinks most, which unlike R itself are not taken in by the rounding of
-    A^H A. If it is at most `4 sqrt(eps)`, 6e-8 in double and 1.4e-3 in single precision,
-    the refinement might not converge, and the result is `RESULTS.singular`, though A may
-    have full rank. Use `QR()` there, and [`pseudojvp.PivotedQR`][] where the rank may be
-    deficient.
+    `stats["reciprocal_condition"]` estimates 1/κ from the products of A with the vectors
+    that R shrinks most; unlike R itself, these products are not affected by the rounding
+    of A^H A. If it is at most `4 sqrt(eps)` (6e-8 in double and 1.4e-3 in single
+    precision), the refinement might not converge, and the result is `RESULTS.singular`,
+    although A may have full rank. Use `QR()` for such an A, and [`pseudojvp.PivotedQR`][]
+    if the rank may be deficient.
 
     Takes no `options`. Real and complex. Cost, for m rows and n columns: 2mn² flops, all
-    in a matrix product, and n³/3; then one product with A^H a solve (if A is wide, with
-    A), two more a step of refinement; one more solve for a JVP and one for a VJP, of one
-    product more. Many right-hand sides or tangents under `jax.vmap` are columns of one
-    product.
+    in a matrix product, and n³/3. Then a solve takes one product with A^H (with A, if A
+    is wide) and two more for each step of refinement; a JVP takes one more solve and a
+    VJP one more, each with one additional product. Many right-hand sides or tangents
+    under `jax.vmap` are columns of one product.
 
     **Raises:** `ValueError` at trace time for an unknown option.
 

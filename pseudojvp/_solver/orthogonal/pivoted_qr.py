@@ -104,34 +104,34 @@ def _largest_singular_value(
 class PivotedQR(AbstractFactorisation[PivotedQRState]):
     """Returns the pseudoinverse solution A†b of any system by a pivoted QR factorisation.
 
-    Any shape and any rank. The factors are those of a complete orthogonal decomposition
-    A = Q T Z^H with a triangular T, from a QR factorisation with column pivoting; at a
-    fraction of the cost of [`pseudojvp.SVD`][].
+    Any shape and any rank. The factors are those of a complete orthogonal decomposition A
+    = Q T Z^H with a triangular T, computed by a QR factorisation with column pivoting, at
+    a fraction of the cost of [`pseudojvp.SVD`][].
 
     `stats["rank"]` is the number of diagonal entries of the pivoted R that are larger
-    than `rcond` times an estimate of the largest singular value. Where the singular
-    values fall off without a gap it may differ from that of `SVD(rcond)` by a few. In the
-    rare matrices whose rank pivoting does not reveal (Kahan's), the smallest singular
-    value of T is far below the cutoff; it is estimated, and the result is
+    than `rcond` times an estimate of the largest singular value. If the singular values
+    decay without a gap, it may differ from that of `SVD(rcond)` by a few. For rare
+    matrices (Kahan's) pivoting does not reveal the rank, and the smallest singular value
+    of T is far below the cutoff; that value is estimated, and the result is then
     `RESULTS.singular`.
 
-    Takes no `options`. Real and complex. Cost: one QR factorisation of A, 2mn² flops, if
-    it is not square, two of an n × n matrix with their Q, and a product of two (m the
-    long side, n the short one); then one application of the factors a solve, two more for
-    a JVP and two more for a VJP, with respect to the operator along paths of constant
+    Takes no `options`. Real and complex. Cost, for m the long side and n the short one:
+    one QR factorisation of A, 2mn² flops, if A is not square; two of an n × n matrix with
+    their Q; and a product of two. Then one application of the factors a solve, two more
+    for a JVP and two more for a VJP, with respect to the operator along paths of constant
     rank.
 
     **Arguments:**
 
-    - `rcond`: directions with singular values about `rcond` times the largest one, or
-        less, are dropped; a number without unit, as in `numpy.linalg.lstsq`. Defaults to
+    - `rcond`: directions with singular values of at most about `rcond` times the largest
+        one are dropped; a number without unit, as in `numpy.linalg.lstsq`. Defaults to
         `None`: `eps * max(rows, cols)` in the operator's dtype. A negative value means
         `eps`.
-    - `blocks`: row blocks of the first QR factorisation, for an A whose rows lie on
-        several devices; as in [`pseudojvp.QR`][]. Defaults to `None`.
+    - `blocks`: the number of row blocks of the first QR factorisation, for an A whose
+        rows are on several devices; as in [`pseudojvp.QR`][]. Defaults to `None`.
 
-    **Raises:** `ValueError` for `blocks` that is no integer from 1 on, and at trace time
-    for an unknown option.
+    **Raises:** `ValueError` if `blocks` is not a positive integer, and at trace time for
+    an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), sections 5.4.2
     (column pivoting), 5.4.7 (complete orthogonal decomposition) and 5.5.

@@ -41,14 +41,14 @@ class QRState(eqx.Module):
 class QR(AbstractFactorisation[QRState]):
     """Solves full-rank systems of any shape by a Householder QR factorisation.
 
-    The solution is the pseudoinverse solution A†b: of A x = b when `operator` is square,
-    of min ‖A x − b‖ when it is tall, of minimum norm when it is wide.
+    The solution is the pseudoinverse solution A†b: that of A x = b if `operator` is
+    square, of min ‖A x − b‖ if it is tall, of minimum norm if it is wide.
 
-    `stats["reciprocal_condition"]` is an estimate, from R at O(n²) cost, of the
-    reciprocal condition number of A with its columns (its rows, if A is wide) scaled by
-    the largest entries of R's. If it is at most `eps * max(rows, cols)`, A is not of full
+    `stats["reciprocal_condition"]` estimates, from R at O(n²) cost, the reciprocal
+    condition number of A with its columns (its rows, if A is wide) scaled by the largest
+    entries in those of R. If it is at most `eps * max(rows, cols)`, A does not have full
     rank to working precision and the result is `RESULTS.singular`. Use
-    [`pseudojvp.PivotedQR`][] or [`pseudojvp.SVD`][] where the rank may be deficient.
+    [`pseudojvp.PivotedQR`][] or [`pseudojvp.SVD`][] if the rank may be deficient.
 
     Takes no `options`. Real and complex. Cost: one factorisation, 2mn² flops; then one
     application of the factors (Q and R once each) a solve, one more for a JVP and one
@@ -57,18 +57,18 @@ class QR(AbstractFactorisation[QRState]):
 
     **Arguments:**
 
-    - `blocks`: a number of row blocks (of columns, if A is wide), each of which is
-        factorised by itself, in one batch; then their R, stacked, are, at 2pn³ flops
-        for p blocks. An A whose rows lie on p devices stays there with `blocks=p`, or a
-        multiple of it: pn² numbers are gathered for the factors, and pn for each
-        application, where one block gathers all of A on every device. Blocks that would
-        have fewer rows than columns are not taken. Defaults to `None`: as many as the
-        devices that A is known to lie on, which is one block on one device. They are
-        known of an array that is not traced, and under `jax.jit` on a mesh with
-        `AxisType.Explicit`. With `AxisType.Auto` pass the number there.
+    - `blocks`: the number of row blocks (column blocks, if A is wide). Each block is
+        factorised by itself, all in one batch; then their stacked R are factorised, at
+        2pn³ flops for p blocks. An A whose rows are on p devices stays there with
+        `blocks=p`, or a multiple of p: pn² numbers are gathered for the factors, and pn
+        for each application, whereas one block gathers all of A on every device. Blocks
+        with fewer rows than columns are not used. Defaults to `None`: as many blocks as
+        devices that A is known to be on, hence one block on one device. The devices are
+        known for an array that is not traced, and under `jax.jit` on a mesh with
+        `AxisType.Explicit`. With `AxisType.Auto` pass the number.
 
-    **Raises:** `ValueError` for `blocks` that is no integer from 1 on, and at trace time
-    for an unknown option.
+    **Raises:** `ValueError` if `blocks` is not a positive integer, and at trace time for
+    an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 5.3.2
     (tall) and 5.6.2 (wide); Demmel, Grigori, Hoemmen & Langou, *Communication-optimal

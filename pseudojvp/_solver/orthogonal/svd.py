@@ -89,14 +89,14 @@ class SVD(AbstractFactorisation[SVDState]):
 
     - `rcond`: singular values at most `rcond` times the largest one count as zero; a
         number without unit. Defaults to `None`: `2 * eps * max(rows, cols)` in the
-        operator's dtype, as lineax (the factor 2 guards rank-deficient products against
+        operator's dtype, as in lineax (the factor 2 protects rank-deficient products from
         their own rounding). A negative value means `eps`, as in NumPy.
-    - `blocks`: with more than one, the SVD is that of the R of a QR factorisation by so
-        many row blocks, for an A whose rows lie on several devices; as in
-        [`pseudojvp.QR`][]. Defaults to `None`.
+    - `blocks`: with more than one, A is first reduced to R by a QR factorisation with
+        that many row blocks, and the SVD is that of R; for an A whose rows are on several
+        devices, as in [`pseudojvp.QR`][]. Defaults to `None`.
 
-    **Raises:** `ValueError` for `blocks` that is no integer from 1 on, and at trace time
-    for an unknown option.
+    **Raises:** `ValueError` if `blocks` is not a positive integer, and at trace time for
+    an unknown option.
 
     **Sources:** Golub & Van Loan, *Matrix Computations*, 4th ed. (2013), section 5.5.2.
 
