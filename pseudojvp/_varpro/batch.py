@@ -39,9 +39,10 @@ from .varpro import default_adjoint, varpro
 class VarProBatch(eqx.Module):
     """What [`pseudojvp.varpro_batch`][] returns.
 
-    The fields of [`pseudojvp.VarProFit`][], each with an axis of members in front.
-    `batch[i]` is the fit of one member; `statistics()` and `predict(args)`, with the
-    arguments of those of a fit, are those of all members, chunk by chunk.
+    It has the fields of [`pseudojvp.VarProFit`][], each with an axis of members in front.
+    `batch[i]` is the fit of one member. `statistics()` and `predict(args)` take the
+    arguments of those of a fit, and return the results of all members, computed chunk by
+    chunk.
 
     **Example:**
 
@@ -81,7 +82,8 @@ class VarProBatch(eqx.Module):
         return self.cost.shape[0]
 
     def statistics(self, *, absolute_sigma: bool = False) -> VarProStatistics:
-        """Returns `VarProFit.statistics` of each member, with the batch in front."""
+        """Returns `VarProFit.statistics` of each member, with an axis of members in
+        front."""
 
         return _map_fits(
             jtu.Partial(VarProFit.statistics, absolute_sigma=absolute_sigma), self
@@ -171,53 +173,55 @@ def varpro_batch(
     adjoint: optx.AbstractAdjoint | None = None,
     progress: bool = False,
 ) -> VarProBatch | Any:  # an iterator of them, where `data` are read in chunks
-    """Fits many data sets, each as [`pseudojvp.varpro`][], in chunks.
+    """Fits many data sets, each like [`pseudojvp.varpro`][], in chunks.
 
-    What `jax.vmap` of `varpro` returns, with memory for one chunk at a time beside data
-    and results, and the iterations of a chunk ended by its own slowest member only.
+    Returns what `jax.vmap` of `varpro` returns, but keeps only one chunk at a time in
+    memory, besides data and results, and the iterations of a chunk end with its own
+    slowest member.
 
-    **Arguments:** those of `varpro` with the same defaults, of which differ
+    **Arguments:** those of `varpro` with the same defaults, except
 
-    - `data`: `(members, m)`, or `(members, m, k)` for k columns in each member. Of a
-        memory map of NumPy, and of any other array that is not in memory and is read by
-        slices (of h5py, zarr, ...), `batch_size` members at a time are read and fitted.
-        Of an iterator each item is, an array of any number of members. For several data
-        sets a tuple of such arrays, or an iterator of tuples, with the same members.
-    - `theta0`: the start, shared, or with the axis of the members in front of each leaf.
-    - `weights`: of the shape of `data`, or without its first axis where shared; a tuple
-        of these where `data` is one, with `None` for one.
-    - `theta0`, `weights` and `args` may be iterators where `data` is one, with an item
-        for each of `data`. Those of `theta0` and `weights` have the axis of the members,
-        unless `in_axes` says `None`; what is no iterator is shared.
-    - `in_axes`: a dictionary that says of `"theta0"`, `"weights"` and `"args"` what is
-        batched: 0 for an axis in front, `None` for shared, or a pytree of these as in
-        `jax.vmap`. Defaults to `None`: `theta0` and `weights` by their shapes, where
-        these leave no doubt (otherwise an error); `args` shared.
-    - `batch_size`: how many members make a chunk and are fitted at once, as of
+    - `data`: `(members, m)`, or `(members, m, k)` for k columns in each member. A NumPy
+        memory map, or any other array that is not in memory and is read by slices (from
+        h5py, zarr, ...), is read and fitted `batch_size` members at a time. Each item of
+        an iterator is an array of any number of members. For several data sets pass a
+        tuple of such arrays, or an iterator of tuples, with the same members.
+    - `theta0`: the start, shared, or with an axis of members in front of each leaf.
+    - `weights`: of the shape of `data`, or without its first axis if shared; a tuple of
+        these if `data` is one, with `None` for a data set without weights.
+    - `theta0`, `weights` and `args` may be iterators if `data` is one, with an item for
+        each item of `data`. Items of `theta0` and `weights` have the axis of members,
+        unless `in_axes` says `None`. Anything that is not an iterator is shared.
+    - `in_axes`: a dictionary that says what is batched in `"theta0"`, `"weights"` and
+        `"args"`: 0 for an axis in front, `None` for shared, or a pytree of these as in
+        `jax.vmap`. Defaults to `None`: `theta0` and `weights` by their shapes (an error
+        if these are ambiguous), and `args` shared.
+    - `batch_size`: the number of members in a chunk, which are fitted at once, as in
         `jax.lax.map`; at least one for each device. Defaults to 1024.
     - `throw`: whether an error is raised at run time if *any* member failed. If `False`,
-        `result` tells of each, and the others are what they are. Defaults to `True`.
-    - `progress`: whether to show a bar of the chunks. Defaults to `False`.
+        `result` reports each member, and the others are not affected. Defaults to `True`.
+    - `progress`: whether to show a progress bar over the chunks. Defaults to `False`.
 
-    **Returns:** a [`pseudojvp.VarProBatch`][]; for data that are read in chunks an
-    iterator of one for each chunk. All chunks are fitted by one program, the last and any
-    smaller one padded with copies of its last member; a chunk that is larger than those
-    before compiles another. A chunk is read while the one before is fitted, and no more
-    than these two are held: residuals take as much memory as the data, so keep of each
-    chunk what you need. The iterator raises what `throw` asks for when it comes to the
-    chunk.
+    **Returns:** a [`pseudojvp.VarProBatch`][]; for data that are read in chunks, an
+    iterator with one for each chunk. One program fits all chunks; smaller ones, such as
+    the last, are padded with copies of their last member. A chunk larger than those
+    before compiles another program. Each chunk is read while the one before is fitted,
+    and no more than these two are held. Residuals take as much memory as the data, so
+    keep only what you need of each chunk. The iterator raises what `throw` asks for when
+    it reaches the chunk.
 
-    Of d devices each holds the members `i * members / d` to `(i + 1) * members / d - 1`
-    of an array sharded over the members, and a chunk is `batch_size / d` members of each:
-    neither data nor results move, under `jax.jit` and inside `jax.shard_map`.
+    If an array is sharded over the members on d devices, device i holds the members `i *
+    members / d` to `(i + 1) * members / d - 1`, and a chunk has `batch_size / d` members
+    of each device: neither data nor results move, under `jax.jit` and inside
+    `jax.shard_map`.
 
-    **Derivatives:** as of `varpro`; not of data that are read in chunks.
+    **Derivatives:** those of `varpro`; none for data that are read in chunks.
 
-    **Raises:** as `varpro`; `ValueError` at trace time for batch axes that do not fit,
-    for an iterator without an item and for items that differ in more than their members;
-    `TypeError` for data that are read in chunks within `jax.jit` and `jax.grad`.
+    **Raises:** as `varpro`; `ValueError` at trace time for batch axes that do not match,
+    for an iterator without an item, and for items that differ in more than the number of
+    members; `TypeError` for data read in chunks inside `jax.jit` or `jax.grad`.
 
-    **Sources:** as of `varpro`.
+    **Sources:** those of `varpro`.
 
     Cost: that of `varpro` for each member, with as many steps as the slowest member of
     its chunk.

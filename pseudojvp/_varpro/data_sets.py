@@ -16,15 +16,16 @@ from .parameters import Parameters
 
 
 class SharedAndOwn(NamedTuple):
-    """θ of several data sets: what they share, and what each has for itself.
+    """θ of several data sets: what they share, and what each has of its own.
 
-    As `theta0` of [`pseudojvp.varpro`][] for `data` that are a tuple. `basis` and
-    `offset` of a data set get one too, in which `own` is that of this data set alone:
+    Use it as `theta0` of [`pseudojvp.varpro`][] if `data` is a tuple. `basis` and
+    `offset` of a data set get one too, whose `own` is that of this data set alone:
     `theta.shared["rates"]`, `theta.own["width"]`.
 
-    - `shared`: a pytree of real numbers, `None` for nothing.
-    - `own`: a tuple with a pytree of real numbers for each data set, of any structures;
-        `None` for a data set without its own, or in the place of the tuple for none.
+    - `shared`: a pytree of real numbers, or `None` if nothing is shared.
+    - `own`: a tuple with a pytree of real numbers for each data set, in any structures.
+        `None` for a data set without parameters of its own, or instead of the tuple if
+        there are none at all.
 
     **Example:**
 

@@ -32,24 +32,25 @@ from .summary import check_confidence, check_one_fit, report
 class VarProFit(eqx.Module):
     """What [`pseudojvp.varpro`][] returns: a pytree of arrays.
 
-    - `theta`: a pytree as `theta0`.
+    - `theta`: a pytree like `theta0`.
     - `coefficients`: c, `(n,)` or `(n, k)`.
-    - `residual`: W (data − offset − Φ c), of the shape of `data`.
+    - `residual`: W (data − offset − Φ c), in the shape of `data`.
 
-    Of several data sets these two, `rank` and `held_coefficients` are tuples.
+    For several data sets, `coefficients`, `residual`, `rank` and `held_coefficients` are
+    tuples.
 
-    - `cost`: ½‖residual‖², with that of the priors, a scalar.
-    - `rank`: of W Φ at `theta`; `(k,)` for weights of shape `(m, k)`. With a solver that
-        finds no rank, n.
+    - `cost`: ½‖residual‖² plus the terms of the priors, a scalar.
+    - `rank`: the rank of W Φ at `theta`; `(k,)` for weights of shape `(m, k)`. If the
+        solver finds no rank, n.
     - `result`: compare with `optimistix.RESULTS.successful`.
-    - `held`: a pytree as `theta` of integers: 0 where θ is free, −1 where it ended at its
-        lower bound, 1 at its upper one, 2 for `fixed`. `None` without `bounds` and
+    - `held`: a pytree like `theta` of integers: 0 if θ is free, −1 if it ended at its
+        lower bound, 1 at its upper bound, 2 for `fixed`. `None` without `bounds` and
         `fixed`.
-    - `held_coefficients`: of the shape of `coefficients`: −1 at the lower bound, 1 at the
-        upper one, 0 where free. `None` without `coefficient_bounds`.
+    - `held_coefficients`: in the shape of `coefficients`: −1 at the lower bound, 1 at the
+        upper bound, 0 if free. `None` without `coefficient_bounds`.
     - `stats`: `num_steps` of the optimiser, `max_steps`, `polishing_steps`, and
-        `relative_offset`, the part of the residual that θ could still remove, in
-        units of its statistical error (Bates & Watts); a fit above 0.001 is not
+        `relative_offset`, the part of the residual that a change of θ could still remove,
+        in units of its statistical error (Bates & Watts); a fit above 0.001 is not
         `successful`.
 
     **Example:**
@@ -84,22 +85,23 @@ class VarProFit(eqx.Module):
     def statistics(self, *, absolute_sigma: bool = False) -> VarProStatistics:
         """Returns covariances of θ and c by linear propagation of the errors of `data`.
 
-        With J the part −(I − A A†) D of ∂r/∂θ and G = A†D, where A = W Φ and
-        D = W ∂(offset + Φ c)/∂θ,
+        With J = −(I − A A†) D, a part of ∂r/∂θ, and G = A†D, where A = W Φ and D = W
+        ∂(offset + Φ c)/∂θ,
 
             cov(θ) = s² (JᵀJ)⁻¹,    cov(c) = s² (AᴴA)⁻¹ + G cov(θ) Gᴴ,
             cov(c, θ) = −G cov(θ),
 
-        s² = ‖r‖²/(degrees of freedom): the blocks of the covariance of the full problem,
-        from the QR of J (m k × q) and the factors of A, in time proportional to k. What
-        is `held` has the variance zero: the statistics are those of the others.
+        where s² = ‖r‖²/(degrees of freedom). These are the blocks of the covariance of
+        the full problem, computed from the QR of J (m k × q) and the factors of A, in
+        time proportional to k. What is `held` has variance zero, and the statistics are
+        those of the other parameters.
 
         **Arguments:**
 
-        - `absolute_sigma`: whether `weights` are 1/σ as they stand, and s² = 1.
-            Defaults to `False`: only their ratios count.
+        - `absolute_sigma`: whether `weights` are 1/σ as they are, and s² = 1. Defaults to
+            `False`: only their ratios matter.
 
-        **Returns:** [`pseudojvp.VarProStatistics`][].
+        **Returns:** a [`pseudojvp.VarProStatistics`][].
 
         **Sources:** O'Leary & Rust, Comput. Optim. Appl. 54 (2013), section 3; Seber &
         Wild, *Nonlinear Regression* (1989), section 2.1.2.
@@ -115,21 +117,21 @@ class VarProFit(eqx.Module):
     ) -> VarProPrediction | tuple[VarProPrediction, ...]:
         """Returns the fitted model at other `args`, with its confidence band.
 
-        offset(θ, args) + Φ(θ, args) c ± t · standard deviation, t the quantile of
-        Student's distribution: the band holds the true *mean* at one point, not the next
-        datum, with probability `confidence`.
+        The band is offset(θ, args) + Φ(θ, args) c ± t · standard deviation, with t the
+        quantile of Student's distribution. It contains the true *mean* at one point, not
+        the next datum, with probability `confidence`.
 
         **Arguments:**
 
-        - `args`: as of `varpro`, at any points, not only those of the data: the number
-            of rows is free, n and k stay.
+        - `args`: as in `varpro`, at any points, not only those of the data: the number of
+            rows is free, n and k stay.
         - `confidence`: between 0 and 1. Defaults to 0.95.
         - `absolute_sigma`: as for `statistics`.
 
-        **Returns:** [`pseudojvp.VarProPrediction`][], with arrays `(p,)` or `(p, k)` for
-        p rows; of several data sets a tuple of them.
+        **Returns:** a [`pseudojvp.VarProPrediction`][], with arrays `(p,)` or `(p, k)`
+        for p rows; for several data sets a tuple of them.
 
-        **Raises:** `ValueError` for a confidence outside of (0, 1).
+        **Raises:** `ValueError` for a confidence outside (0, 1).
         """
         check_confidence(confidence, "predict")
         absolute = as_array(absolute_sigma)
@@ -144,20 +146,21 @@ class VarProFit(eqx.Module):
     ) -> VarProReport:
         """Returns a report of the fit: `print(fit.summary())`.
 
-        Names, values, standard deviations, intervals value ± t · standard deviation,
-        correlations, χ², R², AIC and BIC, and what a reader should be warned of. Computed
-        on the host from `statistics()`, whose program it shares.
+        It has names, values, standard deviations, intervals value ± t · standard
+        deviation, correlations, χ², R², AIC and BIC, and warnings. It is computed on the
+        host from `statistics()`, whose program it shares.
 
         **Arguments:**
 
-        - `confidence`: of the intervals, between 0 and 1. Defaults to 0.95. t is the
-            quantile of Student's distribution, with `absolute_sigma` of the normal one.
+        - `confidence`: the probability of the intervals, between 0 and 1. Defaults to
+            0.95. t is the quantile of Student's distribution, or of the normal one with
+            `absolute_sigma`.
         - `absolute_sigma`: as for `statistics`.
 
-        **Returns:** [`pseudojvp.VarProReport`][]. Nothing of it is differentiated.
+        **Returns:** a [`pseudojvp.VarProReport`][]. Nothing in it is differentiated.
 
-        **Raises:** `ValueError` for a confidence outside of (0, 1) and for fits with a
-        batch axis; `TypeError` while JAX traces.
+        **Raises:** `ValueError` for a confidence outside (0, 1) and for fits with a batch
+        axis; `TypeError` while JAX traces.
         """
         check_confidence(confidence, "summary")
         check_one_fit(self, "summary")
@@ -174,28 +177,29 @@ class VarProFit(eqx.Module):
         columns: Sequence[int] | None = None,
         absolute_sigma: bool = False,
     ) -> Any:
-        """Draws data, fit and its confidence band, and the weighted residuals below.
+        """Draws the data, the fit and its confidence band, and the weighted residuals
+        below.
 
-        Of complex data real and imaginary part are drawn, without a band. Data of weight
-        zero are hollow. Needs matplotlib, of the extra `plot`.
+        For complex data, real and imaginary parts are drawn, without a band. Data of
+        weight zero are drawn hollow. Needs matplotlib, from the extra `plot`.
 
         **Arguments:**
 
-        - `axes`: two axes of matplotlib, above and below; of D data sets `(2, D)`.
-            Defaults to those of a new figure of `matplotlib.pyplot`.
-        - `confidence`, `absolute_sigma`: of the band, as for `predict`. With
-            `absolute_sigma` data have error bars of 1/weights.
+        - `axes`: two matplotlib axes, above and below; `(2, D)` for D data sets. Defaults
+            to those of a new figure of `matplotlib.pyplot`.
+        - `confidence`, `absolute_sigma`: for the band, as in `predict`. With
+            `absolute_sigma` the data have error bars of 1/weights.
         - `x`: the abscissa of each row of `data`, `(m,)`. Defaults to `args`, if that is
-            an array of shape `(m,)`, and otherwise to the number of the row.
+            an array of shape `(m,)`, otherwise to the row numbers.
         - `curve`: a pair of other `args` and their abscissae, at which fit and band are
-            drawn as for `predict`; a finer curve. Defaults to the points of the data.
-            Of several data sets `x` and both parts of `curve` are tuples.
-        - `columns`: which of k columns. Defaults to the first six.
+            drawn, to get a finer curve. Defaults to the points of the data. For several
+            data sets `x` and both parts of `curve` are tuples.
+        - `columns`: which of the k columns to draw. Defaults to the first six.
 
-        **Returns:** the axes, in an array of NumPy.
+        **Returns:** the axes, in a NumPy array.
 
         **Raises:** `ImportError` without matplotlib; `ValueError` for arrays or numbers
-        that do not fit and for fits with a batch axis; `TypeError` while JAX traces.
+        that do not match and for fits with a batch axis; `TypeError` while JAX traces.
         """
         check_one_fit(self, "plot")
         check_confidence(confidence, "plot")
@@ -215,40 +219,40 @@ class VarProFit(eqx.Module):
         batch_size: int = 16,
         throw: bool = True,
     ) -> VarProProfile:
-        """Returns the profile-likelihood interval of one number, and the curve behind it.
+        """Returns the profile-likelihood interval of one parameter, and its curve.
 
-        The number is held at a value, all others are fitted again, and the cost rises
-        from its least to cost(value). With the signed root
+        The parameter is held at a value, all others are fitted again, and the cost rises
+        from its minimum to cost(value). With the signed root
 
             τ(value) = sign(value − estimate) √(2 (cost(value) − least cost)/s²)
 
-        the interval is where |τ| < t: it is as asymmetric as the cost, may be open, and
+        the interval is where |τ| < t. It is as asymmetric as the cost, may be open, and
         does not change when the model is written in other parameters. For a linear model
-        it is that of `summary()`. Sixteen fits at a time, a few times, in one program;
-        ends are found to 1e-6 of their distance from the estimate.
+        it equals that of `summary()`. Cost: a few times sixteen fits at once, in one
+        program; the ends are found to 1e-6 of their distance from the estimate.
 
         **Arguments:**
 
-        - `name`: as in `summary()`: of a number of θ, or of a real coefficient without
-            `coefficient_bounds`. That of one of k columns takes twice the rows and
-            weights of each column.
+        - `name`: as in `summary()`: a number of θ, or a real coefficient without
+            `coefficient_bounds`. The profile of a coefficient of one of k columns needs
+            twice the rows and weights of each column.
         - `confidence`: between 0 and 1. Defaults to 0.95. t is the quantile of Student's
-            distribution, with `absolute_sigma` of the normal one.
+            distribution, or of the normal one with `absolute_sigma`.
         - `absolute_sigma`: as for `statistics`; then s² = 1.
-        - `bounds`: as of `varpro`; the fit does not keep its own. What was `fixed` stays
-            so. Defaults to none.
-        - `values`: more values at which the curve is wanted. Defaults to none: the curve
-            is known where the ends were looked for.
-        - `batch_size`: how many fits at once, from 1 to 16. Defaults to 16.
-        - `throw`: whether an error is raised where an end is not found for failed fits,
-            or a better fit is met. If `False`, ends are NaN and `warnings` tell.
+        - `bounds`: as in `varpro`; the fit does not keep its own. What was `fixed` stays
+            fixed. Defaults to none.
+        - `values`: more values at which to compute the curve. Defaults to none: only
+            those at which the search looked for the ends.
+        - `batch_size`: the number of fits at once, from 1 to 16. Defaults to 16.
+        - `throw`: whether an error is raised if an end is not found because fits failed,
+            or if a better fit is found. If `False`, such ends are NaN and `warnings` says
+            so. Defaults to `True`.
 
-        **Returns:** [`pseudojvp.VarProProfile`][]. Nothing of it is differentiated.
+        **Returns:** a [`pseudojvp.VarProProfile`][]. Nothing in it is differentiated.
 
-        **Raises:** `ValueError` for an unknown name, a confidence outside of (0, 1), a
-        failed fit, one with a prior or another loss than squares, or a number without
-        a profile; `TypeError` while JAX traces;
-        `RuntimeError` as `throw` says.
+        **Raises:** `ValueError` for an unknown name, a confidence outside (0, 1), a
+        failed fit, a fit with a prior or another loss than squares, or a parameter
+        without a profile; `TypeError` while JAX traces; `RuntimeError` as `throw` says.
 
         **Sources:** Bates & Watts, *Nonlinear Regression Analysis and Its Applications*
         (1988), section 6.1.

@@ -47,18 +47,18 @@ _REACHED = 1e-6
 class VarProStarts(eqx.Module):
     """What [`pseudojvp.varpro_multistart`][] returns, for S starts.
 
-    The fits are in the order of their costs, the failed ones last.
+    The fits are sorted by cost, failed ones last.
 
-    - `best`: a [`pseudojvp.VarProFit`][], of the least cost.
-    - `count`: how many starts reached it, a scalar: those successful fits whose cost is
-        above the least one by less than 1e-6 of it, or than the rounding errors of a
-        residual of zero. Fits that differ in the order of their shapes, or lie elsewhere
-        in a flat valley, count too; θ is not compared.
-    - `theta`: a pytree as that of the starts, S in front of each leaf.
-    - `coefficients`: `(S, n)` or `(S, n, k)`; of several data sets a tuple.
+    - `best`: the [`pseudojvp.VarProFit`][] with the least cost.
+    - `count`: how many starts reached it, a scalar: the successful fits whose cost
+        exceeds the least one by less than 1e-6 of it, or by less than the rounding errors
+        of a zero residual. θ is not compared: fits that differ in the order of their
+        components, or lie elsewhere in a flat valley, count too.
+    - `theta`: a pytree like that of the starts, S in front of each leaf.
+    - `coefficients`: `(S, n)` or `(S, n, k)`; for several data sets a tuple.
     - `cost`, `rank`, `result`: of each fit, S in front.
-    - `start`: `(S,)`, of which of `theta0s` each fit is.
-    - `stats`: as of a fit, S in front.
+    - `start`: `(S,)`, the index in `theta0s` of the start of each fit.
+    - `stats`: like those of a fit, S in front.
 
     **Example:**
 
@@ -88,14 +88,14 @@ class VarProStarts(eqx.Module):
         return self.cost.shape[0]
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the costs in their order: a stair, of which each step is a minimum.
+        """Draws the sorted costs: a staircase in which each step is a minimum.
 
-        Failed fits are crosses, the starts that reached the least cost are filled dots.
-        Needs matplotlib, of the extra `plot`.
+        Failed fits are crosses; starts that reached the least cost are filled dots. Needs
+        matplotlib, from the extra `plot`.
 
         **Arguments:**
 
-        - `axes`: of matplotlib. Defaults to those of a new figure of
+        - `axes`: matplotlib axes. Defaults to those of a new figure of
             `matplotlib.pyplot`.
 
         **Returns:** the axes.
@@ -135,28 +135,29 @@ def varpro_multistart(
     throw: bool = True,
     progress: bool = False,
 ) -> VarProStarts:
-    """Fits the same data from many starts, each as [`pseudojvp.varpro`][], in chunks.
+    """Fits the same data from many starts, each like [`pseudojvp.varpro`][], in chunks.
 
-    For costs with many minima: eliminating c leaves those where shapes change places or
-    slip by a period. Only starts are many; data and arguments are there once, and of
-    residuals only that of the best fit is kept.
+    Use it for costs with many minima. Eliminating c does not remove minima in which
+    components are exchanged or shifted by a period. Only the starts are multiplied: data
+    and arguments are stored once, and only the residual of the best fit is kept.
 
-    **Arguments:** those of `varpro` with the same defaults, of which differ
+    **Arguments:** those of `varpro` with the same defaults, except
 
-    - `theta0s`: the starts, a pytree as `theta0` with S starts in front of each leaf,
-        such as of [`pseudojvp.varpro_starts`][].
-    - `batch_size`: how many starts make a chunk and are fitted at once; a chunk ends with
-        its slowest fit. Defaults to 256.
-    - `throw`: whether an error is raised at run time if *every* start failed, that of the
-        first one. If `False`, `best.result` tells.
-    - `progress`: whether to show a bar of the chunks. Defaults to `False`.
+    - `theta0s`: the starts, a pytree like `theta0` with S starts in front of each leaf,
+        such as from [`pseudojvp.varpro_starts`][].
+    - `batch_size`: the number of starts in a chunk, which are fitted at once; a chunk
+        ends with its slowest fit. Defaults to 256.
+    - `throw`: whether an error is raised at run time if *every* start failed: the error
+        of the first one. If `False`, `best.result` reports it. Defaults to `True`.
+    - `progress`: whether to show a progress bar over the chunks. Defaults to `False`.
 
-    **Returns:** [`pseudojvp.VarProStarts`][]: `best` is the fit of the least cost.
+    **Returns:** a [`pseudojvp.VarProStarts`][]; `best` is the fit with the least cost.
 
-    **Derivatives:** none, and an error where one is asked for. Fit once more from
-    `best.theta` by `varpro`, which is differentiable and takes hardly a step.
+    **Derivatives:** none, and asking for one is an error. Fit once more from `best.theta`
+    with `varpro`, which is differentiable and takes hardly a step.
 
-    **Raises:** as `varpro`; `ValueError` at trace time for starts of different numbers.
+    **Raises:** as `varpro`; `ValueError` at trace time if the leaves have different
+    numbers of starts.
 
     **Example:**
 
@@ -289,26 +290,29 @@ def varpro_starts(
     *,
     log: bool = False,
 ) -> PyTree[Array]:
-    """Returns random starts between two θ, for [`pseudojvp.varpro_multistart`][].
+    """Returns random starts between two values of θ, for
+    [`pseudojvp.varpro_multistart`][].
 
-    A Latin hypercube: of each parameter every one of `number` equal parts of its range
-    has one start, at a random place, so that few starts cover each range evenly.
+    The starts form a Latin hypercube: the range of each parameter is divided into
+    `number` equal parts, and each part has one start, at a random place. So even few
+    starts cover each range evenly.
 
     **Arguments:**
 
-    - `key`: of `jax.random`.
-    - `lower`, `upper`: pytrees as `theta0`, finite, lower ≤ upper.
-    - `number`: how many starts, at least 1.
-    - `log`: whether the parts are equal in the logarithms, for positive numbers such as
-        rates whose size is not known. Defaults to `False`.
+    - `key`: a key of `jax.random`.
+    - `lower`, `upper`: pytrees like `theta0`, finite, with lower ≤ upper.
+    - `number`: the number of starts, at least 1.
+    - `log`: whether the parts are equal on a logarithmic scale, for positive parameters
+        of unknown magnitude, such as rates. Defaults to `False`.
 
-    **Returns:** a pytree as `lower`, `number` in front of each leaf.
+    **Returns:** a pytree like `lower`, with an axis of `number` starts in front of each
+    leaf.
 
-    **Raises:** `ValueError` for bounds that do not belong together.
+    **Raises:** `ValueError` for bounds that do not match.
 
     **Sources:** McKay, Beckman & Conover, Technometrics 21 (1979).
 
-    Cost: one random number a parameter and start.
+    Cost: one random number for each parameter and start.
 
     **Example:**
 

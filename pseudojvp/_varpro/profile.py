@@ -28,17 +28,19 @@ _FURTHEST = 1e5
 class VarProProfile:
     """What `VarProFit.profile(name)` returns, on the host.
 
-    - `name`, `value`: of the number, and its estimate.
-    - `lower`, `upper`: the interval; ∓inf where the cost never rises enough, a bound
-        where that is met first, NaN where no fit tells.
-    - `confidence`, `quantile`: of the interval, and the t at which |root| ends it.
-    - `linear_lower`, `linear_upper`: value ∓ t · standard deviation, as of `summary()`.
-    - `values`: `(p,)`, at which the number was held, ascending, the estimate among them.
-    - `cost`: `(p,)`, the least cost there, over all other numbers.
+    - `name`, `value`: the name of the parameter, and its estimate.
+    - `lower`, `upper`: the interval; ∓inf if the cost never rises enough, a bound if that
+        is reached first, NaN if no fit gives the end.
+    - `confidence`, `quantile`: the probability of the interval, and the t at which |root|
+        ends it.
+    - `linear_lower`, `linear_upper`: value ∓ t · standard deviation, as in `summary()`.
+    - `values`: `(p,)`, the values at which the parameter was held, ascending, including
+        the estimate.
+    - `cost`: `(p,)`, the least cost at each value, over all other parameters.
     - `root`: `(p,)`, the signed root ± √(2 (cost − least cost)/s²) (the profile t of
         Bates & Watts): a straight line through zero for a linear model.
     - `theta`: `(p, q)`, the θ of these fits in the order of `ravel_pytree`.
-    - `warnings`: sentences.
+    - `warnings`: a list of sentences.
 
     **Example:**
 
@@ -70,14 +72,14 @@ class VarProProfile:
     warnings: list[str]
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the signed root over the value, and where it ends the interval.
+        """Draws the signed root over the value, and the ends of the interval.
 
-        The dashed line is that of linear propagation. Needs matplotlib, of the extra
+        The dashed line is that of linear propagation. Needs matplotlib, from the extra
         `plot`.
 
         **Arguments:**
 
-        - `axes`: of matplotlib. Defaults to those of a new figure of
+        - `axes`: matplotlib axes. Defaults to those of a new figure of
             `matplotlib.pyplot`.
 
         **Returns:** the axes.

@@ -13,12 +13,12 @@ _SHOWN_PAIRS = 5
 
 
 class VarProEstimates(NamedTuple):
-    """Numbers of one kind in a report, as columns: `pandas.DataFrame(e._asdict())`.
+    """Parameters of one kind in a report, as columns: `pandas.DataFrame(e._asdict())`.
 
     - `name`: `(p,)`, strings.
     - `value`: `(p,)`, complex for complex coefficients.
-    - `standard_deviation`: `(p,)`; NaN where it is not determined, or `remark` says that
-        the number was held.
+    - `standard_deviation`: `(p,)`; NaN if it is not determined, or if `remark` says that
+        the parameter was held.
     - `lower`, `upper`: `(p,)`, value ∓ t · standard deviation; NaN for complex numbers.
     - `relative_error`: `(p,)`, standard deviation over |value|.
     - `remark`: `(p,)`, strings: "at its lower bound", "at its upper bound", "fixed", or
@@ -50,38 +50,38 @@ class VarProEstimates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VarProReport:
-    """What `VarProFit.summary()` returns: numbers on the host, and `str` of them.
+    """What `VarProFit.summary()` returns: numbers on the host, which `str` prints.
 
-    In a notebook it is shown as tables.
+    A notebook shows it as tables.
 
     - `theta`: [`pseudojvp.VarProEstimates`][] of θ, named after the pytree: `rates[0]`,
-        `peak.width`; `theta[0]` where it is one array.
-    - `coefficients`: those of c: `c[i]`, or `c[i, j]` for column j of the data; of the
-        d-th of several data sets `c[d][i]` and `c[d][i, j]`; called `coefficients[i]`
-        where θ has a name that starts with `c`.
-    - `correlations`: the strongest, pairs of names with their correlation, the largest
-        magnitude first; of complex coefficients that magnitude.
-    - `confidence`, `absolute_sigma`: as they were asked for.
-    - `data`: how many data count: of nonzero weight, complex ones twice.
-    - `parameters`: how many numbers were fitted, p = data − degrees of freedom; with
-        priors, these count as data here.
+        `peak.width`; `theta[0]` if it is one array.
+    - `coefficients`: those of c: `c[i]`, or `c[i, j]` for column j of the data; `c[d][i]`
+        and `c[d][i, j]` for data set d of several. They are called `coefficients[i]` if θ
+        has a name that starts with `c`.
+    - `correlations`: the strongest correlations, as pairs of names with their value, the
+        largest magnitude first; for complex coefficients the magnitude.
+    - `confidence`, `absolute_sigma`: the arguments of `summary`.
+    - `data`: the number of data with nonzero weight; complex ones count twice.
+    - `parameters`: how many parameters were fitted, p = data − degrees of freedom; priors
+        count as data here.
     - `degrees_of_freedom`, `chi_square` (‖residual‖²), `reduced_chi_square`.
     - `r_squared`: 1 − ‖W (data − fit)‖²/‖W (data − mean)‖², with the mean of each column
         of the data weighted by W².
     - `aic`, `bic`: −2 ln L + 2 P and −2 ln L + P ln(data). L is the largest likelihood of
         Gaussian data whose standard deviations are σ/W, with σ estimated as one more
-        parameter, P = p + 1:
-        −2 ln L = data (ln(2π chi_square/data) + 1) − Σ ln W², as of R's `nls`. With
-        `absolute_sigma` it is chi_square, and P = p. NaN with priors and other losses.
-    - `rank`, `columns`: of W Φ, the least of those of all columns of the data, and n, of
-        several data sets added up; columns of coefficients at a bound do not count for
-        the rank.
-    - `steps`, `polishing_steps`: of the search.
-    - `seconds`: wall time of the call of `varpro`, compiling included; `None` where it is
-        not known: with `throw=False`, whose call returns before the fit is computed, and
-        after the fit came out of `jax.jit`, `jax.vmap` or a file.
-    - `successful`, and `failure`: what a failed fit met, or "".
-    - `warnings`: sentences.
+        parameter, P = p + 1: −2 ln L = data (ln(2π chi_square/data) + 1) − Σ ln W², as
+        R's `nls` has it. With `absolute_sigma`, −2 ln L is chi_square, and P = p. NaN
+        with priors or another loss.
+    - `rank`, `columns`: the rank of W Φ, the least of all columns of the data, and n;
+        sums over several data sets. Columns whose coefficients are at a bound do not
+        count for the rank.
+    - `steps`, `polishing_steps`: the steps of the search.
+    - `seconds`: wall time of the call of `varpro`, including compilation. `None` if it is
+        not known: with `throw=False`, when the call returns before the fit is computed,
+        and after the fit passed through `jax.jit`, `jax.vmap` or a file.
+    - `successful`, and `failure`: why a fit failed, or "".
+    - `warnings`: a list of sentences.
 
     **Example:**
 

@@ -141,31 +141,31 @@ def projected_residual(
 
         r(θ) = (I − A A†) W (y − offset(θ)),    A = W Φ(θ)
 
-    For an optimiser of your own: SciPy's `least_squares`, Optimistix, optax. Call it as
-    `residual(theta, args=None)`; it is the `fn(y, args)` of Optimistix as it stands.
+    Use it with an optimiser of your own: SciPy's `least_squares`, Optimistix, optax. Call
+    it as `residual(theta, args=None)`; it can be passed to Optimistix as `fn(y, args)`.
     `residual.coefficients(theta, args)` returns c, and `residual.jacobian(theta, args)`
     the whole ∂r/∂θ, `(m, q)` or `(m, k, q)`. `jax.jit` takes all three, with the data as
-    constants; `equinox.filter_jit` compiles once for all data of a shape.
+    constants; `equinox.filter_jit` compiles once for all data of one shape.
 
     **Arguments:** as for [`pseudojvp.varpro`][].
 
-    **Returns:** a function of `(theta, args=None)`, a pytree, with a residual of the
-    shape of `data`, of several data sets a tuple; complex if the basis or the data are.
-    It never raises at run time: it is NaN where the solver failed or something was not
-    finite.
+    **Returns:** a pytree that is a function of `(theta, args=None)`. It returns a
+    residual of the shape of `data` (a tuple for several data sets), complex if the basis
+    or the data are. It never raises at run time: the residual is NaN if the solver failed
+    or something was not finite.
 
-    **Derivatives:** with respect to everything, forward and reverse, of every order; with
-    respect to θ as `jacobian` says, the rest exactly. A tangent with respect to θ
+    **Derivatives:** with respect to everything, forward and reverse, of every order: with
+    respect to θ as `jacobian` says, otherwise exactly. A tangent with respect to θ
     computes ∂r/∂θ for all of θ, once for all tangents under `jax.vmap`.
 
     **Raises:** `TypeError` or `ValueError` at trace time for shapes, dtypes or types that
-    do not fit.
+    do not match.
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), equations (4.4) and
     (5.4); Kaufman, BIT 15 (1975), equation (4.1).
 
-    Cost: one factorisation of A and one application of its factors a call, and one more
-    for a Jacobian.
+    Cost of a call: one factorisation of A and one application of its factors; a Jacobian
+    takes one more application.
 
     **Example:**
 

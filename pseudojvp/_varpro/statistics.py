@@ -28,21 +28,21 @@ from .real import added, as_real, squared_norm
 class VarProStatistics(eqx.Module):
     """What `VarProFit.statistics()` returns, for q parameters θ and n coefficients.
 
-    θ is in the order of `jax.flatten_util.ravel_pytree(theta)`. For `data` of shape
-    `(m, k)`, an axis k is in front where `(k)` stands; covariances between the
-    coefficients of different columns are left out. Complex coefficients have the
-    covariance E[δc δcᴴ]. Of several data sets what is of coefficients is a tuple.
+    θ is in the order of `jax.flatten_util.ravel_pytree(theta)`. `(k)` stands for an axis
+    k that is in front if `data` has shape `(m, k)`; covariances between coefficients of
+    different columns are left out. Complex coefficients have the covariance E[δc δcᴴ].
+    For several data sets, fields about coefficients are tuples.
 
     - `theta_covariance`: `(q, q)`; NaN if the data do not determine all of θ.
     - `coefficient_covariance`: `(k) (n, n)`; that of the minimum-norm solution if Φ is
         rank-deficient.
-    - `cross_covariance`: of c and θ, `(k) (n, q)`.
+    - `cross_covariance`: between c and θ, `(k) (n, q)`.
     - `theta_standard_deviation`: `(q,)`.
     - `coefficient_standard_deviation`: as `coefficients`, `(n,)` or `(n, k)`.
-    - `correlation`: of θ and then c, `(k) (q + n, q + n)`.
+    - `correlation`: of θ followed by c, `(k) (q + n, q + n)`.
     - `reduced_chi_square`: ‖residual‖² over the degrees of freedom.
-    - `degrees_of_freedom`: data of nonzero weight less rank(W Φ) per column less q;
-        complex data and complex coefficients count twice.
+    - `degrees_of_freedom`: the number of data with nonzero weight, minus rank(W Φ) for
+        each column, minus q; complex data and complex coefficients count twice.
 
     **Example:**
 
@@ -75,7 +75,7 @@ class VarProPrediction(eqx.Module):
 
     - `value`: `(p,)` or `(p, k)`.
     - `standard_deviation`: of `value`, real.
-    - `lower`, `upper`: the band; `None` for complex values.
+    - `lower`, `upper`: the ends of the band; `None` for complex values.
 
     **Example:**
 

@@ -72,109 +72,110 @@ def varpro(
 
         min over θ and c of ‖W (data − offset(θ) − Φ(θ) c)‖²
 
-    For each θ the best c is a pseudoinverse solution. What is left is a problem in θ
-    alone, whose exact Jacobian is one more application of the same factorisation
-    ([`pseudojvp.projected_residual`][]): no start for c, fewer steps, and what couples
-    θ and c is solved exactly at each.
+    For each θ the best c is a pseudoinverse solution. This leaves a problem in θ alone,
+    whose exact Jacobian takes one more application of the same factorisation
+    ([`pseudojvp.projected_residual`][]). So c needs no start, the search takes fewer
+    steps, and each step treats the coupling of θ and c exactly.
 
     **Arguments:**
 
-    - `basis`: a function of `(theta, args)` that returns Φ, an array `(m, n)` with one
+    - `basis`: a function of `(theta, args)` that returns Φ: an array `(m, n)` with one
         column for each coefficient, m > n, real or complex; or a lineax operator from
-        `(n,)` to `(m,)`. Of several data sets it is called for each; or a tuple of
-        functions, as `offset`.
+        `(n,)` to `(m,)`. For several data sets it is called for each; or pass a tuple of
+        functions, also for `offset`.
     - `data`: y, `(m,)`; or `(m, k)` for k columns that share θ, each with its own c. A
-        tuple of such arrays for several data sets with coefficients of their own, real
-        or complex, of any m, n and k.
-    - `theta0`: the start: a pytree of real floating-point arrays, q numbers in all. Of
-        several data sets that share not all of it a [`pseudojvp.SharedAndOwn`][].
-    - `args`: handed to `basis` and `offset`, such as the points of measurement. Of
+        tuple of such arrays for several data sets, each with coefficients of its own,
+        real or complex, with any m, n and k.
+    - `theta0`: the start: a pytree of real floating-point arrays, q numbers in all. For
+        several data sets that do not share all of it, a [`pseudojvp.SharedAndOwn`][].
+    - `args`: passed to `basis` and `offset`, such as the points of measurement. For
         several data sets a tuple with those of each. Defaults to `None`.
-    - `weights`: W, nonnegative, `(m,)` for all columns or `(m, k)`; multiplied with the
+    - `weights`: W, nonnegative, `(m,)` for all columns or `(m, k)`; they multiply the
         residual *before* it is squared: 1/σ for data of standard deviation σ. A datum of
-        weight zero does not count. Of several data sets a tuple, `None` for one without.
-        Defaults to one.
-    - `offset`: a function of `(theta, args)` that returns what has no coefficient, `(m,)`
-        or `(m, k)`. Defaults to none.
-    - `solver`: what eliminates c. Defaults to [`pseudojvp.PivotedQR`][], which truncates
-        a rank-deficient Φ, in residual, Jacobian and coefficients alike, and the fit goes
-        on; `QR()` is faster, and a Φ without full rank fails.
-    - `optimiser`: a least-squares solver or minimiser of Optimistix, for
-        θ / `x_scale` and the residual in a unit of its own: a minimiser sees it over
-        ‖W data‖, a least-squares solver in the unit in which the largest diagonal entry
-        of JᵀJ at the start is 1000. Defaults to
-        `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`, which in that unit starts
-        with a damping of one; its steps, with any tolerances and otherwise its default
-        parts, are taken in a loop of `varpro` itself, of a smaller program. At most
-        twenty undamped Gauss–Newton steps follow, while they bring r closer to
-        orthogonal to ∂r/∂θ.
-    - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part
-        within the range of Φ: the same gradient, a little cheaper, slower convergence
-        where residuals are large. Defaults to `"exact"`.
-    - `x_scale`: the sizes by which θ is measured, a pytree as `theta0` or a scalar;
-        positive. The optimiser damps with the identity, and does not know that one
-        parameter is a frequency in Hz and another a width in m. Defaults to `None`:
-        |theta0|, and 1 where that is zero.
-    - `bounds`: a pair (lower, upper), each a pytree as `theta0` or a scalar, infinite
-        where θ is free. `basis` and `offset` are never called at a θ outside. Each step
-        minimises the damped linear model *within* the bounds, by an active set, so that a
-        parameter which ends at its bound is exactly there, and `held` says so. For the
+        weight zero does not count. For several data sets a tuple, with `None` for one
+        without weights. Defaults to `None`, all one.
+    - `offset`: a function of `(theta, args)` that returns the part of the model without
+        coefficients, `(m,)` or `(m, k)`. Defaults to `None`, no such part.
+    - `solver`: the solver that eliminates c. Defaults to [`pseudojvp.PivotedQR`][]. It
+        truncates a rank-deficient Φ, in residual, Jacobian and coefficients alike, and
+        the fit goes on. `QR()` is faster, but fails if Φ does not have full rank.
+    - `optimiser`: an Optimistix least-squares solver or minimiser. It sees θ / `x_scale`,
+        and the residual in a unit of its own: a minimiser sees it divided by ‖W data‖, a
+        least-squares solver in the unit in which the largest diagonal entry of JᵀJ at the
+        start is 1000. Defaults to `optimistix.LevenbergMarquardt(rtol=1e-5, atol=1e-5)`,
+        which in that unit starts with a damping of one. With any tolerances and otherwise
+        default parts, `varpro` runs its steps in a loop of its own, which is a smaller
+        program. Up to twenty undamped Gauss–Newton steps follow, as long as they bring r
+        closer to orthogonal to ∂r/∂θ.
+    - `jacobian`: `"exact"` (Golub & Pereyra) or `"kaufman"`, which leaves out the part in
+        the range of Φ: the same gradient, slightly cheaper, with slower convergence if
+        residuals are large. Defaults to `"exact"`.
+    - `x_scale`: the typical sizes of θ, a pytree like `theta0` or a scalar; positive. The
+        optimiser damps with the identity, and does not know that one parameter is a
+        frequency in Hz and another a width in m. Defaults to `None`: |theta0|, and 1
+        where that is zero.
+    - `bounds`: a pair (lower, upper), each a pytree like `theta0` or a scalar, infinite
+        where θ is free. `basis` and `offset` are never called with a θ outside. Each step
+        minimises the damped linear model *within* the bounds, with an active set, so a
+        parameter that ends at its bound equals it, and `held` says so. Only with the
         default `optimiser`, with any tolerances. Defaults to `None`.
-    - `fixed`: a pytree of booleans as `theta0`, or a scalar: parameters that stay at
+    - `fixed`: a pytree of booleans like `theta0`, or a scalar: parameters that stay at
         their start. They are constants like `args`, with a derivative, and cost nothing.
         Defaults to `None`.
-    - `coefficient_bounds`: a pair (lower, upper) of scalars, `(n,)` or `(n, k)` between
-        which c is kept: `(0, jnp.inf)` for amplitudes that are not negative. For real Φ
-        and data. c are then the best ones *within* the bounds, exactly, by an active set
-        for each column; the Jacobian is that of the free ones, and each column has
-        factors of its own. For solvers of any rank. Of several data sets each of the
-        two may be a tuple. Defaults to `None`.
-    - `prior`: a pair (mean μ, precision P) of θ, which adds (θ − μ)ᵀ P (θ − μ) to the
-        sum of squares: each a pytree as `theta0` or a scalar, P also a matrix `(q, q)`.
-        P is 1/σ² where `weights` are 1/σ, and zero where nothing is known. Defaults to
-        `None`.
-    - `coefficient_prior`: the same of the coefficients of each column, a ridge for the
-        mean zero: μ a scalar, `(n,)` or `(n, k)`, P a scalar, `(n,)` or `(n, n)`. An
-        operator Φ becomes an array. Of several data sets each of the two may be a tuple.
+    - `coefficient_bounds`: a pair (lower, upper) of scalars or arrays `(n,)` or `(n, k)`
+        for c: `(0, jnp.inf)` for nonnegative amplitudes. For real Φ and data. c is then
+        the best one *within* the bounds, exactly, by an active set for each column. The
+        Jacobian is that of the free coefficients, and each column has its own factors.
+        Needs a solver for any rank. For several data sets each of the two may be a tuple.
+        Defaults to `None`.
+    - `prior`: a pair (mean μ, precision P) for θ, which adds (θ − μ)ᵀ P (θ − μ) to the
+        sum of squares: each a pytree like `theta0` or a scalar, P also a matrix `(q, q)`.
+        P is 1/σ² if `weights` are 1/σ, and zero for a parameter about which nothing is
+        known. Defaults to `None`.
+    - `coefficient_prior`: the same for the coefficients of each column; with mean zero it
+        is a ridge. μ is a scalar, `(n,)` or `(n, k)`, P a scalar, `(n,)` or `(n, n)`. An
+        operator Φ becomes an array. For several data sets each of the two may be a tuple.
         Defaults to `None`.
     - `loss`: `"linear"` (squares), `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or a
-        function ρ of z, with the meaning of `scipy.optimize.least_squares`: the sum of
-        f² ρ(r²/f²) over weighted residuals r is least, in θ and c together. ρ is
-        elementwise and written in JAX, or returns SciPy's three rows. By weights √ρ′
-        that are repeated, each time with a whole search from where the last one ended,
-        until they stay. `"poisson"` is the deviance of counts, whose mean is the model.
-        For real Φ and data. Statistics are those of the weighted squares at the end.
-        Defaults to `"linear"`.
-    - `f_scale`: f, the size of a weighted residual above which it counts as an outlier.
+        function ρ of z, with the meaning of `scipy.optimize.least_squares`: the sum of f²
+        ρ(r²/f²) over weighted residuals r is minimised, in θ and c together. ρ is
+        elementwise and written in JAX, or returns SciPy's three rows. The method is
+        iteratively reweighted least squares with the weights √ρ′: each round is a whole
+        search from the end of the last one, until the weights no longer change.
+        `"poisson"` is the deviance of counts whose mean is the model. For real Φ and
+        data. Statistics are those of the weighted squares at the end. Defaults to
+        `"linear"`.
+    - `f_scale`: f, the size above which a weighted residual counts as an outlier.
         Defaults to 1.
-    - `max_steps`: of the optimiser. Defaults to 256.
+    - `max_steps`: the largest number of steps of the optimiser. Defaults to 256.
     - `throw`: whether a failed fit raises at run time, here and in derivatives. If
-        `False`, `result` tells. Defaults to `True`.
-    - `adjoint`: how the fit is differentiated, an adjoint of Optimistix. Defaults to
-        `None`: [`pseudojvp.PseudoinverseAdjoint`][] by `SVD()`, the implicit function
-        theorem with the minimum-norm derivative (in units of `x_scale`) where θ is not
-        determined; it does as `throw` says, where `optimistix.ImplicitAdjoint` raises.
+        `False`, `result` reports the failure. Defaults to `True`.
+    - `adjoint`: how the fit is differentiated, an Optimistix adjoint. Defaults to `None`:
+        [`pseudojvp.PseudoinverseAdjoint`][] with `SVD()`. This is the implicit function
+        theorem, with the minimum-norm derivative (in units of `x_scale`) if θ is not
+        determined. It follows `throw`, whereas `optimistix.ImplicitAdjoint` always
+        raises.
     - `progress`: whether to show ‖residual‖/‖W data‖ at each evaluation. Defaults to
         `False`.
 
     **Returns:** a [`pseudojvp.VarProFit`][].
 
-    If k > m columns share their weights and their offset, they are replaced by the m
-    columns of a triangular factor while θ is sought: ‖r‖², JᵀJ and Jᵀr are the same.
-    It is the Cholesky factor of Y Yᴴ, unless rounding in that is more than 1e-12 of ‖r‖²
-    for some θ; then it is that of a QR factorisation of Yᴴ, several times as slow.
-    Each step computes r and ∂r/∂θ with one factorisation of W Φ; ∂Φ/∂θ is never there as
-    one array, only its products with c and r, for one parameter after the other.
+    Cost: each step computes r and ∂r/∂θ with one factorisation of W Φ. ∂Φ/∂θ is never
+    formed as one array; only its products with c and r are, for one parameter after the
+    other. If k > m columns share weights and offset, the search replaces them by the m
+    columns of a triangular factor: ‖r‖², JᵀJ and Jᵀr are the same. That factor is the
+    Cholesky factor of Y Yᴴ; if rounding in it exceeds 1e-12 of ‖r‖² for some θ, it is
+    that of a QR factorisation of Yᴴ, several times as slow.
 
     **Derivatives:** of `theta`, `coefficients`, `residual` and `cost` with respect to
     `data`, `weights`, `args` and arrays within `basis` and `offset`, forward and reverse:
     those of the solution of the full problem, whatever `jacobian` is. `basis` must be
-    twice differentiable. `theta0` has derivative zero where it is not fixed, and so have
-    the bounds. A parameter at its bound is held there: the derivative is that of the
-    other parameters, one-sided where the bound only just binds.
+    twice differentiable. The bounds have derivative zero, and so has `theta0`, except
+    where it is fixed. A parameter at its bound is held there: the derivative is that of
+    the other parameters, one-sided if the bound only just binds.
 
     **Raises:** `TypeError` or `ValueError` at trace time for shapes, dtypes or types that
-    do not fit; a run-time error as `throw` says.
+    do not match; a run-time error as `throw` says.
 
     **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973); Kaufman, BIT 15 (1975);
     O'Leary & Rust, Comput. Optim. Appl. 54 (2013); Bates & Watts, Technometrics 23
