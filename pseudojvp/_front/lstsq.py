@@ -305,6 +305,9 @@ def pinv(
     **Raises:** `TypeError` or `ValueError` at trace time for arguments of another shape
     or type; a run-time error as `throw` says.
 
+    **Sources:** Golub & Pereyra, SIAM J. Numer. Anal. 10 (1973), theorem 4.3, for the
+    derivative.
+
     **Example:**
 
     ```python

@@ -167,9 +167,10 @@ def sparse_lstsq(
     - `damp`: a real scalar in the units of A; differentiable. [A; damp I] must have full
         rank, so `damp` must not be zero, nor so small that it is lost in the rounding of
         A. Defaults to `None`, no damping.
-    - `rtol`, `atol`, `options`, `tags`: as for `sparse_solve`.
-    - `throw`: as for `sparse_solve`; a `damp` of zero is also a failure.
-    - `adjoint`: as for `sparse_solve`.
+    - `rtol`, `atol`, `options`, `tags`: as for `sparse_solve`, with the same defaults.
+    - `throw`: as for `sparse_solve`; a `damp` of zero is also a failure. Defaults to
+        `True`.
+    - `adjoint`: as for `sparse_solve`. Defaults to `ImplicitAdjoint()`.
 
     **Returns:** X, `(n,)` or `(n, k)`.
 

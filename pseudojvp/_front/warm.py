@@ -149,8 +149,8 @@ def warm_solve(
 
     **Arguments:**
 
-    - `operator`, `vector`, `options`, `throw`: as in [`pseudojvp.linear_solve`][]; A is
-        square and nonsingular, and there is no option `y0`.
+    - `operator`, `vector`, `options`, `throw`: as in [`pseudojvp.linear_solve`][], with
+        the same defaults; A is square and nonsingular, and there is no option `y0`.
     - `warm`: from [`pseudojvp.warm_start`][], or from the last step.
     - `solver`: an iterative solver for square nonsingular A: [`pseudojvp.CG`][],
         [`pseudojvp.GMRES`][], [`pseudojvp.BiCGStab`][], `MINRES(well_posed=True)`,

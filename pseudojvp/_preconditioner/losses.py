@@ -41,6 +41,9 @@ def condition_number(A: Any, P: Any = None) -> Real[Array, ""]:
     **Raises:** `ValueError` for operators that are not square, differ in structure, or
     lack these tags.
 
+    **Sources:** Saad, *Iterative Methods for Sparse Linear Systems*, 2nd ed. (2003),
+    section 6.11.3, for the steps of CG.
+
     **Example:**
 
     ```python

@@ -29,7 +29,7 @@ def woodbury(
     **Arguments:**
 
     - `preconditioner`: P, a square `lineax.AbstractLinearOperator` or array near A⁻¹.
-    - `U`, `V`, `C`: as for [`pseudojvp.LowRankUpdate`][].
+    - `U`, `V`, `C`: as for [`pseudojvp.LowRankUpdate`][], with the same defaults.
 
     **Returns:** a [`pseudojvp.LowRankUpdate`][] of P; positive definite and tagged so if
     P is, V is left out, and C is left out or tagged so.

@@ -78,7 +78,8 @@ class BiCGStab(AbstractKrylovSolver):
     - `max_steps`: the largest number of steps. Defaults to `None`, ten times the size of
         x.
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
-    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
+    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][]. Default to
+        `None`, `False` and `0`.
 
     **Raises:** `ValueError` at trace time for a non-square operator, a preconditioner of
     another shape, an unknown option, a negative tolerance.

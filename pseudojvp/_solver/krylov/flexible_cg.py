@@ -91,7 +91,8 @@ class FlexibleCG(AbstractKrylovSolver):
     - `memory`: the number of previous directions to which a new one is made conjugate,
         positive (m_max of Notay). One is enough for a nearly linear P. Defaults to `50`.
     - `stabilise_every`: as for [`pseudojvp.CG`][]. Defaults to `50`.
-    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
+    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][]. Default to
+        `None`, `False` and `0`.
 
     **Raises:** `TypeError` for a preconditioner that is neither function nor operator,
     `ValueError` at trace time for a non-square operator, one without a definiteness tag,

@@ -61,7 +61,8 @@ class FlexibleGMRES(AbstractKrylovSolver):
         length one in the structure and dtypes of b, and returns one of the same
         structure. Defaults to `None`, the identity.
     - `adjoint_preconditioner`, by name: the same for A^H, near A^-H. Defaults to `None`.
-    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
+    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][]. Default to
+        `None`, `False` and `0`.
 
     **Raises:** `TypeError` for a preconditioner that is neither function nor operator,
     `ValueError` at trace time for a non-square operator, a preconditioner that maps to

@@ -101,7 +101,8 @@ class GMRES(AbstractKrylovSolver):
     - `stagnation_iters`: the solver gives up after this many cycles in a row without
         progress, positive. Defaults to `3`.
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
-    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
+    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][]. Default to
+        `None`, `False` and `0`.
 
     **Raises:** `ValueError` at trace time for a non-square operator, a preconditioner of
     another shape, an unknown option, a negative tolerance, a `restart` or

@@ -147,7 +147,8 @@ class LSMR(AbstractKrylovSolver):
         1e8).
     - `preconditioner`, by name: see `options`. Defaults to `None`, the identity.
     - `well_posed`: whether A is taken to have full rank, as above. Defaults to `False`.
-    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][].
+    - `derivative_rtol`, `history`, `progress`: as for [`pseudojvp.MINRES`][]. Default to
+        `None`, `False` and `0`.
 
     **Raises:** `ValueError` at trace time for a preconditioner of another shape, for a
     preconditioner or `y0` with `well_posed=False`, for `y0` with a wide A, an unknown
