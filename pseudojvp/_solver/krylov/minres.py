@@ -115,6 +115,7 @@ class MINRES(AbstractKrylovSolver):
         application takes one run, a JVP and a VJP three applications each. This mode
         accepts neither preconditioner nor `y0`, since they would leave a part of x in the
         null space.
+
     - `well_posed=True` takes A to be nonsingular: only the first inequality counts, and
         derivatives take one run each. If A is singular after all, a consistent system
         gets A†b (without preconditioner and `y0`) but wrong derivatives, an inconsistent
