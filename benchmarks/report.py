@@ -24,7 +24,8 @@ def stated(results: Results) -> str:
         if measurement.samples_ms
     )
     parts = (f"{key}: {value}" for key, value in results.environment.items())
-    return f"{'; '.join(parts)}. Medians of {rounds} rounds and more, in turns."
+    samples = "sample" if rounds == 1 else "samples"
+    return f"{'; '.join(parts)}. Medians of at least {rounds} {samples}, in turns."
 
 
 def summary(rows: list[Row]) -> str:
