@@ -256,6 +256,8 @@ def test_fit_without_a_free_parameter_is_the_linear_solution():
         ({"bounds": 3}, TypeError, r"bounds=...\)` got int. Pass a pair"),
         ({"bounds": (np.zeros(3), 9.0)}, ValueError, r"got a leaf of shape \(3,\)"),
         ({"bounds": ({}, 9.0)}, ValueError, "the same structure, or a scalar"),
+        ({"bounds": (np.inf, np.inf)}, ValueError, r"bounds \[inf, inf\] for `theta"),
+        ({"bounds": (1j, 9.0)}, TypeError, "got complex128. Pass real numbers"),
         (
             {"bounds": (0.0, 9.0), "optimiser": optx.BFGS(1e-5, 1e-5)},
             ValueError,
@@ -268,6 +270,43 @@ def test_fit_without_a_free_parameter_is_the_linear_solution():
 def test_mistake_raises(mistake, error, match):
     with pytest.raises(error, match=match):
         jax.eval_shape(lambda: pj.varpro(decays, DATA, START, TIMES, **mistake).theta)
+
+
+def test_an_array_for_a_part_with_several_arrays_raises():
+    start = {"a": START, "b": START}
+    fit = lambda: pj.varpro(
+        lambda theta, times: decays(theta["a"] + theta["b"], times),
+        DATA,
+        start,
+        TIMES,
+        bounds=(np.zeros(2), 9.0),
+    )
+    with pytest.raises(ValueError, match=r"shape \(2,\) for .* or a scalar for all of"):
+        fit()
+
+
+@pytest.mark.slow  # two programs
+def test_a_scalar_stands_for_a_whole_part_of_theta():
+    start = pj.SharedAndOwn({"rate": 0.3}, ({"rate": 2.0, "shift": 0.1}, {"rate": 2.0}))
+    whole = pj.SharedAndOwn(
+        {"rate": False}, ({"rate": True, "shift": True}, {"rate": True})
+    )
+    highest = pj.SharedAndOwn({"rate": 0.4}, ({"rate": 9.0, "shift": 9.0}, {"rate": 9.0}))
+
+    def basis(theta, times):
+        rates = jnp.stack([theta.shared["rate"], theta.own["rate"]])
+        return decays(rates, times - theta.own.get("shift", 0.0))
+
+    def fit(fixed, upper):
+        both = DATA, DATA
+        args = TIMES, TIMES
+        return pj.varpro(basis, both, start, args, fixed=fixed, bounds=(0.0, upper))
+
+    parts = fit(pj.SharedAndOwn(False, True), pj.SharedAndOwn(0.4, (9.0, {"rate": 9.0})))
+    expected = fit(whole, highest)
+    assert jax.tree.leaves(parts.held) == jax.tree.leaves(expected.held) == [1, 2, 2, 2]
+    assert parts.theta.shared["rate"] == 0.4
+    assert_close(parts.cost, expected.cost, 1e-12)
 
 
 def test_bounds_known_at_run_time_alone_are_told():

@@ -148,18 +148,15 @@ def names_of(theta: PyTree[Array]) -> list[str]:
 
 
 def vector_like(tree: Any, theta0: PyTree[Any], name: str) -> Float[Array, " p"]:
-    """A pytree as `theta0`, or a scalar, as one vector beside that of θ."""
-    if jtu.tree_structure(tree) == jtu.tree_structure(0):
-        tree = jtu.tree_map(lambda _: tree, theta0)
-    if jtu.tree_structure(tree) != jtu.tree_structure(theta0):
-        raise ValueError(
-            f"`varpro({name}=...)` got a pytree of structure "
-            f"{jtu.tree_structure(tree)}, but `theta0` has "
-            f"{jtu.tree_structure(theta0)}. Pass the same structure, or a scalar."
-        )
+    """A pytree as `theta0`, or scalars for parts of it, as one vector like that of θ."""
+    tree = _spread(tree, theta0, name)
 
     def broadcast(leaf, like):
-        leaf = jnp.asarray(as_native(leaf, f"varpro({name}=...)"), like.dtype)
+        leaf = as_native(leaf, f"varpro({name}=...)")
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if dtype.kind in "cOSU":
+            raise TypeError(f"`varpro({name}=...)` got {dtype}. Pass real numbers.")
+        leaf = jnp.asarray(leaf, like.dtype)
         try:
             fits = np.broadcast_shapes(leaf.shape, like.shape) == like.shape
         except ValueError:
@@ -173,6 +170,30 @@ def vector_like(tree: Any, theta0: PyTree[Any], name: str) -> Float[Array, " p"]
 
     vector, _ = jfu.ravel_pytree(jtu.tree_map(broadcast, tree, theta0))
     return vector.astype(jfu.ravel_pytree(theta0)[0].dtype)
+
+
+def _spread(tree: Any, theta0: PyTree[Any], name: str) -> PyTree[Any]:
+    """`tree` with the structure of θ, of scalars for the parts that they stand for."""
+
+    def spread(leaf, part):
+        if jtu.tree_structure(part) != jtu.tree_structure(0) and np.ndim(leaf) != 0:
+            raise ValueError(
+                f"`varpro({name}=...)` got an array of shape {np.shape(leaf)} for "
+                f"{jtu.tree_structure(part)} in `theta0`. Pass the same structure, or a "
+                "scalar for all of it."
+            )
+        return jtu.tree_map(lambda _: leaf, part)
+
+    structure = jtu.tree_structure(tree)
+    try:
+        parts = structure.flatten_up_to(theta0)
+    except ValueError as error:
+        raise ValueError(
+            f"`varpro({name}=...)` got a pytree of structure {structure}, but `theta0` "
+            f"has {jtu.tree_structure(theta0)}. Pass the same structure, or a scalar for "
+            "all of it or for a whole part."
+        ) from error
+    return structure.unflatten(map(spread, jtu.tree_leaves(tree), parts))
 
 
 def _mask_like(fixed: Any, theta0: PyTree[Array]) -> Bool[np.ndarray, " p"]:
@@ -237,7 +258,8 @@ def _is_traced(tree: Any) -> bool:
 
 
 def _check_order(lower, upper, theta0) -> None:
-    wrong = np.flatnonzero(~(lower <= upper))
+    some = (lower <= upper) & (lower < np.inf) & (upper > -np.inf)
+    wrong = np.flatnonzero(~some)
     if wrong.size:
         names = names_of(theta0)
         raise ValueError(

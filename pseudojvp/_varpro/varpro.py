@@ -114,13 +114,13 @@ def varpro(
         optimiser damps with the identity, and does not know that one parameter is a
         frequency in Hz and another a width in m. Defaults to `None`: |theta0|, and 1
         where that is zero.
-    - `bounds`: a pair (lower, upper), each a pytree like `theta0` or a scalar, infinite
-        where θ is free. `basis` and `offset` are never called with a θ outside. Each step
+    - `bounds`: a pair (lower, upper), each a pytree like `theta0`, in which a scalar may
+        stand for a whole part, or one scalar; infinite where θ is free. `basis` and `offset` are never called with a θ outside. Each step
         minimises the damped linear model *within* the bounds, with an active set, so a
         parameter that ends at its bound equals it, and `held` says so. Only with the
         default `optimiser`, with any tolerances. Defaults to `None`.
-    - `fixed`: a pytree of booleans like `theta0`, or a scalar: parameters that stay at
-        their start. They are constants like `args`, with a derivative, and cost nothing.
+    - `fixed`: booleans in pytrees like those of `bounds`: parameters that stay at their
+        start. They are constants like `args`, with a derivative, and cost nothing.
         Defaults to `None`.
     - `coefficient_bounds`: a pair (lower, upper) of scalars or arrays `(n,)` or `(n, k)`
         for c: `(0, jnp.inf)` for nonnegative amplitudes. For real Φ and data. c is then
