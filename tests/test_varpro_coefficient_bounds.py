@@ -164,6 +164,7 @@ def test_members_of_a_batch_are_fits_of_their_own():
     [
         ({"bounds": (1.0, 0.0)}, ValueError, "a lower bound above the upper"),
         ({"bounds": (np.nan, 0.0)}, ValueError, "or NaN. Pass lower ≤ upper"),
+        ({"bounds": (np.inf, np.inf)}, ValueError, r"a lower one of inf"),
         ({"bounds": (np.zeros(3), 1.0)}, ValueError, r"shape \(3,\) for 4 coefficients"),
         ({"bounds": 0.0}, TypeError, "got float. Pass a pair"),
         ({"bounds": (1j, 2.0)}, TypeError, "got complex128. Pass real numbers"),

@@ -183,6 +183,8 @@ def test_best_of_many_starts_has_the_prior_and_the_bounds():
         ({"coefficient_prior": (0.0, np.ones(3))}, ValueError, r"of shape \(3,\) for 2"),
         ({"coefficient_prior": (np.ones(3), 1.0)}, ValueError, r"mean of shape \(3,\)"),
         ({"coefficient_prior": (0.0, 1j)}, TypeError, "precision of complex128"),
+        ({"coefficient_prior": (1j, 1.0)}, TypeError, "complex128 beside real data"),
+        ({"prior": (1j, 1.0)}, TypeError, r"prior\[0\]=...\)` got complex128. Pass real"),
     ],
 )
 def test_mistake_raises(mistake, error, match):

@@ -106,10 +106,11 @@ def check_limits(
     if not traced:
         lower, upper = (np.asarray(bound) for bound in bounds)
         lower, upper = (x[:, None] if x.ndim == 1 else x for x in (lower, upper))
-        if not np.all(lower <= upper):
+        if not np.all((lower <= upper) & (lower < np.inf) & (upper > -np.inf)):
             raise ValueError(
                 f"`{caller}(coefficient_bounds=...)` got a lower bound above the upper "
-                "one, or NaN. Pass lower ≤ upper; −inf and inf for none."
+                "one, a lower one of inf, an upper one of −inf, or NaN. Pass lower ≤ "
+                "upper; −inf and inf for none."
             )
         if np.all(np.isinf(lower)) and np.all(np.isinf(upper)):
             return None

@@ -110,6 +110,11 @@ class Prior(eqx.Module):
                 f"{precision.shape} for {n} coefficients. Pass a scalar, the diagonal "
                 f"of shape {(n,)}, or a matrix of shape {(n, n)}."
             )
+        if jnp.iscomplexobj(mean) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"`varpro(coefficient_prior=...)` got a mean of {mean.dtype} beside real "
+                "data. Pass a real mean, or complex data (`data + 0j`)."
+            )
         mean = mean[:, None] if mean.ndim == 1 else mean
         mean = jnp.broadcast_to(mean, (n, columns)).astype(dtype)
         precision = precision.astype(real)
