@@ -102,6 +102,16 @@ def test_residuals_of_zero_are_reached_to_rounding():
 
 
 @pytest.mark.slow  # one more program
+def test_a_negative_cost_is_reached_as_well():
+    loss = lambda z: -jnp.exp(-z)
+    found = _fits(starts={"f": STARTS["f"][:4], "g": STARTS["g"][:4]}, loss=loss)
+    assert found.cost[0] < 0
+    cost = np.asarray(found.cost)
+    assert found.count == np.sum(cost - cost[0] <= 1e-6 * -cost[0])
+    assert found.count >= 1
+
+
+@pytest.mark.slow  # one more program
 def test_columns_share_their_starts():
     data = np.stack([DATA, 2 * DATA], axis=1)
     fits = _fits(data, batch_size=100)
@@ -145,6 +155,11 @@ def test_plot_has_the_costs_in_three_kinds(fits):
     failed = int(np.sum(np.asarray(fits.result != optx.RESULTS.successful)))
     count = int(fits.count)
     assert [len(kind) for kind in dots] == [count, 24 - count - failed, failed]
+    missing = int(np.sum(np.isnan(fits.cost)))
+    assert missing > 0
+    assert axes.get_legend().get_texts()[2].get_text() == (
+        f"failed: {failed}, {missing} of them at no cost"
+    )
 
 
 @pytest.mark.slow  # raises: not kept in the cache

@@ -251,7 +251,8 @@ def _fit_starts(basis, data, theta0s, args, keywords, batch_size, progress):
 
     residual = each(as_data, residual, are_vectors(data))
     zero = (1e3 * jnp.finfo(cost.dtype).eps * size_of_data(observations)) ** 2 / 2
-    reached = cost <= cost[0] * (1 + _REACHED) + zero.astype(cost.dtype)
+    most = cost[0] + _REACHED * jnp.abs(cost[0])  # a loss may be negative
+    reached = cost <= most + zero.astype(cost.dtype)
     count = jnp.sum(reached & ~failed)
     return eqxi.nondifferentiable(
         (fits, order, count, residual),

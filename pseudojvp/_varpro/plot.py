@@ -218,7 +218,9 @@ def plot_costs(starts: Any, axes: Any) -> Any:
         axes.plot(number[other], cost[other], mfc="none", label=label, **style)
     if np.any(failed):
         style |= {"marker": "x", "color": "C3"}
+        unknown = np.sum(failed & np.isnan(cost))
         label = f"failed: {np.sum(failed)}"
+        label += f", {unknown} of them at no cost" if unknown else ""
         axes.plot(number[failed], cost[failed], label=label, **style)
     known = cost[np.isfinite(cost)]
     if known.size and np.min(known) > 0:
@@ -239,7 +241,8 @@ def plot_profile(profile: Any, axes: Any) -> Any:
         axes.axhline(level, color="0.8", lw=0.8, zorder=0)
         if np.isfinite(end):
             axes.axvline(end, color="C0", lw=0.8, ls=":")
-    axes.set(xlabel=profile.name, ylabel="signed root of the cost")
+    axes.set_xlabel(profile.name, parse_math=False)
+    axes.set_ylabel("signed root of the cost")
     axes.set_ylim(-1.5 * t, 1.5 * t)
     # Where an end is not known, three linear half widths are shown.
     half = 3 * (profile.value - profile.linear_lower)
