@@ -7,10 +7,12 @@ import jax.flatten_util as jfu
 import numpy as np
 
 from .._base.tree import at_least_single
+from .data_sets import listed
 from .held import refit, Target
 from .parameters import vector_like
 
 
+_ROUNDING = 30  # in units of eps, over the data
 POINTS = 8  # on each side of the estimate in a round
 
 
@@ -78,9 +80,10 @@ class Curve:
         else:
             starts = [np.interp(values, known, part) for part in theta.T]
             starts = np.stack(starts, axis=1)
-        return (
-            starts if self._lower is None else np.clip(starts, self._lower, self._upper)
-        )
+        # What is fixed may be outside of the bounds.
+        free = ~np.isin(np.arange(starts.shape[1]), self._fixed)
+        inside = np.clip(starts, self._lower, self._upper)
+        return np.where(free[None, :], inside, starts)
 
     def roots(self) -> np.ndarray:
         rise = np.maximum(self.cost - self.least, 0)
@@ -88,7 +91,7 @@ class Curve:
 
     def better(self) -> str | None:
         cost = self.cost[self.ok]
-        if np.min(cost) >= self.least * (1 - 1e-6):
+        if np.min(cost) >= self.least * (1 - 1e-6) - rounding_of(self._fit):
             return None
         best = int(np.argmin(cost))
         return (
@@ -99,6 +102,13 @@ class Curve:
     def known(self) -> tuple[np.ndarray, ...]:
         ok = self.ok
         return self.values[ok], self.cost[ok], self.roots()[ok], self.theta[ok]
+
+
+def rounding_of(fit: Any) -> float:
+    """The cost of residuals that are the rounding errors of the data."""
+    sets = [np.asarray(o.weigh(o.data)) for o in listed(fit._context()[2])]
+    size = np.linalg.norm([np.linalg.norm(data) for data in sets])
+    return float(_ROUNDING * np.finfo(sets[0].dtype).eps * size) ** 2 / 2
 
 
 def _bounds_of(fit: Any, bounds: Any, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

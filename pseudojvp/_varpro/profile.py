@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.flatten_util as jfu
 import numpy as np
 
-from .curve import Curve, POINTS, Subject
+from .curve import Curve, POINTS, rounding_of, Subject
 from .data_sets import listed
 from .failure import words_of
 from .held import Target
@@ -106,10 +106,16 @@ def profile(
     """The profile of the number of that name."""
     caller = f"`VarProFit.profile({name!r})`"
     held = held_of(fit)
-    subject = _subject(
-        fit, _place(fit, name, held, caller, settings), len(held), statistics
-    )
-    if not subject.deviation > 0:
+    place = _place(fit, name, held, caller, settings)
+    freedom = int(statistics.degrees_of_freedom)
+    if freedom <= 0 and not settings.absolute_sigma:
+        raise ValueError(
+            f"{caller} was called of a fit with {freedom} degrees of freedom, from which "
+            "σ cannot be estimated. Pass `absolute_sigma=True` if the weights are 1/σ."
+        )
+    subject = _subject(fit, place, len(held), statistics)
+    exact = not settings.absolute_sigma and float(fit.cost) <= rounding_of(fit)
+    if exact or not subject.deviation > 0:
         raise ValueError(
             f"{caller} got a standard deviation of {subject.deviation}: the data do not "
             "determine it, or are met exactly. There is no interval to look for; "
@@ -118,7 +124,6 @@ def profile(
     variance = 1.0 if settings.absolute_sigma else float(statistics.reduced_chi_square)
     sizes = np.asarray(statistics.theta_standard_deviation)
     curve = Curve(fit, subject, variance, varpro, held, sizes, settings)
-    freedom = int(statistics.degrees_of_freedom)
     quantile = quantile_of(settings.confidence, freedom, settings.absolute_sigma)
     half = quantile * subject.deviation
     ends, told = _ends(curve, quantile, half)
@@ -192,6 +197,11 @@ def _place(fit: Any, name: str, held, caller: str, settings: Settings) -> int:
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise ValueError(f"{caller} knows the names {shown}.")
     place = names.index(name)
+    if names.count(name) > 1:
+        raise ValueError(
+            f"{caller} was called of a name that {names.count(name)} numbers have. "
+            "Rename parts of `theta0`, so that the names in `summary()` differ."
+        )
     failure = words_of(fit.result)
     if failure:
         raise ValueError(f"{caller} was called of a fit that failed: it {failure}")
