@@ -116,8 +116,9 @@ _KINDS = [
     (
         optx.RESULTS.nonfinite,
         "met NaN or Inf: the basis or the offset is not finite at `theta0`, or the "
-        "search left the range where it is. Start elsewhere, or fit a "
-        "transformed parameter, such as the logarithm of a positive one.",
+        "search left the range where it is, or ended where the mean of counts is not "
+        "positive. Start elsewhere, or fit a transformed parameter, such as the "
+        "logarithm of a positive one; keep amplitudes of counts positive.",
     ),
     (
         optx.RESULTS.breakdown,

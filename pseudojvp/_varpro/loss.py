@@ -54,10 +54,16 @@ class Loss(eqx.Module):
     ) -> Float[Array, "m k"]:
         """ω at a residual W (data − fitted)."""
         if self.rho is None:
-            # Of a mean that is not positive the deviance is not defined.
+            # Of a mean that is not positive the deviance is not defined, unless it is
+            # that of no count where the model has none, or does not count.
             positive = fitted > 0
+            idle = (fitted == 0) & (observations.data == 0)
+            weights = observations.weight_columns
+            if weights is not None:
+                idle = idle | (weights == 0)
             mean = jnp.where(positive, fitted, 1)
             squared = jnp.where(positive, self._unit(fitted) / mean, jnp.nan)
+            squared = jnp.where(idle, 1, squared)
         else:
             z = self._argument(residual)
             squared = jax.grad(lambda z: jnp.sum(self._rho(z)))(z)
@@ -91,8 +97,12 @@ class Loss(eqx.Module):
         residual, fitted, data = (x[:rows] for x in (residual, fitted, data))
         if self.rho is None:
             unit = self._unit(fitted)
-            weights = 1 if weights is None else weights[:rows] ** 2
-            terms = data - fitted - jss.xlogy(data, data) + jss.xlogy(data, fitted)
+            if weights is not None:
+                weights = weights[:rows]
+                fitted, data = (jnp.where(weights == 0, 1, x) for x in (fitted, data))
+            weights = 1 if weights is None else weights**2
+            mean = jnp.where((fitted == 0) & (data == 0), 1, fitted)
+            terms = data - fitted - jss.xlogy(data, data) + jss.xlogy(data, mean)
             return squares - unit * jnp.sum(weights * terms)
         z = self._argument(residual)
         return squares + 0.5 * self.scale.astype(z.dtype) ** 2 * jnp.sum(self._rho(z))
@@ -120,7 +130,6 @@ def reweighted(observations: Observations, weights: Float[Array, "m k"]) -> Obse
 
 def check_loss(loss: Any, f_scale: Any, observations: Any, caller: str) -> Loss | None:
     """`None` for squares."""
-    data = [part.data for part in listed(observations)]
     if isinstance(f_scale, int | float):
         f_scale = np.float64(f_scale)
     scale = inexact(f_scale, f"{caller}(f_scale=...)")
@@ -136,12 +145,12 @@ def check_loss(loss: Any, f_scale: Any, observations: Any, caller: str) -> Loss 
     if loss == "linear":
         return None
     if loss == "poisson":
-        if any(_are_no_counts(part) for part in data):
+        if any(_are_no_counts(part) for part in listed(observations)):
             raise ValueError(
                 f"`{caller}(loss='poisson')` got data that are no counts. Pass real "
                 "numbers that are not negative."
             )
-        return Loss(jnp.ones((), data[0].dtype), None)
+        return Loss(jnp.ones((), listed(observations)[0].data.dtype), None)
     if not callable(loss) and loss not in _LOSSES:
         raise ValueError(
             f"`{caller}(loss=...)` got {loss!r}. Pass 'linear', 'soft_l1', 'huber', "
@@ -153,7 +162,11 @@ def check_loss(loss: Any, f_scale: Any, observations: Any, caller: str) -> Loss 
     return Loss(as_array(scale), rho)
 
 
-def _are_no_counts(data: Array) -> bool:
+def _are_no_counts(observations: Observations) -> bool:
+    data, weights = observations.data, observations.weight_columns
     if jnp.iscomplexobj(data):
         return True
-    return not isinstance(data, jax.core.Tracer) and bool(np.any(np.asarray(data) < 0))
+    if any(isinstance(x, jax.core.Tracer) for x in (data, weights)):
+        return False
+    counted = True if weights is None else np.asarray(weights) != 0
+    return bool(np.any((np.asarray(data) < 0) & counted))

@@ -58,20 +58,25 @@ def reweighting(search_of: Callable, inputs):
         inputs = elimination, args, None, weighted, size, point, settings, while_loop
         point, (outcome, at) = search_of(inputs)
         new, residual = weights_at(point, at)
+        defined = all_finite(new)
+        # The search may pass where a mean is not positive, but not end there.
+        new = jtu.tree_map(
+            lambda new, old: jnp.where(jnp.isfinite(new), new, old), new, weights
+        )
         changes = each(lambda new, old: jnp.max(jnp.abs(new - old)), new, weights)
         change = _largest(changes) / _largest(each(jnp.max, weights))
         residual = jtu.tree_map(lambda r, to: r.astype(to.dtype), residual, at.residual)
         at = eqx.tree_at(lambda at: at.residual, at, residual)
-        return point, new, change, outcome, at
+        return point, new, change, defined, outcome, at
 
     def again(carry):
-        count, change, result = carry[0], carry[3], carry[4].result
+        count, change, result = carry[0], carry[3], carry[5].result
         going_on = (result == optx.RESULTS.successful) & (change > 1e3 * eps)
         return (count < _LARGEST_REWEIGHTING) & (going_on | (count == 0))
 
     def once(carry):
-        count, point, weights, _, before, _ = carry
-        point, weights, change, outcome, at = search(point, weights)
+        count, point, weights, _, _, before, _ = carry
+        point, weights, change, defined, outcome, at = search(point, weights)
         outcome = eqx.tree_at(
             lambda o: (o.num_steps, o.polishing_steps),
             outcome,
@@ -80,15 +85,15 @@ def reweighting(search_of: Callable, inputs):
                 before.polishing_steps + outcome.polishing_steps,
             ),
         )
-        return count + 1, point, weights, change, outcome, at
+        return count + 1, point, weights, change, defined, outcome, at
 
     structure = eqx.filter_eval_shape(search, start, first)
     zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
     carry = (jnp.array(0), start, first, zeros[2], *zeros[3:])
-    _, point, _, change, outcome, at = axes.while_loop(again, once, carry)
+    _, point, _, change, defined, outcome, at = axes.while_loop(again, once, carry)
     late = optx.RESULTS.nonlinear_max_steps_reached
-    settled = ~(change > eps**0.5)
-    result = optx.RESULTS.where(settled, outcome.result, late)
+    result = optx.RESULTS.where(change <= eps**0.5, outcome.result, late)
+    result = optx.RESULTS.where(defined, result, optx.RESULTS.nonfinite)
     result = optx.RESULTS.where(
         outcome.result == optx.RESULTS.successful, result, outcome.result
     )
