@@ -153,6 +153,18 @@ def test_coefficients_of_columns_have_two_indices():
     )
 
 
+@pytest.mark.slow  # a program more
+def test_r_squared_leaves_out_a_column_of_weight_zero():
+    weights = jnp.stack([jnp.zeros(16), cases.WEIGHTS], axis=1)
+    report = cases.fit(cases.columns(2), weights).summary()
+    data = np.asarray(cases.columns(2))[:, 1]
+    square = np.asarray(cases.WEIGHTS) ** 2
+    total = np.sum(square * (data - np.average(data, weights=square)) ** 2)
+    expected = 1 - report.chi_square / total
+    assert 0.5 < expected < 1
+    np.testing.assert_allclose(report.r_squared, expected, rtol=1e-12)
+
+
 @pytest.mark.slow  # programs of complex numbers
 def test_complex_coefficients_have_deviations_and_no_interval():
     fit = pj.varpro(

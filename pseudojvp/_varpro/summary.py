@@ -258,9 +258,9 @@ def _sums_of_set(observations, residual) -> tuple[int, float, float, float]:
     of_datum = 2 if np.iscomplexobj(residual) else 1
     wide = np.complex128 if of_datum == 2 else np.float64
     chi_square = float(np.sum(np.abs(np.asarray(residual).astype(wide)) ** 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.sum(weights**2 * data, axis=0) / np.sum(weights**2, axis=0)
-        total = float(np.sum(np.abs(weights * (data - mean)) ** 2))
+    squares = np.sum(weights**2, axis=0)  # zero: nothing of the column counts
+    mean = np.sum(weights**2 * data, axis=0) / np.where(squares == 0, 1, squares)
+    total = float(np.sum(np.abs(weights * (data - mean)) ** 2))
     counted = weights[weights != 0]
     log_weights = of_datum * float(np.sum(np.log(counted**2)))
     return of_datum * counted.size, chi_square, total, log_weights
