@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -131,6 +132,11 @@ def for_each(given: Any, data: Any, what: str) -> Any:
     """`given` for each data set: a tuple as it is, anything else for all."""
     if type(data) is not tuple:
         return given
+    if _is_list_of_sets(given):
+        raise TypeError(
+            f"`{what}` got a list beside {len(data)} data sets. Pass a tuple with one "
+            "for each, in their order."
+        )
     if type(given) is not tuple:
         return (given,) * len(data)
     if len(given) != len(data):
@@ -139,6 +145,26 @@ def for_each(given: Any, data: Any, what: str) -> Any:
             "one for each, in their order."
         )
     return given
+
+
+def check_no_list(data: Any, caller: str) -> None:
+    """Raises where data sets are in a list, which would be the rows of one array."""
+    if _is_list_of_sets(data):
+        raise TypeError(
+            f"`{caller}(data=...)` got a list of arrays. Pass a tuple of them for "
+            "several data sets, or one array with a column for each: "
+            "`numpy.stack(data, axis=1)`."
+        )
+
+
+def _is_list_of_sets(given: Any) -> bool:
+    """Whether there is more in a list than numbers and lists of them."""
+
+    def is_one(part):
+        is_array = isinstance(part, np.ndarray | jax.Array) and part.ndim > 0
+        return part is None or callable(part) or is_array
+
+    return isinstance(given, list) and any(map(is_one, given))
 
 
 def pairs_for_each(pair: Any, data: tuple, what: str) -> tuple:

@@ -29,7 +29,7 @@ from .._base.call import compiled_lazily, split
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
 from .chunks import in_chunks
-from .data_sets import as_arrays, check_sets, each
+from .data_sets import as_arrays, check_no_list, check_sets, each
 from .failure import raise_if_failed
 from .fit import VarProFit
 from .loss import check_loss
@@ -178,6 +178,7 @@ def varpro_multistart(
         )
     theta0s = check_theta(theta0s, "varpro_multistart")
     _check_starts(theta0s)
+    check_no_list(data, "varpro_multistart")
     keywords = {
         "weights": weights,
         "offset": offset,

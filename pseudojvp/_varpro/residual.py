@@ -16,7 +16,15 @@ from .._base.inexact import as_array, as_native, inexact
 from .._base.results import nan_after_failure
 from .._base.tree import at_least_single
 from .._solver import PivotedQR
-from .data_sets import check_sets, each, Eliminations, for_each, OfSet, pairs_for_each
+from .data_sets import (
+    check_no_list,
+    check_sets,
+    each,
+    Eliminations,
+    for_each,
+    OfSet,
+    pairs_for_each,
+)
 from .elimination import Elimination
 from .limits import check_limits
 from .model import Observations, SeparableModel
@@ -204,6 +212,7 @@ def prepare(
         raise ValueError(
             f"`{caller}(jacobian=...)` got {jacobian!r}. Pass 'exact' or 'kaufman'."
         )
+    check_no_list(data, caller)
     if type(data) is tuple:
         if not data:
             raise ValueError(
