@@ -217,3 +217,8 @@ def test_bounds_of_starts_that_differ_are_refused():
         pj.varpro_starts(key, np.zeros(2), 1.0, 3)
     with pytest.raises(ValueError, match=r"varpro_starts\(number=...\)` got 0"):
         pj.varpro_starts(key, 0.0, 1.0, 0)
+    for lower, upper in ((2.0, 1.0), (0.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match=r"got the bounds .* lower ≤ upper\."):
+            pj.varpro_starts(key, np.array([0.5, lower]), np.array([1.0, upper]), 3)
+    with pytest.raises(ValueError, match="0.0 and 1.0.*positive for `log=True`"):
+        pj.varpro_starts(key, 0.0, 1.0, 3, log=True)

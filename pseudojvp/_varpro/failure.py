@@ -100,8 +100,9 @@ _LINEAR = (
 _KINDS = [
     (
         optx.RESULTS.nonfinite_input,
-        "got NaN, Inf or a negative weight among `data`, `weights` and `theta0`. "
-        "Give unusable data the weight zero and any finite value.",
+        "got NaN, Inf or a negative weight among `data`, `weights` and `theta0`, or a "
+        "start outside of its bounds. Give unusable data the weight zero and any finite "
+        "value.",
     ),
     (
         optx.RESULTS.nonlinear_max_steps_reached,

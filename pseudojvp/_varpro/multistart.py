@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -337,11 +338,27 @@ def varpro_starts(
             f"`varpro_starts` got bounds of structures {structures[0]} and "
             f"{structures[1]}, and shapes {shapes[0]} and {shapes[1]}. Pass the same."
         )
+    for low, high in zip(*map(jtu.tree_leaves, (lower, upper)), strict=True):
+        _check_range(low, high, log)
     if log:
         lower, upper = jtu.tree_map(jnp.log, (lower, upper))
     keys = structures[0].unflatten(jr.split(key, len(shapes[0])))
     drawn = jtu.tree_map(lambda k, a, b: _latin(k, a, b, number), keys, lower, upper)
     return jtu.tree_map(jnp.exp, drawn) if log else drawn
+
+
+def _check_range(lower: Array, upper: Array, log: bool) -> None:
+    if isinstance(lower, jax.core.Tracer) or isinstance(upper, jax.core.Tracer):
+        return
+    low, high = np.asarray(lower), np.asarray(upper)
+    right = (low <= high) & np.isfinite(low) & np.isfinite(high)
+    right = right & (low > 0) if log else right
+    if not np.all(right):
+        positive = ", positive for `log=True`" if log else ""
+        raise ValueError(
+            f"`varpro_starts` got the bounds {low[~right][0]} and {high[~right][0]}. "
+            f"Pass finite ones, lower ≤ upper{positive}."
+        )
 
 
 def _latin(key, lower: Array, upper: Array, number: int) -> Array:
