@@ -117,6 +117,51 @@ def test_derivative_is_that_of_refits_to_second_order(loss):
 
 
 @SLOW
+def test_derivative_with_respect_to_the_size_of_outliers_is_that_of_refits():
+    def unknowns(size):
+        loss = {"loss": "soft_l1", "f_scale": size, "weights": WEIGHTS}
+        return cases.unknowns(pj.varpro(decays, DATA, START, TIMES, **loss))
+
+    size, h = jnp.array(SCALE), 1e-3 * SCALE
+    forward, reverse = jax.jit(jax.jacfwd(unknowns)), jax.jit(jax.jacrev(unknowns))
+
+    def equations(p):  # of the minimum, by all unknowns and f
+
+        def cost(p, size):
+            residual = WEIGHTS * (DATA - decays(p[:2], TIMES) @ p[2:])
+            z = (residual / size) ** 2
+            return 0.5 * size**2 * jnp.sum(rho_of("soft_l1")(z))
+
+        return jax.hessian(cost)(p, size), jax.jacobian(jax.grad(cost), 1)(p, size)
+
+    hessian, mixed = equations(unknowns(size))
+    expected = -np.linalg.solve(hessian, mixed)
+    assert_close(forward(size), expected, 1e-6)
+    assert_close(reverse(size), expected, 1e-6)
+    refits = (unknowns(size + h) - unknowns(size - h)) / (2 * h)
+    assert_close(refits, expected, 1e-3)  # of few digits, as an independent sign
+
+
+@SLOW
+def test_complex_data_are_fitted_by_their_magnitudes_and_have_no_derivative():
+    data = jnp.asarray(DATA + 0.5j * DATA[::-1])
+    theta = lambda data: fit(data, loss="soft_l1").theta
+    got = fit(data, loss="soft_l1")
+
+    def cost(p):
+        shapes = decays(p[:2], TIMES).astype(complex)
+        residual = data - shapes @ jax.lax.complex(p[2:4], p[4:])
+        z = (residual.real**2 + residual.imag**2) / SCALE**2
+        return jnp.sum(rho_of("soft_l1")(z))
+
+    c = got.coefficients
+    found = jnp.concatenate([got.theta, c.real, c.imag])
+    assert np.max(np.abs(jax.grad(cost)(found))) < 1e-6
+    with pytest.raises(TypeError, match="no derivative for complex data. Fit real and"):
+        jax.jvp(theta, (data,), (data,))
+
+
+@SLOW
 def test_counts_are_fitted_by_their_likelihood():
     got = fit(COUNTS, loss="poisson")
 

@@ -185,20 +185,22 @@ def _solution_jvp(primals, tangents):
     """The implicit function theorem for s = 0, s = ∂(½‖r‖²)/∂point: with ẋ that of the
     point, ∂s/∂point ẋ + ṡ = 0; and those of r and c at a point that stays, and by ẋ."""
     inputs, known, solver, throw = primals
-    (t_elimination, t_args, t_observations, *_), *_ = tangents
+    (t_elimination, t_args, t_observations, *_, t_settings), *_ = tangents
     primal = _solution(inputs, known, solver, throw)
     *theta, _, size, _, settings = inputs
     point = after_in_batch(primal.residual, primal.point)
-    t_theta = t_elimination, t_args, t_observations
+    theta = *theta, settings.loss
+    t_theta = t_elimination, t_args, t_observations, t_settings.loss
     perturbed = jtu.tree_map(
         lambda t: t is not None, t_theta, is_leaf=lambda t: t is None
     )
-    moving, still = eqx.partition(tuple(theta), perturbed)
+    moving, still = eqx.partition(theta, perturbed)
 
     def system(point, moving):
-        inputs = *eqx.combine(moving, still), None, size, None, settings
-        if settings.loss is not None:
-            return robust_system(point, primal.coefficients, inputs)
+        *problem, loss = eqx.combine(moving, still)
+        inputs = *problem, None, size, None, settings
+        if loss is not None:
+            return robust_system(point, primal.coefficients, loss, inputs)
         gradient, at = _gradient(point, inputs)
         return gradient, at.residual, at.coefficients
 

@@ -100,14 +100,19 @@ def reweighting(search_of: Callable, inputs):
     return point, (eqx.tree_at(lambda o: o.result, outcome, result), at)
 
 
-def robust_system(point, c, inputs):
+def robust_system(point, c, loss: Loss, inputs):
     """∂cost/∂point, the residual and c where c minimises the loss, by a Newton step.
 
     From the c of the solution, which it does not change: but its derivative is that of
     the minimiser, of every order, since the derivative by the c it starts from is zero.
     """
     elimination, args, observations, _, size, _, settings = inputs
-    loss = settings.loss.over(size)
+    if any(map(jnp.iscomplexobj, listed(c))):
+        raise TypeError(
+            "`varpro(loss=...)` has no derivative for complex data. Fit real and "
+            "imaginary part as rows of real data."
+        )
+    loss = loss.over(size)
     c = jtu.tree_map(lambda leaf: leaf / size.astype(leaf.dtype), c)
     observations = each(lambda o: o.over(size), observations)
     gain = each(lambda o: o.gain, observations)

@@ -115,10 +115,11 @@ def varpro(
         frequency in Hz and another a width in m. Defaults to `None`: |theta0|, and 1
         where that is zero.
     - `bounds`: a pair (lower, upper), each a pytree like `theta0`, in which a scalar may
-        stand for a whole part, or one scalar; infinite where θ is free. `basis` and `offset` are never called with a θ outside. Each step
-        minimises the damped linear model *within* the bounds, with an active set, so a
-        parameter that ends at its bound equals it, and `held` says so. Only with the
-        default `optimiser`, with any tolerances. Defaults to `None`.
+        stand for a whole part, or one scalar; infinite where θ is free. `basis` and
+        `offset` are never called with a θ outside. Each step minimises the damped linear
+        model *within* the bounds, with an active set, so a parameter that ends at its
+        bound equals it, and `held` says so. Only with the default `optimiser`, with any
+        tolerances. Defaults to `None`.
     - `fixed`: booleans in pytrees like those of `bounds`: parameters that stay at their
         start. They are constants like `args`, with a derivative, and cost nothing.
         Defaults to `None`.
@@ -142,9 +143,9 @@ def varpro(
         elementwise and written in JAX, or returns SciPy's three rows. The method is
         iteratively reweighted least squares with the weights √ρ′: each round is a whole
         search from the end of the last one, until the weights no longer change.
-        `"poisson"` is the deviance of counts whose mean is the model. For real Φ and
-        data. Statistics are those of the weighted squares at the end. Defaults to
-        `"linear"`.
+        `"poisson"` is the deviance of counts whose mean is the model. For real Φ. For
+        complex data |r|² counts, and there is no derivative. Statistics are those of the
+        weighted squares at the end. Defaults to `"linear"`.
     - `f_scale`: f, the size above which a weighted residual counts as an outlier.
         Defaults to 1.
     - `max_steps`: the largest number of steps of the optimiser. Defaults to 256.
