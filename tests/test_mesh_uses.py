@@ -7,22 +7,19 @@ in one process of their own, `mesh_program.py`.
 
 import pathlib
 
-import mesh_program
+import mesh_cases
 import pytest
 from devices import told_by
 
 
 PROGRAM = pathlib.Path(__file__).with_name("mesh_program.py")
-USES = sorted(mesh_program.USES)
-# JAX keeps the mesh in the types of what a function closes over, or of its gradient.
+USES = sorted(mesh_cases.USES)
 REFUSED = {
-    "explicit hessian_operator": "AxisType.Auto",
-    "explicit FlexibleCG-of-a-function": "AxisType.Auto",
+    # Of lineax, which compares structures with an axis of a mesh to some without.
+    "explicit Jacobian-symmetric": "must have matching input and output structures",
     # lineax closes a function for a vector that is the same on each device.
     "shard_map Function-GMRES": "Use `LSMR",
     "shard_map Function-QR": "Use `LSMR",
-    # Of lineax, whose message it is: with `jac="fwd"` it works.
-    "shard_map Jacobian-backward": "Closure-converted",
 }
 RIGHT = [f"{on} {use}" for on in ("explicit", "shard_map", "auto") for use in USES]
 RIGHT = [name for name in RIGHT if name not in REFUSED]

@@ -9,12 +9,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.extend.core as jex
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .axes import as_varying, is_manual, manual_axes, varying_axes
+from .evaluate import evaluated
 
 
 def closed(function: Callable, structure: PyTree[jax.ShapeDtypeStruct]) -> Callable:
@@ -45,35 +45,8 @@ def call(function: Any, argument: PyTree) -> Any:
         program = jex.jaxpr_as_fun(jex.ClosedJaxpr(function.jaxpr, function.consts))
         out = program(*leaves)
     else:
-        out = _evaluated(function.jaxpr, function.consts, leaves)
+        out = evaluated(function.jaxpr, function.consts, leaves)
     return jtu.tree_unflatten(jtu.tree_structure(function.out_struct), out)
-
-
-def _evaluated(jaxpr: jex.Jaxpr, consts: list[Any], arguments: list[Any]) -> list[Any]:
-    """What `jaxpr` returns of arguments on another mesh than it was made for.
-
-    What is compiled within it by a `jit` of its own keeps the mesh in its types, and so
-    is evaluated step by step.
-    """
-    variables = *jaxpr.constvars, *jaxpr.invars
-    known = dict(zip(variables, (*consts, *arguments), strict=True))
-    read = lambda atom: atom.val if isinstance(atom, jex.Literal) else known[atom]
-    for step in jaxpr.eqns:
-        if step.primitive.name in ("jit", "pjit"):
-            inner = step.params["jaxpr"]
-            out = _evaluated(inner.jaxpr, inner.consts, [*map(read, step.invars)])
-        else:
-            out = _step_taken(jaxpr, step, known)
-        known.update(zip(step.outvars, out, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _step_taken(jaxpr: jex.Jaxpr, step: jex.JaxprEqn, known: dict) -> list[Any]:
-    needed = list({atom: None for atom in step.invars if isinstance(atom, jex.Var)})
-    used = [var for var in step.outvars if str(var) != "_"]  # others are dropped
-    alone = jaxpr.replace(constvars=[], invars=needed, eqns=[step], outvars=used)
-    out = iter(jax.core.eval_jaxpr(alone, (), *(known[var] for var in needed)))
-    return [next(out) if var in used else None for var in step.outvars]
 
 
 class _Closed(eqx.Module):

@@ -11,7 +11,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, PyTree, Real, Scalar
 
-from .._base.axes import has_explicit_axes, is_manual
+from .._base.axes import as_varying, has_explicit_axes, is_manual, varying_axes
 from .._base.inexact import as_inexact
 from .._base.structure import Structure
 from .._base.tree import tree_scale
@@ -77,17 +77,17 @@ def hessian_operator(
     ```
     """
     x = _real_arrays(x, "hessian_operator(x=...)", "parameters")
-    _check_scalar(fn, x, "hessian_operator(fn=...)")
+    told = _checked_scalar(fn, x, "hessian_operator(fn=...)")
     gradient = jax.grad(fn)
     tags = frozenset(tags) if isinstance(tags, set | frozenset | tuple | list) else {tags}
     tags = frozenset(tags) | {lx.symmetric_tag}
-    if is_manual() or has_explicit_axes(x):
+    if on_mesh := _on_mesh(x, told):
+        x = as_varying(varying_axes((x, told, damping)), x)
         curve = lambda vector: jax.jvp(gradient, (x,), (vector,))[1]
-        return _damped(
-            product_on_mesh(curve, x, tags), x, damping, tags, "hessian_operator"
-        )
-    hessian = lx.JacobianLinearOperator(lambda x, _: gradient(x), x, tags=tags)
-    return _damped(hessian, x, damping, tags, "hessian_operator")
+        hessian = product_on_mesh(curve, x, tags)
+    else:
+        hessian = lx.JacobianLinearOperator(lambda x, _: gradient(x), x, tags=tags)
+    return _damped(hessian, x, damping, tags, "hessian_operator", on_mesh)
 
 
 def gauss_newton_operator(
@@ -142,15 +142,16 @@ def gauss_newton_operator(
     x = _real_arrays(x, "gauss_newton_operator(x=...)", "parameters")
     name = "gauss_newton_operator(model=...)"
     predictions = _real_arrays(model(x), name, "predictions")
-    _check_scalar(loss, predictions, "gauss_newton_operator(loss=...)")
+    told = _checked_scalar(loss, predictions, "gauss_newton_operator(loss=...)")
     gradient = jax.grad(loss)
     tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
-    if is_manual() or has_explicit_axes(x):
-        push = jax.linearize(model, x)[1]
+    if on_mesh := _on_mesh(x, told):
+        x = as_varying(varying_axes((x, told, damping)), x)
+        predictions, push = jax.linearize(model, x)
         curve = jax.linearize(gradient, predictions)[1]
         pull = jax.linear_transpose(push, x)
         product = product_on_mesh(lambda v: pull(curve(push(v)))[0], x, tags)
-        return _damped(product, x, damping, tags, "gauss_newton_operator")
+        return _damped(product, x, damping, tags, "gauss_newton_operator", on_mesh)
     jacobian = lx.JacobianLinearOperator(lambda x, _: model(x), x)
     hessian = lx.JacobianLinearOperator(
         lambda z, _: gradient(z), predictions, tags=lx.symmetric_tag
@@ -160,10 +161,16 @@ def gauss_newton_operator(
     product = lx.FunctionLinearOperator(
         lambda vector: parts.mv(vector), jacobian.in_structure(), tags
     )
-    return _damped(product, x, damping, tags, "gauss_newton_operator")
+    return _damped(product, x, damping, tags, "gauss_newton_operator", on_mesh)
 
 
-def _damped(operator, x, damping, tags: frozenset[object], caller: str):
+def _on_mesh(x: PyTree[Array], told: jax.ShapeDtypeStruct) -> bool:
+    """Whether parameters, or what a function of them closes over, are on a mesh."""
+    closed_over = jax.typeof(told).sharding.mesh.explicit_axes
+    return is_manual() or has_explicit_axes(x) or len(closed_over) > 0
+
+
+def _damped(operator, x, damping, tags: frozenset[object], caller: str, on_mesh: bool):
     if damping is not None:
         damping = as_inexact(damping, f"{caller}(damping=...)")
         if damping.shape != () or jnp.iscomplexobj(damping):
@@ -171,7 +178,7 @@ def _damped(operator, x, damping, tags: frozenset[object], caller: str):
                 f"`{caller}(damping=...)` got an array of shape {damping.shape} and "
                 f"dtype {damping.dtype}. Pass a real scalar."
             )
-        if is_manual() or has_explicit_axes(x):
+        if on_mesh:
             scaled = product_on_mesh(_Scaled(damping), x, lx.diagonal_tag)
         else:
             scaled = lx.FunctionLinearOperator(
@@ -199,7 +206,7 @@ def _real_arrays(x: PyTree[Any], name: str, what: str) -> PyTree[Array]:
     return jtu.tree_map(lambda leaf: as_inexact(leaf, name), x)
 
 
-def _check_scalar(fn: Callable, x: PyTree[Array], name: str) -> None:
+def _checked_scalar(fn: Callable, x: PyTree[Array], name: str) -> jax.ShapeDtypeStruct:
     if not callable(fn):
         raise TypeError(f"`{name}` got a {type(fn).__name__}. Pass a function.")
     structure = jax.eval_shape(fn, x)
@@ -210,3 +217,4 @@ def _check_scalar(fn: Callable, x: PyTree[Array], name: str) -> None:
             f"`{name}` returns {Structure.of(structure).as_tree() if leaves else None}. "
             "It has to return a real scalar."
         )
+    return leaves[0]

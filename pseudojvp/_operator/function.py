@@ -84,14 +84,23 @@ class Function(lx.AbstractLinearOperator):
         if lx.is_symmetric(self):
             return self.in_structure()
         product = lambda operator, vector: operator.mv(vector)
-        return eqx.filter_eval_shape(product, self, self.in_structure())
+        image = eqx.filter_eval_shape(product, self, self.in_structure())
+        return image if is_manual() else Structure.of(image).as_tree()
 
 
 class _Jacobian(eqx.Module):
     operator: lx.JacobianLinearOperator
 
     def __call__(self, vector: PyTree[Array]) -> PyTree[Array]:
-        return self.operator.mv(vector)
+        jacobian = self.operator
+        if jacobian.jac != "bwd":
+            return jacobian.mv(vector)
+        # As lineax, which drops the axes from the structure of what comes out.
+        out, pull = jax.vjp(lambda x: jacobian.fn(x, jacobian.args), jacobian.x)
+        if lx.is_symmetric(jacobian):
+            return pull(vector)[0]
+        structure = jax.eval_shape(lambda: out)
+        return jax.linear_transpose(lambda ct: pull(ct)[0], structure)(vector)[0]
 
 
 class _Opened(eqx.Module):
@@ -105,16 +114,26 @@ class _Opened(eqx.Module):
         return getattr(self.function, "fn", self.function)(x, args)
 
 
-def product_on_mesh(product: Callable, x: PyTree[Array], tags: object) -> Function:
-    """The operator v ↦ `product(v)` from the space of x to itself, on a mesh.
+def product_on_mesh(
+    product: Callable, structure: PyTree[Any], tags: object = frozenset()
+) -> Function:
+    """The operator v ↦ `product(v)` from a space to itself, on a mesh.
 
-    lineax compares structures with an axis of a mesh to some without.
+    `structure` is that of v, or a vector of it. lineax compares structures with an axis
+    of a mesh to some without.
     """
     tags = frozenset(tags) if isinstance(tags, set | frozenset) else frozenset([tags])
-    structure = jax.eval_shape(lambda: x)
+    structure = jax.eval_shape(lambda tree: tree, structure)
     if not is_manual():  # what is within a solve runs in auto mode
         structure = Structure.of(structure).as_tree()
-    return Function.create(eqx.filter_closure_convert(product, x), structure, tags)
+    return _of_varying(closed(product, structure), structure, tags)
+
+
+def _of_varying(function: Callable, structure: PyTree[Any], tags) -> Function:
+    """Each device has its own A: vectors vary as their products do."""
+    axes = varying_axes(jax.eval_shape(lambda v: call(function, v), structure))
+    structure = jax.eval_shape(lambda tree: as_varying(axes, tree), structure)
+    return Function.create(function, structure, tags)
 
 
 class _Transposed(eqx.Module):
@@ -160,9 +179,7 @@ def _typed(operator) -> Function:
     if not is_closed(function):
         if isinstance(function, types.FunctionType):
             function = closed(function, structure)
-        # Each device has its own A: vectors vary as their products do.
-        axes = varying_axes(jax.eval_shape(lambda v: call(function, v), structure))
-        structure = jax.eval_shape(lambda tree: as_varying(axes, tree), structure)
+        return _of_varying(function, structure, operator.tags)
     return Function.create(function, structure, operator.tags)
 
 

@@ -7,10 +7,13 @@ import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 
+from .._base.axes import has_explicit_axes, is_manual
 from .._base.inexact import as_inexact
 from .._base.structure import Structure
+from .._base.tree import tree_add
 from .._operator import as_operator
 from .._operator.adjoint import adjoint
+from .._operator.function import product_on_mesh
 
 
 def factorised_inverse(G: Any, epsilon: Any = 0.0) -> lx.AbstractLinearOperator:
@@ -63,6 +66,12 @@ def factorised_inverse(G: Any, epsilon: Any = 0.0) -> lx.AbstractLinearOperator:
             f"{G.out_structure()}. Pass a square G: P = G Gᴴ + diag(ε) is near A⁻¹."
         )
     diagonal = _diagonal(epsilon, structure)
+    if is_manual() or has_explicit_axes((G, diagonal)):
+        product = lambda v: tree_add(
+            G.mv(adjoint(G).mv(v)), jtu.tree_map(jnp.multiply, diagonal, v)
+        )
+        inverse = product_on_mesh(product, Structure.of(structure).as_tree())
+        return lx.TaggedLinearOperator(inverse, lx.positive_semidefinite_tag)
     inverse = G @ adjoint(G) + lx.DiagonalLinearOperator(diagonal)
     return lx.TaggedLinearOperator(inverse, lx.positive_semidefinite_tag)
 
