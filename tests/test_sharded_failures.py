@@ -29,7 +29,7 @@ times = np.linspace(0.0, 3.0, 12)
 data = np.exp(-times) + np.zeros((8, 1))
 data[3, 0] = np.nan
 
-def put(array, *axes):
+def put(array, *axes, mesh=mesh):
     return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
 
 def solve(solver):
@@ -47,7 +47,15 @@ def fits(data):
 batch = put(matrices, "i"), put(np.ones((8, 3)), "i")
 rows = put(tall, "i"), put(np.ones(16), "i")
 replicated = put(matrices[3]), put(np.ones(3))
+explicit = jax.make_mesh((4,), ("i",))
+of_explicit = [put(array, "i", mesh=explicit) for array in (matrices, np.ones((8, 3)))]
+members = PartitionSpec("i")
+inside = jax.shard_map(
+    jax.vmap(solve(pj.LU())), mesh=mesh, in_specs=(members, members), out_specs=members
+)
 functions = {
+    "explicit-LU": (jax.vmap(solve(pj.LU())), of_explicit),
+    "shard_map-LU": (inside, batch),
     "batch-LU": (jax.vmap(solve(pj.LU())), batch),
     "batch-GMRES": (jax.vmap(solve(pj.GMRES(1e-8, 1e-8, max_steps=1))), batch),
     "rows-QR": (solve(pj.QR()), rows),
@@ -95,6 +103,8 @@ def told():
 
 
 MESSAGES = {
+    "explicit-LU": "reciprocal condition number",
+    "shard_map-LU": "reciprocal condition number",
     "batch-LU": "reciprocal condition number",
     "batch-GMRES": "maximum number of solver steps",
     "rows-QR": "reciprocal condition number",

@@ -52,6 +52,7 @@ def told(request):
     return told_by(PROGRAM, *names, timeout=600, **env)
 
 
+@pytest.mark.default("QR")  # a process of its own: four seconds
 @pytest.mark.ci("*")
 @pytest.mark.parametrize("name", SOLVERS)
 def test_value_and_gradients_on_four_devices_are_right(name, told):
