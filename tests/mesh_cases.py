@@ -65,6 +65,17 @@ def of_function(a, b):
     return lx.FunctionLinearOperator(lambda x: a @ x, size)
 
 
+def of_loops(a, b):
+    """A sum of multiples of A, by a loop from zero and a branch."""
+
+    def product(x):
+        step = lambda _, y: 0.5 * y + a @ x
+        y = jax.lax.fori_loop(0, 3, step, jnp.zeros(len(a)))
+        return y + jax.lax.cond(a[0, 0] > 0, lambda x: a @ x, lambda x: 0 * (a @ x), x)
+
+    return lx.FunctionLinearOperator(product, jax.ShapeDtypeStruct(a.shape[1:], a.dtype))
+
+
 def jacobian(a, p, **keywords):
     # Of a function with a jit within: its Jacobian is A + 0.03 diag(p^2).
     at = lambda x, a: a @ x + 0.01 * jnp.where(x > 0, x, x) ** 3
@@ -171,6 +182,7 @@ USES = {
     "Function-QR": Use(
         lambda a, b: value(of_function(a, b), b, pj.QR()), LSTSQ, lstsq_truth
     ),
+    "Function-of-loops": Use(lambda a, b: value(of_loops(a, b), b, pj.QR()), LSTSQ),
     "Jacobian-GMRES": Use(
         lambda a, b: value(jacobian(a, b), b, pj.GMRES(*PRECISE)), truth=jacobian_truth
     ),

@@ -20,6 +20,8 @@ REFUSED = {
     # lineax closes a function for a vector that is the same on each device.
     "shard_map Function-GMRES": "Use `LSMR",
     "shard_map Function-QR": "Use `LSMR",
+    # Of JAX, of the function itself.
+    "shard_map Function-of-loops": "must have equal types",
 }
 RIGHT = [f"{on} {use}" for on in ("explicit", "shard_map", "auto") for use in USES]
 RIGHT = [name for name in RIGHT if name not in REFUSED]

@@ -101,6 +101,19 @@ def on_mesh_of(given: PyTree, avals: Tree) -> Tree:
     return jtu.tree_map(put, avals)
 
 
+def structure_on_mesh_of(arrays: PyTree[Array], structure: Tree) -> Tree:
+    """The structure on the mesh of `arrays` with explicit axes, sharded over none."""
+    meshes = [jax.typeof(array).sharding.mesh for array in jtu.tree_leaves(arrays)]
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return structure
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jtu.tree_map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        structure,
+    )
+
+
 def in_auto_mode(function: Callable, abstract_eval: Callable) -> Callable:
     """`function` of arrays, for which XLA alone decides how to shard what is within.
 

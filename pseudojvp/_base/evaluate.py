@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .axes import has_explicit_axes
+from .retraced import is_retraced, retraced
 
 
 # Primitives that return what they are given, sharded in another way.
@@ -55,11 +56,17 @@ def _step_taken(
         return _evaluated(inner.jaxpr, inner.consts, inputs, typed)
     if name in _MOVES and not typed:
         return inputs
+    if typed and is_retraced(step):
+        return retraced(step, inputs, _evaluated_among_explicit)
     needed = list({atom: None for atom in step.invars if isinstance(atom, jex.Var)})
     used = [var for var in step.outvars if str(var) != "_"]  # others are dropped
     alone = jaxpr.replace(constvars=[], invars=needed, eqns=[step], outvars=used)
     out = iter(_taken_alone(alone, [known[var] for var in needed], typed))
     return [next(out) if var in used else None for var in step.outvars]
+
+
+def _evaluated_among_explicit(closed: jex.ClosedJaxpr, inputs: list[Any]) -> list[Any]:
+    return _evaluated(closed.jaxpr, closed.consts, inputs, typed=True)
 
 
 def _taken_alone(alone: jex.Jaxpr, arguments: list[Any], typed: bool) -> list[Any]:

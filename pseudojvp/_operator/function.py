@@ -21,6 +21,7 @@ from .._base.axes import (
     is_manual,
     like,
     ordered,
+    structure_on_mesh_of,
     varying_axes,
 )
 from .._base.closed import call, closed, is_closed
@@ -143,6 +144,7 @@ class _Transposed(eqx.Module):
         more = varying_axes(vector) - varying_axes(self.operator.out_structure())
         structure = self.operator.in_structure()
         structure = jax.eval_shape(lambda tree: as_varying(more, tree), structure)
+        structure = structure_on_mesh_of(vector, structure)
         return jax.linear_transpose(self.operator.mv, structure)(vector)[0]
 
 
