@@ -176,3 +176,33 @@ def test_mistake_raises(mistake, error, match):
     arguments = {"data": DATA, **mistake}
     with pytest.raises(error, match=match):
         jax.eval_shape(lambda: fit(**arguments).theta)
+
+
+def test_errors_are_those_without_the_columns_of_what_is_held():
+    """What is held has none, exactly: rounding was normalised into correlations."""
+    x = np.linspace(0, 1, 40)
+    peak = lambda centre: jnp.exp(-(((x - centre) / 0.1) ** 2))
+
+    def peaks(centre, used):
+        columns = [peak(centre), peak(0.8), jnp.ones_like(x), jnp.asarray(x)]
+        return jnp.stack([columns[j] for j in used], axis=1)
+
+    noise = 0.01 * np.random.default_rng(0).standard_normal(40)
+    y = peaks(0.3, range(4)) @ np.array([1.0, -1.0, 0.5, 0.2]) + noise
+    lower = np.array([0, 0, -np.inf, -np.inf])
+    bounded = pj.varpro(
+        lambda centre, _: peaks(centre, range(4)),
+        y,
+        0.32,
+        coefficient_bounds=(lower, np.inf),
+    )
+    without = pj.varpro(lambda centre, _: peaks(centre, (0, 2, 3)), y, bounded.theta)
+    got, want = bounded.statistics(), without.statistics()
+    deviations = np.insert(want.coefficient_standard_deviation, 1, 0)
+    assert_close(got.coefficient_standard_deviation, deviations, 1e-6)
+    assert got.coefficient_standard_deviation[1] == 0
+    correlation = np.insert(np.insert(want.correlation, 2, 0, 0), 2, 0, 1)
+    np.testing.assert_allclose(got.correlation, correlation, atol=1e-6)
+    named = {name for pair in bounded.summary().correlations for name in pair[:2]}
+    assert named >= {"c[0]", "c[2]"}
+    assert "c[1]" not in named
