@@ -207,6 +207,12 @@ _SAID = {
     "LU-zero": (pj.LU(), np.zeros((2, 2)), (), "is zero, or an entry is non-finite"),
     "LU-nan": (pj.LU(), _NAN, (), "non-finite \\(NaN or Inf\\)"),
     "Cholesky": (pj.Cholesky(), _NEARLY_SINGULAR, _DEFINITE, "`Cholesky.* full rank"),
+    "Cholesky-indefinite": (
+        pj.Cholesky(),
+        np.array([[1.0, 2], [2, 1]]),
+        _DEFINITE,
+        r"A is not definite as its tag says.* Use `LU\(\)` if A is indefinite",
+    ),
     "Triangular": (
         pj.Triangular(),
         np.array([[1.0, 0], [1, 0]]),

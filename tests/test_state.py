@@ -170,3 +170,18 @@ def test_transposed_state_of_a_square_operator_solves_with_its_transpose(
     want = jax.value_and_grad(lambda m: loss(m, truth))(matrix)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-9)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(pj.QR(), lx.QR()), (pj.LU(), lx.LU()), (pj.CG(1e-6), lx.CG(1e-6, 1e-6))],
+    ids=["QR", "LU", "CG"],
+)
+def test_state_that_lineax_made_is_an_error_of_our_solver(ours, theirs):
+    operator = lx.MatrixLinearOperator(jnp.eye(2), lx.positive_semidefinite_tag)
+    state = theirs.init(operator, {})
+    name = type(ours).__name__
+    with pytest.raises(
+        ValueError, match=rf"`{name}` got a `state` of type tuple, .*init"
+    ):
+        pj.linear_solve(operator, jnp.ones(2), ours, state=state)

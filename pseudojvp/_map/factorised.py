@@ -127,6 +127,8 @@ class Factorised(eqx.Module):
             solver, state = own, initial_state(own, constant, options)
         elif own is not solver and _is_state(state, own, constant, options):
             solver = own
+        else:
+            _check_state(state, solver)
         state = stop_gradient(state)
         problem = Problem.create(
             operator, state, stop_gradient(options), nondifferentiable(solver)
@@ -309,6 +311,20 @@ def _is_state(state, solver, operator, options) -> bool:
     """Whether `state` is of `solver`, and not of its counterpart in lineax."""
     structure = eqx.filter_eval_shape(solver.init, operator, options)
     return type(state) is type(structure)
+
+
+def _is_ours(of: Any) -> bool:
+    return type(of).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _check_state(state: Any, solver) -> None:
+    """The states of our solvers are of our classes: those of lineax's are not."""
+    if _is_ours(solver) and not _is_ours(state):
+        name = type(solver).__name__
+        raise ValueError(
+            f"`{name}` got a `state` of type {type(state).__name__}, which it did not "
+            f"make. Pass `{name}(...).init(operator, options)`, or leave `state` out."
+        )
 
 
 def _hung(tree: PyTree[Array], solution: PyTree[Array]) -> PyTree[Array]:

@@ -77,7 +77,7 @@ class Traits(NamedTuple):
     )
     limit: Callable[[int, int, Any], float] = _of_full_rank
     whose: str = "A"
-    zero: str = "is zero, or an entry is non-finite (NaN or Inf)"
+    zero: str = "is zero, or an entry is non-finite (NaN or Inf): look in A first"
     advice: str = _ANY_RANK
     pivots: bool = False
     numbers: tuple[str, ...] = ("reciprocal_condition", "rank")
@@ -168,7 +168,16 @@ _TRAITS: tuple[tuple[type | tuple[type, ...], Traits], ...] = (
     (MINRES, Traits(hermitian=True, multiplies=True, finds_nonfinite=True)),
     (AbstractKrylovSolver, Traits(multiplies=True, finds_nonfinite=True)),
     ((lx.BiCGStab, lx.GMRES, lx.LSMR), Traits(multiplies=True)),
-    ((Cholesky, lx.Cholesky), Traits(hermitian=True)),
+    (
+        (Cholesky, lx.Cholesky),
+        Traits(
+            hermitian=True,
+            zero="is zero, A is not definite as its tag says, or an entry is non-finite "
+            "(NaN or Inf)",
+            advice="Use `LU()` if A is indefinite. `PivotedQR()` and `SVD()` take any "
+            "rank.",
+        ),
+    ),
     (
         Structured,
         Traits(
