@@ -39,7 +39,7 @@ def operator(theta, points):
         ({"basis": phi(lambda p: p[:-1])}, ValueError, r"\(15, 3\), but `data` has 16"),
         ({"basis": phi(lambda p: p[:, 0])}, ValueError, r"of shape \(16,\).*\(m, n\)"),
         ({"basis": phi(lambda p: p.astype(int))}, ValueError, "returned int64 of shape"),
-        ({"basis": phi(lambda p: [p])}, ValueError, "returned list of shape None"),
+        ({"basis": phi(lambda p: [p])}, ValueError, "returned a list. Return a"),
         (
             {"basis": phi(lambda p: p[:, :0])},
             ValueError,
@@ -67,7 +67,11 @@ def operator(theta, points):
         ({"data": np.zeros(0)}, ValueError, r"shape \(0,\).*at least 1"),
         ({"data": "abc"}, TypeError, r"data=...\)` got str, which is no array"),
         ({"weights": "abc"}, TypeError, r"weights=...\)` got str, which is no array"),
-        ({"theta0": {"rate": 1, "width": np.ones(1)}}, TypeError, "dtype int.*1.0 for 1"),
+        (
+            {"theta0": {"rate": 1, "width": np.ones(1)}},
+            TypeError,
+            "dtype int.*'rate'.*1.0 for 1",
+        ),
         ({"theta0": {"rate": 1j}}, TypeError, "dtype complex.*two real ones"),
         ({"theta0": {}}, ValueError, "theta without a single number.*`lstsq`"),
         ({"theta0": np.zeros(0)}, ValueError, "theta without a single number.*`lstsq`"),

@@ -113,10 +113,11 @@ class SeparableModel(eqx.Module):
                 )
             return with_true_dtypes(phi)
         if not eqx.is_inexact_array(phi) or phi.ndim != 2:
-            shape = getattr(phi, "shape", None)
-            dtype = getattr(phi, "dtype", type(phi).__name__)
+            got = f"a {type(phi).__name__}"
+            if eqx.is_array(phi):
+                got = f"{phi.dtype} of shape {phi.shape}"
             raise ValueError(
-                f"`{caller}(basis=...)` returned {dtype} of shape {shape}. Return a "
+                f"`{caller}(basis=...)` returned {got}. Return a "
                 "floating-point or complex array of shape (m, n), one column for each "
                 "coefficient, or a lineax operator."
             )

@@ -317,14 +317,16 @@ def check_theta(theta: PyTree[ArrayLike], caller: str) -> PyTree[Array]:
             "parameters, solve for the coefficients by `lstsq`."
         )
 
-    def check(leaf):
+    def check(path, leaf):
         leaf = as_native(leaf, f"{caller}(theta=...)")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
+            where = f" at {jtu.keystr(path)}" if path else ""
             raise TypeError(
-                f"`{caller}` got theta with a leaf of dtype {dtype}. Pass real "
-                "floating-point numbers (1.0 for 1; two real ones for a complex one)."
+                f"`{caller}` got theta with a leaf of dtype {dtype}{where}. "
+                "Pass real floating-point numbers (1.0 for 1; two real ones for a "
+                "complex one)."
             )
         return as_array(leaf)
 
-    return jtu.tree_map(check, theta)
+    return jtu.tree_map_with_path(check, theta)
