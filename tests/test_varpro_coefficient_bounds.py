@@ -139,6 +139,16 @@ def test_derivative_with_respect_to_a_bound_that_binds_is_that_of_refits():
     assert_close(jit(jax.jacfwd(unknowns))(upper)[:, 1], refits, 1e-6)
 
 
+@pytest.mark.slow  # programs of robust fits and a derivative
+def test_derivative_of_a_robust_fit_with_respect_to_a_bound_is_that_of_refits():
+    robust = {"loss": "soft_l1", "f_scale": 0.1}
+    unknowns = lambda upper: cases.unknowns(fit(DATA, bounds=(0.0, upper), **robust))
+    upper, h = jnp.array([9.0, 0.8, 9.0, 9.0]), 1e-4 * np.eye(4)[1]
+    refits = (jit(unknowns)(upper + h) - jit(unknowns)(upper - h)) / 2e-4
+    assert np.max(np.abs(refits)) > 0.5
+    assert_close(jit(jax.jacfwd(unknowns))(upper)[:, 1], refits, 1e-5)
+
+
 def test_all_coefficients_at_their_bound_are_an_answer_of_rank_zero():
     got = fit(-1 - DATA[:, 1], throw=False)
     np.testing.assert_array_equal(got.coefficients, 0)

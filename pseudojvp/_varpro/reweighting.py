@@ -127,7 +127,7 @@ def robust_system(point, c, loss: Loss, inputs):
 
     theta = settings.theta(point)
     c = each(
-        lambda c, *of: c - _newton_step(loss, theta, c, *of),
+        lambda c, *of: _after_newton_step(loss, theta, c, *of),
         c,
         elimination.parts,
         args,
@@ -138,14 +138,20 @@ def robust_system(point, c, loss: Loss, inputs):
     return gradient, residual, c
 
 
-def _newton_step(loss: Loss, theta, c, elimination: Elimination, args, observations):
-    """What to subtract from the c of one data set, column by column."""
+def _after_newton_step(
+    loss: Loss, theta, c, elimination: Elimination, args, observations
+):
+    """The c of one data set, of which those at a bound are that bound."""
     weights = observations.weights
     shared = weights is None or weights.ndim == 1
     n, k = c.shape
     free = jnp.ones((n, k), bool)
     if observations.limits is not None:
-        free = observations.limits.columns(n, k, elimination.caller).side(c) == 0
+        limits = observations.limits.columns(n, k, elimination.caller)
+        side = limits.side(c)
+        free = side == 0
+        held = jnp.where(side < 0, limits.lower, limits.upper)
+        c = jnp.where(free, c, held)
     phi, shift = elimination.model_at(theta, args)
     phi = real_matrix(phi, elimination.caller)
     offset = jnp.zeros_like(observations.data)
@@ -162,11 +168,13 @@ def _newton_step(loss: Loss, theta, c, elimination: Elimination, args, observati
         operator = lx.MatrixLinearOperator(hessian)
         factorised, _ = Factorised.create(operator, SVD(), throw=False)
         gradient = jnp.where(free, jax.grad(of_column)(c), 0)
-        return factorised.apply(gradient)[0]
+        taken, *_ = factorised.apply(gradient)
+        assert taken is not None
+        return taken
 
     axis = None if shared else 1
     step = jax.vmap(step, in_axes=(1, 1, 1, axis, 1), out_axes=1)
-    return step(c, offset, observations.data, weights, free)
+    return c - step(c, offset, observations.data, weights, free)
 
 
 def _largest(numbers):
