@@ -140,7 +140,8 @@ def varpro(
     - `loss`: `"linear"` (squares), `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or a
         function ρ of z, with the meaning of `scipy.optimize.least_squares`: the sum of f²
         ρ(r²/f²) over weighted residuals r is minimised, in θ and c together. ρ is
-        elementwise and written in JAX, or returns SciPy's three rows. The method is
+        elementwise and written in JAX, or returns SciPy's three rows. Numbers within it
+        are constants. The method is
         iteratively reweighted least squares with the weights √ρ′: each round is a whole
         search from the end of the last one, until the weights no longer change.
         `"poisson"` is the deviance of counts whose mean is the model. For real Φ. For
