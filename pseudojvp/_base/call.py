@@ -45,12 +45,12 @@ def compiled(function: Callable) -> Callable:
             marker, results, frame = program(frame, *arrays)
             if not isinstance(marker, jax.core.Tracer) and isinstance(marker, jax.Array):
                 marker.block_until_ready()
-        except TypeError as error:
-            check_not_refused(error, caller, arrays)
-            raise
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             check_not_refused(error, caller, arrays)
             _tell(error)  # a `ValueError` of a callback, from the second call on
+        except Exception as error:  # also one of JAX's, of shardings, that is not public
+            check_not_refused(error, caller, arrays)
+            raise
         finally:
             _callback_logger.removeFilter(quiet)
         return frame.filled(results)
@@ -88,7 +88,7 @@ def compiled_lazily(function: Callable) -> Callable:
         few = few and not _traced(arrays) and not _traced([jax.device_put(np.zeros(()))])
         try:
             return (of_few if few else of_many)(arrays, frame)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             if few and "compiler_options" in str(error):  # traced by a closure
                 return of_many(arrays, frame)
             check_not_refused(error, caller, arrays)

@@ -30,8 +30,15 @@ def evaluated(
     What is compiled within it by a `jit` of its own keeps the mesh in its types, and so
     is evaluated step by step.
     """
-    typed = has_explicit_axes((consts, arguments))
-    return _evaluated(jaxpr, consts, arguments, typed)
+    return _evaluated(jaxpr, consts, arguments, _are_typed((*consts, *arguments)))
+
+
+def _are_typed(arrays: Sequence[Any]) -> bool:
+    """Whether they are on explicit axes; within a solve none is, but for constants."""
+    arrays = [array for array in arrays if isinstance(array, jax.Array)]
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    meshes = [mesh for mesh in meshes if not mesh.empty]
+    return len(meshes) > 0 and all(len(mesh.explicit_axes) > 0 for mesh in meshes)
 
 
 def _evaluated(
@@ -124,6 +131,8 @@ def _is_typed(param: Any) -> bool:
     """Whether an explicit axis of a mesh is named within a parameter of a primitive."""
     if isinstance(param, jex.ClosedJaxpr):
         made = [variable for step in param.jaxpr.eqns for variable in step.outvars]
+        if any(map(_made_among_explicit, param.jaxpr.eqns)):
+            return True
         return any(_on_explicit(v.aval) for v in (*param.jaxpr.invars, *made))
     return isinstance(param, jax.sharding.NamedSharding) and _explicit(param)
 
