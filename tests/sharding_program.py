@@ -237,12 +237,26 @@ def failing():
     }
 
 
+def gather():
+    """The error of a function that takes entries out of rows on several devices."""
+    at = jnp.arange(DEVICES)
+    matrix, vector = put(EXPLICIT, 2 * np.eye(DEVICES), np.ones(DEVICES))
+    solver = pj.FlexibleCG(TOL, TOL, preconditioner=lambda v: v / matrix[at, at])
+    operator = lx.MatrixLinearOperator(matrix, psd)
+    try:
+        return pj.linear_solve(operator, vector, solver).value.tolist()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     told = {}
     for name in sys.argv[1:]:
         kind, _, case = name.rpartition(" ")
-        if kind == "failing":
+        if kind == "gather":
+            told[name] = gather()
+        elif kind == "failing":
             told[name] = failing()
         elif kind == "sums":
             solver, _, tags = CASES[case]

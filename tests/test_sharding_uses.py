@@ -101,3 +101,9 @@ def test_sharded_batch_gathers_nothing_and_holds_its_part(name, told):
 @pytest.mark.parametrize("name", [pytest.param("failing LU", id="of-LU")])
 def test_failing_member_of_a_sharded_batch_is_flagged_alone(name, told):
     assert told[name] == {"batch": [3], "sharded": True, "shard_map": [3]}
+
+
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", [pytest.param("gather FlexibleCG", id="of-FlexibleCG")])
+def test_sharding_that_jax_cannot_tell_is_an_error_that_says_what_to_do(name, told):
+    assert "AxisType.Auto" in told[name]
