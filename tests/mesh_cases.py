@@ -335,9 +335,7 @@ USES = {
     "factorised_inverse": preconditioned(
         lambda a: pj.factorised_inverse(lx.materialise(a).matrix / 40, 0.1)
     ),
-    "factorised_inverse-products": Use(
-        lambda a, b: pj.factorised_inverse(sparse(a), b**2).mv(b)
-    ),
+    "factorised_inverse-products": Use(lambda a, b: pj.factorised_inverse(a, b**2).mv(b)),
     "jacobi": preconditioned(pj.jacobi),
     "block_jacobi": preconditioned(lambda a: pj.block_jacobi(a, 2)),
     "chebyshev": preconditioned(lambda a: pj.chebyshev(a, 3)),

@@ -27,7 +27,11 @@ def retraced(step: jex.JaxprEqn, inputs: list[Any], evaluate: Evaluate) -> list[
 
 
 def _scan(evaluate: Evaluate, inputs: list[Any], params: dict) -> list[Any]:
-    consts, carry, xs = _parts(inputs, params["num_consts"], params["num_carry"])
+    if "num_consts" in params:
+        counts = params["num_consts"], params["num_carry"]
+    else:  # later than JAX 0.10
+        counts = map(len, params["ft_in"].unpack()[:2])
+    consts, carry, xs = _parts(inputs, *counts)
     count = len(carry)
 
     def step(carry, xs):
