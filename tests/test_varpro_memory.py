@@ -70,12 +70,13 @@ def test_every_fit_is_made_in_its_chunk(report):
 
 
 def test_memory_does_not_grow_with_the_fits(report):
-    """MiB of Python and NumPy: the data are 39, and so are their residuals.
+    """MiB of Python and NumPy: the data are 39, and so are their residuals; a chunk of
+    either, 1.95, may yet wait for the thread that frees it.
 
     Not the process's: threads of XLA and of its BLAS take 16 MiB each when they first
     meet, which is by chance.
     """
-    assert report["growth"] < 1
+    assert report["growth"] < 4
 
 
 def test_arrays_are_those_of_two_chunks(report):
