@@ -27,7 +27,8 @@ REFUSED = {
 if jax.__version_info__ >= (0, 11):  # later JAX transposes no loop of a batch there
     REFUSED["explicit Function-of-loops"] = "not found in mesh"
 RIGHT = [f"{on} {use}" for on in ("explicit", "shard_map", "auto") for use in USES]
-RIGHT = [name for name in RIGHT if name not in REFUSED]
+ON_HOST = ["auto solve_entries"]  # which is one place: `docs/devices.md`
+RIGHT = [name for name in RIGHT if name not in (*REFUSED, *ON_HOST)]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,12 @@ def told(request):
 def test_sharded_batch_and_its_cotangents_are_right_and_stay_sharded(name, told):
     assert isinstance(told[name], float), told[name]
     assert told[name] < 1e-9
+
+
+@pytest.mark.ci("*")
+@pytest.mark.parametrize("name", ON_HOST)
+def test_what_is_solved_on_the_host_is_gathered(name, told):
+    assert told[name] == "not sharded"
 
 
 FRONTS = ["lstsq", "slogdet", "nnls", "varpro"]
