@@ -28,8 +28,8 @@ class PreconditionerNetwork(eqx.Module):
     P is positive definite whatever the weights, and A and −A have the same P. Initially f
     is zero, and P is a polynomial of second degree in S A S, the same for every matrix.
     Train with [`pseudojvp.kaporin_number`][], [`pseudojvp.inverse_residual`][] or the
-    residual of a few steps of [`pseudojvp.LearnedCG`][];
-    [Learned solvers][learned-solvers] shows how, with Optax.
+    residual of a few steps of [`pseudojvp.LearnedCG`][]. The page *Learned solvers* shows
+    how, with Optax.
 
     Cost of `network(A)`: `2 depth + 1` perceptrons for each stored entry, about 8 depth
     width² flops. An application takes two products with G.

@@ -60,7 +60,7 @@ class LearnedCG(AbstractKrylovSolver):
 
         x, result, stats = solver.compute(solver.init(operator, {}), vector, {})
 
-    `factors` and `shifts` are the leaves to train; [Learned solvers][learned-solvers]
+    `factors` and `shifts` are the leaves to train; the page *Learned solvers*
     shows how, with Optax. Reverse mode stores four vectors a step. Through `linear_solve`
     these leaves are constants, and a tangent of them is an error, except with
     `adjoint=UnrolledAdjoint()`.
