@@ -39,7 +39,7 @@ def told(request):
     return told_by(PROGRAM, *names, timeout=1800, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
-@pytest.mark.ci("explicit *", "shard_map varpro*", "shard_map *Adjoint*")
+@pytest.mark.ci("*")
 @pytest.mark.parametrize("name", RIGHT)
 def test_sharded_batch_and_its_cotangents_are_right_and_stay_sharded(name, told):
     assert isinstance(told[name], float), told[name]
