@@ -211,6 +211,7 @@ def test_errors_are_those_without_the_columns_of_what_is_held():
     deviations = np.insert(want.coefficient_standard_deviation, 1, 0)
     assert_close(got.coefficient_standard_deviation, deviations, 1e-6)
     assert got.coefficient_standard_deviation[1] == 0
+    assert not np.any(got.coefficient_covariance[:, 1])
     correlation = np.insert(np.insert(want.correlation, 2, 0, 0), 2, 0, 1)
     np.testing.assert_allclose(got.correlation, correlation, atol=1e-6)
     named = {name for pair in bounded.summary().correlations for name in pair[:2]}

@@ -304,7 +304,8 @@ def _part(theta, loss, elimination, args, observations, prior, r, c, fit_rank) -
     d, _ = elimination.tangents(theta, args, reduced, at, exact=False)
     assert d is not None
     jacobian, gain, gram_inverse = _blocks(at.factors, d, len(c))
-    gain, gram_inverse = _of_free((gain, gram_inverse), at.factors)
+    gain, gram_inverse = (_of_free(x, at.factors) for x in (gain, gram_inverse))
+    gram_inverse = _of_free(gram_inverse.mT, at.factors).mT
     if reduced is not observations:
         at, gain = Eliminated(r, c, fit_rank, at.result, at.factors), None
     of_datum, ways = (2 if jnp.iscomplexobj(x) else 1 for x in (r, c))
@@ -360,13 +361,10 @@ def _blocks(factors: Factors, d: Inexact[Array, "q m k"], n: int):
     return r[:q], x[:, :, :q], -x[:, :, q:]
 
 
-def _of_free(blocks, factors: Factors):
-    """Blocks `(k, n, _)`, of coefficients held at a bound zero, and not its rounding."""
-    if factors.free is None:
-        return blocks
-    free = factors.free.T
-    gain, gram_inverse = (jnp.where(free[:, :, None], of, 0) for of in blocks)
-    return gain, jnp.where(free[:, None, :], gram_inverse, 0)
+def _of_free(rows: Inexact[Array, "k n _"], factors: Factors):
+    """Rows of coefficients, those held at a bound zero, and not its rounding."""
+    free = factors.free
+    return rows if free is None else jnp.where(free.T[:, :, None], rows, 0)
 
 
 def _held(fit) -> Bool[Array, " q"] | None:
@@ -408,9 +406,7 @@ def _gain(elimination, theta, args, observations, at: Eliminated):
         return x
 
     gain = elimination.tangents(theta, args, observations, at, exact=False, then=solve)
-    gain = jnp.moveaxis(gain, (0, 1, 2), (2, 1, 0))
-    free = at.factors.free
-    return gain if free is None else jnp.where(free.T[:, :, None], gain, 0)
+    return _of_free(jnp.moveaxis(gain, (0, 1, 2), (2, 1, 0)), at.factors)
 
 
 # Of the expansion of Student's quantile over z in 1/ν: polynomials in z².
